@@ -1,0 +1,97 @@
+"""Reading and writing small files: atomic, versioned, without pickle."""
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mdp_mmdet3d.errors import FileFormatError
+
+
+@contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path in the same folder that replaces ``path`` only if the block succeeds."""
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=target.suffix)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(0o644)
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: str | Path, data: Any) -> None:
+    """Write ``data`` as indented JSON, atomically. NaN and infinity are refused."""
+    text = json.dumps(data, indent=1, allow_nan=False)
+    with atomic_path(path) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def read_json(path: str | Path, *, what: str, schema_version: int) -> dict[str, Any]:
+    """Read a versioned JSON object.
+
+    Args:
+        path: File to read.
+        what: Name of the noun for error messages, e.g. ``"pruning plan"``.
+        schema_version: The only version that is understood.
+
+    Raises:
+        FileFormatError: The file is missing, is not JSON, is no object or has another version.
+    """
+    try:
+        data = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise FileFormatError(f"{what} {path} does not exist") from error
+    except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
+        raise FileFormatError(f"{what} {path} is truncated or not JSON ({error}); delete it and run again") from error
+    check_version(data, path, what=what, schema_version=schema_version)
+    return data
+
+
+def check_version(data: Any, path: str | Path, *, what: str, schema_version: int) -> None:
+    """Raise `FileFormatError` unless ``data`` is an object with the given ``schema_version``."""
+    if not isinstance(data, dict) or "schema_version" not in data:
+        raise FileFormatError(f"{path} is not a {what}: it has no schema_version")
+    if data["schema_version"] != schema_version:
+        raise FileFormatError(
+            f"{what} {path} has schema_version {data['schema_version']!r}, this release reads {schema_version}; "
+            "make it again with this release"
+        )
+
+
+def write_npz(path: str | Path, meta: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
+    """Write arrays and a JSON ``meta`` entry as compressed npz, atomically."""
+    with atomic_path(path) as temporary, temporary.open("wb") as stream:
+        np.savez_compressed(stream, meta=np.array(json.dumps(meta)), **arrays)  # type: ignore[arg-type]
+
+
+def read_npz(path: str | Path, *, what: str, schema_version: int) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Read what `write_npz` wrote; raises `FileFormatError` as `read_json` does."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+        meta = json.loads(str(arrays.pop("meta")))
+    except FileNotFoundError as error:
+        raise FileFormatError(f"{what} {path} does not exist") from error
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise FileFormatError(f"{what} {path} is truncated or corrupt ({error}); delete it and run again") from error
+    check_version(meta, path, what=what, schema_version=schema_version)
+    return meta, arrays
+
+
+def digest(data: Any) -> str:
+    """Short SHA-256 (16 hex digits) of the canonical JSON form of ``data``."""
+    text = json.dumps(data, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,298 @@
+"""What may be pruned: dimensions, blocks, cost terms. Plain data, no torch."""
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from mdp_mmdet3d.errors import FileFormatError
+from mdp_mmdet3d.files import digest, read_json, write_json
+
+SCHEMA_VERSION = 1
+
+
+class DimensionKind(str, Enum):
+    """What a dimension counts."""
+
+    CHANNELS = "channels"
+    HEADS = "heads"
+    QK_WIDTH = "qk_width"
+    V_WIDTH = "v_width"
+    HIDDEN = "hidden"
+
+
+class BlockKind(str, Enum):
+    """How a removed block is replaced."""
+
+    IDENTITY = "identity"                # output = input
+    RESIDUAL_BRANCH = "residual_branch"  # output = activation(shortcut(input))
+    SUB_LAYER = "sub_layer"              # residual branch of a post-norm sub-layer; its norm stays
+    LAYER = "layer"                      # a whole decoder layer
+
+
+@dataclass(frozen=True)
+class TensorAxis:
+    """Where the elements of a dimension lie in one tensor.
+
+    Element ``e`` of copy ``c`` covers the indices ``offset + (c * size + e) * width + [0, width)`` of ``axis``.
+
+    Attributes:
+        tensor: Path of the parameter or buffer, e.g. ``"img_backbone.layer1.0.bn1.weight"``.
+        axis: Axis of that tensor.
+        offset: Index of the first element.
+        width: Consecutive indices per element (the head dimension for attention heads, else 1).
+    """
+
+    tensor: str
+    axis: int
+    offset: int = 0
+    width: int = 1
+
+
+@dataclass(frozen=True)
+class ScoreSource:
+    """Tensors whose first-order Taylor terms are added up before the absolute value is taken.
+
+    Attributes:
+        axes: The rows or columns that make up one element, e.g. gamma and beta of a BatchNorm.
+        block: Block that loses this value when it is removed.
+        scale: Factor; 0.5 where the same gate is seen from both sides (q and k rows, v rows and output columns).
+    """
+
+    axes: tuple[TensorAxis, ...]
+    block: str | None
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """A count that pruning may choose.
+
+    Attributes:
+        name: Unique, the path of the module that owns it, e.g. ``"img_backbone.layer2.1.conv1.out"``.
+        kind: What is counted.
+        size: Dense count.
+        options: Allowed counts, increasing, the last equal to ``size``.
+        members: Tensor axes that are sliced together.
+        sources: Where the importance of its elements comes from.
+        copies: Independent rankings that share one count (the heads of an attention for its q/k and v width).
+        within: Dimension that counts the copies: the heads, for q/k and v width.
+    """
+
+    name: str
+    kind: DimensionKind
+    size: int
+    options: tuple[int, ...]
+    members: tuple[TensorAxis, ...]
+    sources: tuple[ScoreSource, ...]
+    copies: int = 1
+    within: str | None = None
+
+
+@dataclass(frozen=True)
+class Block:
+    """A unit that can be removed as a whole.
+
+    Attributes:
+        name: Unique; the path of the module that is replaced.
+        kind: How it is replaced.
+        parent: Block that contains this one; removed with it.
+    """
+
+    name: str
+    kind: BlockKind
+    parent: str | None = None
+
+
+@dataclass(frozen=True)
+class OperatorSignature:
+    """A kind of operator and everything that fixes its latency, but for the widths.
+
+    Attributes:
+        kind: One of `WIDTH_ROLES`.
+        attributes: Sorted (name, value) pairs, e.g. ``(("batch", 6), ("kernel", 3), ...)``.
+    """
+
+    kind: str
+    attributes: tuple[tuple[str, int | float | str | bool], ...]
+
+    @classmethod
+    def make(cls, kind: str, **attributes: int | float | str | bool) -> OperatorSignature:
+        """Build a signature with sorted attributes."""
+        if kind not in WIDTH_ROLES:
+            raise ValueError(f"unknown operator kind {kind!r}; known: {', '.join(WIDTH_ROLES)}")
+        return cls(kind, tuple(sorted(attributes.items())))
+
+    def __getitem__(self, name: str) -> Any:
+        return dict(self.attributes)[name]
+
+    @property
+    def key(self) -> str:
+        """Readable unique key, e.g. ``"conv/batch=6/height=64/..."``."""
+        return "/".join([self.kind, *(f"{name}={value}" for name, value in self.attributes)])
+
+
+# Roles of the counts that an operator's latency depends on, in the order of `CostTerm.widths`.
+WIDTH_ROLES: Mapping[str, tuple[str, ...]] = {
+    # batch, height, width (input), kernel_h, kernel_w, stride, padding, groups, relu, residual
+    "conv": ("in_channels", "out_channels"),
+    "max_pool": ("channels",),                    # batch, height, width, kernel, stride, padding
+    "upsample_add": ("channels",),                # batch, height, width (of the finer map)
+    "linear": ("in_features", "out_features"),    # tokens, norm ("none"|"layer"), activation ("none"|"relu")
+    "attention": ("heads", "qk_width", "v_width"),  # queries, keys, embed_dims, shared (value tokens are the query's)
+    "ffn": ("hidden",),                           # tokens, embed_dims
+}
+
+
+@dataclass(frozen=True)
+class CostTerm:
+    """One operator whose latency depends on dimensions.
+
+    Attributes:
+        name: Unique; path of the module, plus a suffix where it runs more than once.
+        signature: What is measured.
+        widths: Per role of the signature's kind, a dimension's name or a fixed count.
+        block: Innermost block it lives in.
+        stage: Engine it runs in: ``"image_encoder"``, ``"position_embedding"`` or ``"head"``.
+    """
+
+    name: str
+    signature: OperatorSignature
+    widths: tuple[str | int, ...]
+    block: str | None
+    stage: str
+
+    @property
+    def dimensions(self) -> tuple[str, ...]:
+        """Distinct dimensions in the order of first use: the axes of the term's cost array."""
+        return tuple(dict.fromkeys(width for width in self.widths if isinstance(width, str)))
+
+
+@dataclass(frozen=True)
+class NotPrunable:
+    """A module that stays as it is, and why."""
+
+    module: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class PruningSpace:
+    """Everything that may be pruned in one model.
+
+    Attributes:
+        model: Class name and config name, for people.
+        fingerprint: Digest of the dense model's state-dict names and shapes.
+        dimensions: Counts to choose.
+        blocks: Removable units, parents before children.
+        terms: Operators whose latency depends on the choice.
+        not_prunable: What is left alone and why.
+        once: Engines that do not run every frame (position embedding): their terms cost nothing per frame.
+    """
+
+    model: str
+    fingerprint: str
+    dimensions: tuple[Dimension, ...]
+    blocks: tuple[Block, ...]
+    terms: tuple[CostTerm, ...]
+    not_prunable: tuple[NotPrunable, ...] = ()
+    once: tuple[str, ...] = ("position_embedding",)
+
+    @cached_property
+    def by_name(self) -> dict[str, Dimension]:
+        """Dimensions by name."""
+        return {dimension.name: dimension for dimension in self.dimensions}
+
+    @cached_property
+    def blocks_by_name(self) -> dict[str, Block]:
+        """Blocks by name."""
+        return {block.name: block for block in self.blocks}
+
+    def chain(self, block: str | None) -> tuple[str, ...]:
+        """``block`` and all its parents, innermost first."""
+        names = []
+        while block is not None:
+            names.append(block)
+            block = self.blocks_by_name[block].parent
+        return tuple(names)
+
+    def frame_terms(self) -> tuple[CostTerm, ...]:
+        """Terms that run every frame."""
+        return tuple(term for term in self.terms if term.stage not in self.once)
+
+    def save(self, path: str | Path) -> None:
+        """Write as JSON, atomically."""
+        write_json(path, to_dict(self))
+
+    @classmethod
+    def load(cls, path: str | Path) -> PruningSpace:
+        """Read what `save` wrote; raises `FileFormatError`."""
+        return from_dict(read_json(path, what="pruning space", schema_version=SCHEMA_VERSION), path)
+
+    @cached_property
+    def hash(self) -> str:
+        """Digest of the whole space."""
+        return digest(to_dict(self))
+
+
+def _axis(axis: TensorAxis) -> list[Any]:
+    return [axis.tensor, axis.axis, axis.offset, axis.width]
+
+
+def to_dict(space: PruningSpace) -> dict[str, Any]:
+    """JSON form of a space."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "model": space.model,
+        "fingerprint": space.fingerprint,
+        "dimensions": [
+            {
+                "name": d.name, "kind": d.kind.value, "size": d.size, "options": list(d.options),
+                "copies": d.copies, "within": d.within,
+                "members": [_axis(m) for m in d.members],
+                "sources": [{"axes": [_axis(a) for a in s.axes], "block": s.block, "scale": s.scale}
+                            for s in d.sources],
+            }
+            for d in space.dimensions
+        ],
+        "blocks": [{"name": b.name, "kind": b.kind.value, "parent": b.parent} for b in space.blocks],
+        "terms": [
+            {"name": t.name, "operator": t.signature.kind, "attributes": dict(t.signature.attributes),
+             "widths": list(t.widths), "block": t.block, "stage": t.stage}
+            for t in space.terms
+        ],
+        "not_prunable": [{"module": n.module, "reason": n.reason} for n in space.not_prunable],
+        "once": list(space.once),
+    }
+
+
+def from_dict(data: Mapping[str, Any], path: str | Path = "<memory>") -> PruningSpace:
+    """Inverse of `to_dict`; raises `FileFormatError` naming ``path`` where a field is missing or wrong."""
+    try:
+        return PruningSpace(
+            model=data["model"],
+            fingerprint=data["fingerprint"],
+            dimensions=tuple(
+                Dimension(
+                    name=d["name"], kind=DimensionKind(d["kind"]), size=d["size"], options=tuple(d["options"]),
+                    members=tuple(TensorAxis(*m) for m in d["members"]),
+                    sources=tuple(ScoreSource(tuple(TensorAxis(*a) for a in s["axes"]), s["block"], s["scale"])
+                                  for s in d["sources"]),
+                    copies=d["copies"], within=d["within"],
+                )
+                for d in data["dimensions"]
+            ),
+            blocks=tuple(Block(b["name"], BlockKind(b["kind"]), b["parent"]) for b in data["blocks"]),
+            terms=tuple(
+                CostTerm(t["name"], OperatorSignature.make(t["operator"], **t["attributes"]),
+                         tuple(t["widths"]), t["block"], t["stage"])
+                for t in data["terms"]
+            ),
+            not_prunable=tuple(NotPrunable(n["module"], n["reason"]) for n in data["not_prunable"]),
+            once=tuple(data["once"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise FileFormatError(f"pruning space {path} is damaged ({error!r}); delete it and run again") from error
