@@ -18,7 +18,11 @@ if [ -z "$wheel" ]; then
   sed -i 's/-std=c++17/-std=c++20/g' "$work/mmcv-$version/setup.py"
   (cd "$work/mmcv-$version" && MMCV_WITH_OPS=1 FORCE_CUDA=0 MAX_JOBS=$(nproc) PIP_NO_CACHE_DIR=1 \
     "$python" -m pip wheel -v --no-deps --no-build-isolation -w "$work/out" . 2>&1 \
-    | grep --line-buffered -oE '^ *\[[0-9]+/[0-9]+\]|error:.*' | awk '{ printf "\r  mmcv %s   ", $0; fflush() } END { print "" }' >&2)
+    | while IFS= read -r line; do
+        if [[ $line =~ ^\ *(\[[0-9]+/[0-9]+\]) ]]; then printf '\r  compiling mmcv %s ' "${BASH_REMATCH[1]}" >&2
+        elif [[ $line == *rror:* ]]; then printf '\n%s\n' "$line" >&2; fi
+      done)
+  echo >&2
   mkdir -p "$cache.part"
   cp "$work"/out/*.whl "$cache.part/"
   rm -rf "$cache" && mv "$cache.part" "$cache"

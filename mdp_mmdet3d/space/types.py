@@ -107,6 +107,12 @@ class Block:
     parent: str | None = None
 
 
+def block_contains(name: str, kind: BlockKind, path: str) -> bool:
+    """Whether removing a block removes the module or tensor ``path``; a residual branch leaves its shortcut."""
+    inside = path == name or path.startswith(f"{name}.")
+    return inside and not (kind is BlockKind.RESIDUAL_BRANCH and path.startswith(f"{name}.downsample"))
+
+
 @dataclass(frozen=True)
 class OperatorSignature:
     """A kind of operator and everything that fixes its latency, but for the widths.

@@ -1,0 +1,153 @@
+"""Collects dimensions, blocks and terms while adapters walk through a model."""
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+from mdp_mmdet3d.errors import MdpError
+from mdp_mmdet3d.space.types import (
+    Block,
+    BlockKind,
+    CostTerm,
+    Dimension,
+    DimensionKind,
+    NotPrunable,
+    OperatorSignature,
+    PruningSpace,
+    ScoreSource,
+    TensorAxis,
+    block_contains,
+)
+
+
+@dataclass(frozen=True)
+class SpaceOptions:
+    """How finely and how deeply may be pruned.
+
+    Attributes:
+        max_options: Counts per dimension at most; the step grows with the dense count.
+        channel_multiple: Smallest step of channels and hidden widths: the device's staircase (8, 16 or 32).
+        head_width_multiple: Step of the q/k and v width of a head.
+        min_keep: Smallest share of a dimension that may stay.
+        freeze: Shell patterns of dimension and block names that stay as they are.
+    """
+
+    max_options: int = 8
+    channel_multiple: int = 16
+    head_width_multiple: int = 8
+    min_keep: float = 0.0
+    freeze: tuple[str, ...] = ()
+
+    def counts(self, size: int, multiple: int) -> tuple[int, ...]:
+        """Allowed counts of a dimension: multiples of a step, at most `max_options`, the last is ``size``."""
+        step = multiple
+        while -(-size // step) > self.max_options:
+            step *= 2
+        smallest = max(1, round(self.min_keep * size))
+        return (*(c for c in range(step, size, step) if c >= smallest), size)
+
+
+class SpaceBuilder:
+    """What adapters write to; `finish` checks it and makes the immutable `PruningSpace`."""
+
+    def __init__(self, model: nn.Module, options: SpaceOptions) -> None:
+        self.model = model
+        self.options = options
+        self.dimensions: dict[str, Dimension] = {}
+        self.blocks: dict[str, Block] = {}
+        self.terms: dict[str, CostTerm] = {}
+        self.left_alone: dict[str, str] = {}
+
+    def frozen(self, name: str) -> bool:
+        """Whether the user froze a dimension or block."""
+        return any(fnmatchcase(name, pattern) for pattern in self.options.freeze)
+
+    def add_block(self, name: str, kind: BlockKind, parent: str | None = None) -> None:
+        """Add a removable unit, parents first."""
+        if self.frozen(name):
+            self.leave(name, "frozen by the config")
+            return
+        if parent is not None and parent not in self.blocks:
+            parent = None
+        self.blocks[name] = Block(name, kind, parent)
+
+    def block_of(self, path: str) -> str | None:
+        """Innermost block that contains the module or tensor ``path``."""
+        found = [b for b in self.blocks.values() if block_contains(b.name, b.kind, path)]
+        return max(found, key=lambda b: len(b.name)).name if found else None
+
+    def add_dimension(self, name: str, kind: DimensionKind, size: int, members: Iterable[TensorAxis],
+                      sources: Iterable[Iterable[TensorAxis]], *, multiple: int | None = None, copies: int = 1,
+                      within: str | None = None, scale: float = 1.0) -> str | int:
+        """Add a dimension; returns its name, or the dense count if the user froze it.
+
+        Args:
+            name: Unique name.
+            kind: What is counted.
+            size: Dense count.
+            members: Tensor axes that are sliced together.
+            sources: Axis groups that are scored; each belongs to the block that contains its first tensor.
+            multiple: Step of the options; `SpaceOptions.channel_multiple` if absent.
+            copies: Independent rankings that share the count.
+            within: Dimension that counts the copies.
+            scale: Factor of every source.
+        """
+        counts = self.options.counts(size, multiple or self.options.channel_multiple)
+        if self.frozen(name) or len(counts) == 1:
+            self.leave(name, "frozen by the config" if self.frozen(name) else f"{size} is the smallest step")
+            return size
+        if name in self.dimensions:
+            raise MdpError(f"dimension {name!r} is defined twice; an adapter is wrong")
+        scored = tuple(ScoreSource(tuple(axes), self.block_of(tuple(axes)[0].tensor), scale)
+                       for axes in (tuple(s) for s in sources))
+        self.dimensions[name] = Dimension(name, kind, size, counts, tuple(members), scored, copies, within)
+        return name
+
+    def extend(self, name: str | int, members: Iterable[TensorAxis]) -> None:
+        """Add members to an existing dimension (a consumer found later); a frozen one is left alone."""
+        if isinstance(name, str):
+            old = self.dimensions[name]
+            self.dimensions[name] = replace(old, members=old.members + tuple(members))
+
+    def width_of(self, tensor: str, axis: int, dense: int) -> str | int:
+        """Dimension that slices the whole axis of a tensor, else the dense count."""
+        for dimension in self.dimensions.values():
+            if any(m.tensor == tensor and m.axis == axis for m in dimension.members):
+                return dimension.name
+        return dense
+
+    def add_term(self, name: str, stage: str, kind: str, widths: tuple[str | int, ...],
+                 block: str | None = None, **attributes: int | float | str | bool) -> None:
+        """Add an operator; one without any dimension and block is part of the fixed latency and is not stored."""
+        block = block if block is not None else self.block_of(name)
+        if block is None and not any(isinstance(w, str) for w in widths):
+            return
+        if name in self.terms:
+            raise MdpError(f"cost term {name!r} is defined twice; an adapter is wrong")
+        self.terms[name] = CostTerm(name, OperatorSignature.make(kind, **attributes), widths, block, stage)
+
+    def leave(self, module: str, reason: str) -> None:
+        """Note what is not prunable and why."""
+        self.left_alone[module] = reason
+
+    def finish(self, model_name: str, fingerprint: str) -> PruningSpace:
+        """Check members against the model's tensors and freeze everything."""
+        tensors = self.model.state_dict(keep_vars=True)
+        for dimension in self.dimensions.values():
+            for member in dimension.members:
+                shape = tuple(tensors[member.tensor].shape)
+                end = member.offset + dimension.copies * dimension.size * member.width
+                if end > shape[member.axis]:
+                    raise MdpError(f"{dimension.name!r} needs {end} entries along axis {member.axis} of "
+                                   f"{member.tensor!r}, which has shape {shape}; an adapter is wrong")
+        return PruningSpace(
+            model=model_name,
+            fingerprint=fingerprint,
+            dimensions=tuple(self.dimensions.values()),
+            blocks=tuple(self.blocks.values()),
+            terms=tuple(self.terms.values()),
+            not_prunable=tuple(NotPrunable(m, r) for m, r in self.left_alone.items()),
+        )

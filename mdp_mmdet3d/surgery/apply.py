@@ -1,0 +1,145 @@
+"""Cut a plan out of a dense model: slice tensors, replace blocks."""
+from __future__ import annotations
+
+from collections import defaultdict
+
+import torch
+from torch import Tensor, nn
+
+from mdp_mmdet3d.errors import StructureMismatchError
+from mdp_mmdet3d.files import digest
+from mdp_mmdet3d.space.types import BlockKind, DimensionKind
+from mdp_mmdet3d.surgery.plan import PruningPlan
+
+# Attribute of the owning module that holds the count, for dimensions that are not visible in a tensor's shape alone.
+COUNT_ATTRIBUTES = {
+    DimensionKind.HEADS: "num_heads",
+    DimensionKind.QK_WIDTH: "qk_head_dim",
+    DimensionKind.V_WIDTH: "v_head_dim",
+}
+
+
+class ShortcutBlock(nn.Module):
+    """What remains of a residual block whose residual branch is removed: activation(shortcut(x))."""
+
+    def __init__(self, downsample: nn.Module, activation: nn.Module) -> None:
+        super().__init__()
+        self.downsample = downsample
+        self.relu = activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C_in, H, W) to (B, C_out, H / stride, W / stride)."""
+        return self.relu(self.downsample(x))
+
+
+def fingerprint(model: nn.Module) -> str:
+    """Digest of a model's state-dict names and shapes."""
+    return digest({name: list(tensor.shape) for name, tensor in model.state_dict().items()})
+
+
+def apply_plan(model: nn.Module, plan: PruningPlan) -> nn.Module:
+    """Cut ``plan`` out of ``model``, in place, before an optimizer, DDP or EMA holds its parameters.
+
+    Works with and without trained weights: selected elements keep their values and their order.
+
+    Args:
+        model: The dense model that the plan was made for.
+        plan: What stays.
+
+    Returns:
+        The same object, now slim.
+
+    Raises:
+        StructureMismatchError: The model is not the one the plan was made for; it is left unchanged.
+    """
+    check_fits(model, plan)
+    with torch.no_grad():
+        for name, masks in keep_masks(model, plan).items():
+            _slice(model, name, masks)
+    for name, cut in plan.cuts.items():
+        if cut.kind in COUNT_ATTRIBUTES:
+            setattr(model.get_submodule(name.rpartition(".")[0]), COUNT_ATTRIBUTES[cut.kind], cut.count)
+    # Removed blocks leave their own cuts behind, so a removed parent makes its children's replacement a no-op.
+    for name, kind in plan.removed.items():
+        if not any(name.startswith(f"{other}.") for other in plan.removed):
+            replace_block(model, name, kind)
+    return model
+
+
+def check_fits(model: nn.Module, plan: PruningPlan) -> None:
+    """Raise `StructureMismatchError` unless ``plan`` was made for a model with these names and shapes."""
+    if fingerprint(model) == plan.fingerprint:
+        return
+    tensors = dict(model.state_dict(keep_vars=True))
+    for name, cut in plan.cuts.items():
+        for member in cut.members:
+            needed = member.offset + cut.size * len(cut.kept) * member.width
+            if member.tensor not in tensors:
+                raise StructureMismatchError(
+                    f"the plan was made for another model: it cuts {name!r} in {member.tensor!r}, "
+                    "which this model does not have")
+            found = tuple(tensors[member.tensor].shape)
+            if member.axis >= len(found) or found[member.axis] < needed:
+                raise StructureMismatchError(
+                    f"the plan was made for another model: {member.tensor!r} has shape {found}, the plan expects at "
+                    f"least {needed} along axis {member.axis}")
+    raise StructureMismatchError(
+        f"the plan was made for a model with fingerprint {plan.fingerprint}, this one has {fingerprint(model)} "
+        "(state-dict names or shapes differ); use the dense config the plan was made with")
+
+
+def keep_masks(model: nn.Module, plan: PruningPlan) -> dict[str, dict[int, Tensor]]:
+    """Boolean keep mask per tensor and axis; dimensions that share an axis are combined by AND."""
+    tensors = model.state_dict(keep_vars=True)
+    masks: dict[str, dict[int, Tensor]] = defaultdict(dict)
+    for cut in plan.cuts.values():
+        for member in cut.members:
+            length = tensors[member.tensor].shape[member.axis]
+            mask = masks[member.tensor].setdefault(member.axis, torch.ones(length, dtype=torch.bool))
+            region = torch.zeros(len(cut.kept) * cut.size, dtype=torch.bool)
+            region[[copy * cut.size + e for copy, kept in enumerate(cut.kept) for e in kept]] = True
+            start = member.offset
+            mask[start:start + region.numel() * member.width] &= region.repeat_interleave(member.width)
+    return dict(masks)
+
+
+def _slice(model: nn.Module, name: str, masks: dict[int, Tensor]) -> None:
+    path, _, leaf = name.rpartition(".")
+    owner = model.get_submodule(path)
+    old = getattr(owner, leaf)
+    new = old.detach()
+    for axis, mask in masks.items():
+        new = new.index_select(axis, mask.nonzero().flatten().to(new.device))
+    if isinstance(old, nn.Parameter):
+        setattr(owner, leaf, nn.Parameter(new.contiguous(), requires_grad=old.requires_grad))
+    else:
+        setattr(owner, leaf, new.contiguous())
+    sync_attributes(owner)
+
+
+def sync_attributes(module: nn.Module) -> None:
+    """Make a module's size attributes agree with its tensors."""
+    if isinstance(module, nn.Conv2d):
+        module.out_channels, module.in_channels = module.weight.shape[0], module.weight.shape[1] * module.groups
+    elif isinstance(module, nn.Linear):
+        module.out_features, module.in_features = module.weight.shape
+    elif isinstance(module, nn.modules.batchnorm._BatchNorm):
+        module.num_features = module.running_mean.shape[0] if module.running_mean is not None else len(module.weight)
+    elif isinstance(module, nn.LayerNorm):
+        module.normalized_shape = tuple(module.weight.shape)
+    elif isinstance(module, nn.GroupNorm):
+        module.num_channels = module.weight.shape[0]
+    elif isinstance(module, nn.Embedding):
+        module.num_embeddings, module.embedding_dim = module.weight.shape
+
+
+def replace_block(model: nn.Module, name: str, kind: BlockKind) -> None:
+    """Replace one block by what remains of it; names of everything else stay."""
+    path, _, leaf = name.rpartition(".")
+    owner = model.get_submodule(path)
+    if kind is BlockKind.RESIDUAL_BRANCH:
+        block = model.get_submodule(name)
+        replacement: nn.Module = ShortcutBlock(block.downsample, block.relu)  # type: ignore[arg-type]
+    else:
+        replacement = nn.Identity()
+    owner._modules[leaf] = replacement
