@@ -49,6 +49,10 @@ class SpaceOptions:
         smallest = max(1, round(self.min_keep * size))
         return (*(c for c in range(step, size, step) if c >= smallest), size)
 
+    def matches(self, name: str) -> bool:
+        """Whether ``freeze`` names a dimension or block."""
+        return any(fnmatchcase(name, pattern) for pattern in self.freeze)
+
 
 class SpaceBuilder:
     """What adapters write to; `finish` checks it and makes the immutable `PruningSpace`."""
@@ -61,13 +65,9 @@ class SpaceBuilder:
         self.terms: dict[str, CostTerm] = {}
         self.left_alone: dict[str, str] = {}
 
-    def frozen(self, name: str) -> bool:
-        """Whether the user froze a dimension or block."""
-        return any(fnmatchcase(name, pattern) for pattern in self.options.freeze)
-
     def add_block(self, name: str, kind: BlockKind, parent: str | None = None) -> None:
         """Add a removable unit, parents first."""
-        if self.frozen(name):
+        if self.options.matches(name):
             self.leave(name, "frozen by the config")
             return
         if parent is not None and parent not in self.blocks:
@@ -96,8 +96,8 @@ class SpaceBuilder:
             scale: Factor of every source.
         """
         counts = self.options.counts(size, multiple or self.options.channel_multiple)
-        if self.frozen(name) or len(counts) == 1:
-            self.leave(name, "frozen by the config" if self.frozen(name) else f"{size} is the smallest step")
+        if self.options.matches(name) or len(counts) == 1:
+            self.leave(name, "frozen by the config" if self.options.matches(name) else f"{size} is the smallest step")
             return size
         if name in self.dimensions:
             raise MdpError(f"dimension {name!r} is defined twice; an adapter is wrong")

@@ -1,0 +1,119 @@
+"""What may be pruned in StreamPETR: tells the adapters where backbone, neck, decoder and embeddings are."""
+from __future__ import annotations
+
+import torch
+from mmdet.models.backbones.resnet import ResNet
+from torch import Tensor, nn
+
+from mdp_mmdet3d.space.attention import add_attention
+from mdp_mmdet3d.space.builder import SpaceBuilder
+from mdp_mmdet3d.space.conv import add_conv_dimensions, record_conv_inputs
+from mdp_mmdet3d.space.fpn import add_fpn_terms
+from mdp_mmdet3d.space.mlp import add_fan_out, add_hidden, add_mlp
+from mdp_mmdet3d.space.residual import add_residual_blocks, add_residual_terms
+from mdp_mmdet3d.space.trace import InputShape, register_adapter
+from mdp_mmdet3d.space.types import BlockKind, TensorAxis
+
+HEAD = "pts_bbox_head"
+
+
+class ImageEncoder(nn.Module):
+    """Backbone and neck; returns the one feature map that the head reads."""
+
+    def __init__(self, backbone: nn.Module, neck: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.neck = neck
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B * N, 3, H, W) to (B * N, C, H / 16, W / 16)."""
+        return self.neck(self.backbone(images))[0]
+
+
+@register_adapter("StreamPETR")
+def add_streampetr(builder: SpaceBuilder, model: nn.Module, shape: InputShape) -> None:
+    """Fill ``builder`` with the dimensions, blocks and terms of a dense StreamPETR."""
+    features = _add_encoder(builder, model, shape)
+    head = model.pts_bbox_head
+    tokens = shape.num_cams * (shape.height // head.stride) * (shape.width // head.stride)
+    _add_embeddings(builder, head, tokens, features)
+    _add_decoder(builder, head, tokens)
+    _note_fixed(builder)
+
+
+def _add_encoder(builder: SpaceBuilder, model: nn.Module, shape: InputShape) -> str | int:
+    encoder = ImageEncoder(model.img_backbone, model.img_neck)
+    if not isinstance(model.img_backbone, ResNet):
+        builder.leave("img_backbone", f"no adapter for {type(model.img_backbone).__name__}")
+        return int(model.img_neck.fpn_convs[0].conv.out_channels)
+    add_residual_blocks(builder, model.img_backbone, "img_backbone")
+    add_conv_dimensions(builder, encoder)
+    device = next(model.parameters()).device
+    shapes = record_conv_inputs(encoder, torch.zeros(shape.num_cams, 3, shape.height, shape.width, device=device))
+    add_residual_terms(builder, model.img_backbone, "img_backbone", shapes, "image_encoder")
+    add_fpn_terms(builder, model.img_neck, "img_neck", shapes, "image_encoder")
+    output = builder.width_of("img_neck.fpn_convs.0.conv.weight", 0, model.img_neck.fpn_convs[0].conv.out_channels)
+    builder.extend(output, [TensorAxis(f"{HEAD}.memory_embed.0.weight", 1)])
+    # The auxiliary head reads the same feature map in training.
+    if getattr(model, "img_roi_head", None) is not None:
+        builder.extend(output, [TensorAxis(f"img_roi_head.{tower}.0.weight", 1)
+                                for tower in ("shared_cls", "shared_reg")])
+    return output
+
+
+def _add_embeddings(builder: SpaceBuilder, head: nn.Module, tokens: int, features: str | int) -> None:
+    memory = head.memory_len
+    queries = head.reference_points.num_embeddings + head.num_propagated
+    add_mlp(builder, head.position_encoder, f"{HEAD}.position_encoder", tokens=tokens, stage="position_embedding")
+    add_mlp(builder, head.memory_embed, f"{HEAD}.memory_embed", tokens=tokens, stage="head", input_width=features)
+    add_fan_out(builder, f"{HEAD}.spatial_alignment.reduce.0",
+                tuple(f"{HEAD}.spatial_alignment.{leaf}" for leaf in ("gamma", "beta")), tokens=tokens, stage="head")
+    add_fan_out(builder, f"{HEAD}.featurized_pe.conv_reduce", (f"{HEAD}.featurized_pe.conv_expand",),
+                tokens=tokens, stage="head")
+    # The learned queries' part is constant and folded at export; the memory rows' part runs every frame.
+    add_mlp(builder, head.query_embedding, f"{HEAD}.query_embedding", tokens=memory, stage="head")
+    for name in ("ego_pose_pe", "ego_pose_memory"):
+        add_fan_out(builder, f"{HEAD}.{name}.reduce.0", tuple(f"{HEAD}.{name}.{leaf}" for leaf in ("gamma", "beta")),
+                    tokens=memory, stage="head")
+    for name in ("cls_branches", "reg_branches"):
+        add_mlp(builder, getattr(head, name)[0], f"{HEAD}.{name}.0", tokens=queries, stage="head")
+
+
+def _add_decoder(builder: SpaceBuilder, head: nn.Module, tokens: int) -> None:
+    queries = head.reference_points.num_embeddings + head.num_propagated
+    keys = head.reference_points.num_embeddings + head.memory_len  # self-attention: queries and remaining memory
+    for i, layer in enumerate(head.transformer["decoder"].layers):
+        path = f"{HEAD}.transformer.decoder.layers.{i}"
+        # Queries must see the image somewhere: the first layer and its cross-attention stay.
+        parent = None
+        if i > 0:
+            builder.add_block(path, BlockKind.LAYER)
+            parent = path
+        else:
+            builder.leave(path, "one decoder layer has to stay")
+            builder.leave(f"{path}.attentions.1", "queries have to see the image")
+        for j, key_tokens in ((0, keys), (1, tokens)):
+            sub_layer = f"{path}.attentions.{j}"
+            if (i, j) != (0, 1):
+                builder.add_block(sub_layer, BlockKind.SUB_LAYER, parent)
+            widths = add_attention(builder, layer.attentions[j].attn, f"{sub_layer}.attn")
+            builder.add_term(sub_layer, "head", "attention", widths, queries=queries, keys=key_tokens,
+                             embed_dims=head.embed_dims, shared=j == 0)
+        ffn = f"{path}.ffns.0"
+        builder.add_block(ffn, BlockKind.SUB_LAYER, parent)
+        hidden = add_hidden(builder, f"{ffn}.layers.0.0", (f"{ffn}.layers.1",),
+                            layer.ffns[0].layers[0][0].out_features)
+        builder.add_term(ffn, "head", "ffn", (hidden,), tokens=queries, embed_dims=head.embed_dims)
+
+
+def _note_fixed(builder: SpaceBuilder) -> None:
+    for module, reason in (
+        ("embed_dims", "query and token width: memory channels of the engine, sinusoid sizes and every norm depend on it"),
+        ("transformer.decoder.layers.*.norms", "post-norm: the norm stays when its sub-layer goes"),
+        ("transformer.decoder.post_norm", "output norm of every level"),
+        ("time_embedding", "one linear layer on the query width"),
+        ("reference_points", "number of learned queries: part of the task, not of the structure"),
+        ("pseudo_reference_points", "frozen constants of the memory"),
+        ("memory", "queue length is an engine input"),
+    ):
+        builder.leave(f"{HEAD}.{module}", reason)
