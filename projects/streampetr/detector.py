@@ -1,0 +1,329 @@
+"""The StreamPETR detector: images and poses of a stream of frames in, 3D boxes out."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from mmdet3d.models import Base3DDetector
+from mmdet3d.registry import MODELS, TASK_UTILS
+from mmdet3d.structures import Det3DDataSample, LiDARInstance3DBoxes
+from mmengine.structures import InstanceData
+from torch import Tensor
+
+from .box_coder import Detections
+from .denoising import DenoisingQueries
+from .head import HeadOutput
+from .memory import MemoryState, post_update, pre_update, restart_streams
+
+
+class FrameInputs(NamedTuple):
+    """Geometry and time of one frame.
+
+    Attributes:
+        pad_hw: Height and width in pixels of the padded network image.
+        intrinsics: (B, N, 4, 4) of the network image.
+        img2lidar: (B, N, 4, 4) inverse of lidar2img.
+        ego_pose: (B, 4, 4) lidar to global frame.
+        ego_pose_inv: (B, 4, 4) its inverse.
+        timestamp: (B,) seconds, float64.
+        prev_exists: (B,) 1 where the stream goes on, 0 where it starts.
+    """
+
+    pad_hw: tuple[int, int]
+    intrinsics: Tensor
+    img2lidar: Tensor
+    ego_pose: Tensor
+    ego_pose_inv: Tensor
+    timestamp: Tensor
+    prev_exists: Tensor
+
+
+@MODELS.register_module()
+class StreamPETR(Base3DDetector):
+    """Streaming multi-camera 3D detector (Wang et al., arXiv 2303.11926).
+
+    It keeps the memory of its streams between calls: row b of the batch is always the same stream. The memory is no
+    part of the state dict; it is cleared on every change between training and evaluation and by :meth:`reset_memory`.
+
+    Args:
+        img_backbone: Config of the backbone.
+        img_neck: Config of the neck.
+        pts_bbox_head: Config of the head.
+        bbox_coder: Config of the box decoding.
+        criterion: Config of the 3D losses; without it the model can only predict.
+        denoising: Config of the denoising queries, used in training; None trains without them.
+        position_level: Which neck output becomes image tokens.
+        data_preprocessor: Config of the data preprocessor.
+        init_cfg: Initialisation or checkpoint, as everywhere in MMEngine.
+    """
+
+    def __init__(
+        self,
+        img_backbone: dict,
+        img_neck: dict,
+        pts_bbox_head: dict,
+        bbox_coder: dict,
+        criterion: dict | None = None,
+        denoising: dict | None = None,
+        position_level: int = 0,
+        data_preprocessor: dict | None = None,
+        init_cfg: dict | None = None,
+    ) -> None:
+        super().__init__(data_preprocessor=data_preprocessor, init_cfg=init_cfg)
+        self.img_backbone = MODELS.build(img_backbone)
+        self.img_neck = MODELS.build(img_neck)
+        self.pts_bbox_head = MODELS.build(pts_bbox_head)
+        self.bbox_coder = TASK_UTILS.build(bbox_coder)
+        self.criterion = MODELS.build(criterion) if criterion else None
+        self.denoising = TASK_UTILS.build(denoising) if denoising else None
+        self.position_level = position_level
+        self.memory: MemoryState | None = None
+        self._scene_tokens: list[str] | None = None
+        # Puts the frozen batch norms into eval mode, which a new module is not.
+        self.train()
+
+    def reset_memory(self) -> None:
+        """Forget all streams."""
+        self.memory = None
+        self._scene_tokens = None
+
+    def train(self, mode: bool = True) -> StreamPETR:
+        """Switch between training and evaluation; a change clears the memory."""
+        if mode != self.training:
+            self.reset_memory()
+        super().train(mode)
+        return self
+
+    def extract_feat(self, batch_inputs: dict) -> Tensor:
+        """Image features of ``batch_inputs['imgs']``; see :meth:`extract_img_feat`."""
+        return self.extract_img_feat(batch_inputs["imgs"])
+
+    def extract_img_feat(self, imgs: Tensor) -> Tensor:
+        """Backbone and neck.
+
+        Args:
+            imgs: (B, N, 3, H, W) normalised images.
+
+        Returns:
+            (B, N, C, h, w) features.
+        """
+        batch, cameras = imgs.shape[:2]
+        features = self.img_neck(self.img_backbone(imgs.flatten(0, 1)))[self.position_level]
+        return features.unflatten(0, (batch, cameras))
+
+    def run_frame(
+        self,
+        img_feats: Tensor,
+        frame: FrameInputs,
+        memory: MemoryState | None,
+        denoising: DenoisingQueries | None = None,
+        last_level_only: bool = False,
+    ) -> tuple[HeadOutput, MemoryState]:
+        """Detect the objects of a frame and update the memory, without touching the detector's state.
+
+        Args:
+            img_feats: (B, N, C, h, w).
+            frame: Geometry and time.
+            memory: As returned for the previous frame; None if there is none.
+            denoising: Denoising queries to prepend.
+            last_level_only: Predict from the last decoder level only.
+
+        Returns:
+            The raw predictions (denoising queries included) and the memory after the frame.
+
+        Raises:
+            ValueError: The memory is that of another batch size.
+        """
+        head = self.pts_bbox_head
+        # Poses, sinusoids and the memory lose metres in half precision, so autocast ends at the neck.
+        with torch.autocast(img_feats.device.type, enabled=False):
+            img_feats = img_feats.float()
+            pos_embed, cone = head.position_embedding(frame.pad_hw, frame.intrinsics, frame.img2lidar)
+            if memory is None:
+                current = restart_streams(head.empty_memory(len(img_feats)), frame.prev_exists, head.pseudo_points)
+            elif len(memory.embedding) != len(img_feats):
+                raise ValueError(
+                    f"the memory holds {len(memory.embedding)} streams but the batch has {len(img_feats)} samples; keep "
+                    "the batch size constant (drop_last=True) or call reset_memory()"
+                )
+            else:
+                current = pre_update(
+                    memory,
+                    length=head.memory_len,
+                    timestamp=frame.timestamp,
+                    ego_pose_inv=frame.ego_pose_inv,
+                    prev_exists=frame.prev_exists,
+                    pseudo_points=head.pseudo_points,
+                )
+            output = head.predict(
+                img_feats,
+                pos_embed,
+                cone,
+                current,
+                extra_references=denoising.reference_points if denoising else None,
+                self_attn_mask=denoising.self_attn_mask if denoising else None,
+                last_level_only=last_level_only,
+            )
+            pad = denoising.reference_points.shape[1] if denoising else 0
+            kept = HeadOutput(
+                output.all_cls_scores[:, :, pad:], output.all_bbox_preds[:, :, pad:], output.embedding[:, pad:]
+            )
+            current = head.remember(kept, current)
+            return output, post_update(current, timestamp=frame.timestamp, ego_pose=frame.ego_pose)
+
+    def loss(self, batch_inputs: dict, batch_data_samples: Sequence[Det3DDataSample], **kwargs: Any) -> dict[str, Tensor]:
+        """3D losses of one frame per stream; the memory moves on by that frame.
+
+        Args:
+            batch_inputs: ``imgs`` (B, N, 3, H, W).
+            batch_data_samples: With ``gt_instances_3d`` (``bboxes_3d`` 9-dim, ``labels_3d``) and the metainfo of
+                :func:`frame_inputs`.
+            **kwargs: Not used.
+
+        Returns:
+            See :class:`StreamPETRLoss`.
+
+        Raises:
+            ValueError: The model was built without ``criterion``, or metainfo is missing.
+        """
+        if self.criterion is None:
+            raise ValueError("this StreamPETR was built without losses; set criterion=dict(type='StreamPETRLoss')")
+        head = self.pts_bbox_head
+        imgs = batch_inputs["imgs"]
+        frame = frame_inputs(batch_data_samples, imgs)
+        gt_boxes, gt_labels = [], []
+        for sample in batch_data_samples:
+            gt = sample.gt_instances_3d
+            boxes = torch.cat((gt.bboxes_3d.gravity_center, gt.bboxes_3d.tensor[:, 3:]), dim=1)
+            gt_boxes.append(boxes.to(imgs.device))
+            gt_labels.append(gt.labels_3d.to(imgs.device))
+        queries = None
+        if self.denoising is not None and self.training:
+            num_learned = head.reference_points.num_embeddings
+            queries = self.denoising.generate(
+                gt_boxes,
+                gt_labels,
+                num_classes=head.num_classes,
+                pc_range=head.pc_range,
+                num_queries=num_learned + head.num_propagated,
+                num_keys=num_learned + head.memory_len,
+            )
+        output, self.memory = self.run_frame(self.extract_img_feat(imgs), frame, self.memory, queries)
+        return self.compute_losses(output, gt_boxes, gt_labels, queries)
+
+    def compute_losses(
+        self,
+        output: HeadOutput,
+        gt_boxes: Sequence[Tensor],
+        gt_labels: Sequence[Tensor],
+        denoising: DenoisingQueries | None,
+    ) -> dict[str, Tensor]:
+        """Losses of raw predictions; with a denoising generator in training every batch yields the same keys."""
+        head = self.pts_bbox_head
+        scores, boxes = output.all_cls_scores, output.all_bbox_preds
+        pad = denoising.reference_points.shape[1] if denoising else 0
+        losses = self.criterion(
+            scores[:, :, pad:], boxes[:, :, pad:], gt_boxes, gt_labels, head.code_weights, head.match_costs
+        )
+        if denoising is not None:
+            losses |= self.criterion.denoising(scores[:, :, :pad], boxes[:, :, :pad], denoising, head.code_weights)
+        elif self.denoising is not None and self.training:
+            # A rank without ground truth must log the same keys as the others.
+            losses |= {key.replace("loss_", "dn_loss_"): value.detach().clone() for key, value in losses.items()}
+        return losses
+
+    def predict(
+        self, batch_inputs: dict, batch_data_samples: Sequence[Det3DDataSample], **kwargs: Any
+    ) -> list[Det3DDataSample]:
+        """Detect; a stream restarts where the scene changes or ``prev_exists`` is 0.
+
+        Args:
+            batch_inputs: ``imgs`` (B, N, 3, H, W).
+            batch_data_samples: With the metainfo of :func:`frame_inputs` and ``scene_token``.
+            **kwargs: Not used.
+
+        Returns:
+            The samples with ``pred_instances_3d``: ``bboxes_3d`` (LiDARInstance3DBoxes, 9-dim), ``scores_3d``,
+            ``labels_3d``.
+        """
+        output = self._stream(batch_inputs, batch_data_samples, last_level_only=True)
+        detections = self.bbox_coder.decode(output.all_cls_scores[-1], output.all_bbox_preds[-1])
+        return self.add_pred_to_datasample(list(batch_data_samples), [to_instances(d) for d in detections])
+
+    def _forward(
+        self, batch_inputs: dict, batch_data_samples: Sequence[Det3DDataSample] | None = None, **kwargs: Any
+    ) -> dict[str, Tensor]:
+        """Raw predictions of all levels, streaming like :meth:`predict`."""
+        output = self._stream(batch_inputs, batch_data_samples or ())
+        return {"all_cls_scores": output.all_cls_scores, "all_bbox_preds": output.all_bbox_preds}
+
+    def _stream(
+        self, batch_inputs: dict, samples: Sequence[Det3DDataSample], last_level_only: bool = False
+    ) -> HeadOutput:
+        imgs = batch_inputs["imgs"]
+        frame = frame_inputs(samples, imgs)
+        scenes = [_metainfo(samples, i, "scene_token") for i in range(len(samples))]
+        if self._scene_tokens is not None and len(self._scene_tokens) == len(scenes):
+            goes_on = [before == now for before, now in zip(self._scene_tokens, scenes)]
+            frame = frame._replace(prev_exists=frame.prev_exists * frame.prev_exists.new_tensor(goes_on))
+        else:
+            frame = frame._replace(prev_exists=torch.zeros_like(frame.prev_exists))
+        if not frame.prev_exists.any():
+            self.reset_memory()
+        output, self.memory = self.run_frame(
+            self.extract_img_feat(imgs), frame, self.memory, last_level_only=last_level_only
+        )
+        self._scene_tokens = scenes
+        return output
+
+
+def frame_inputs(samples: Sequence[Det3DDataSample], imgs: Tensor) -> FrameInputs:
+    """Collect the geometry of a batch from its metainfo, on the device of the images.
+
+    Args:
+        samples: With metainfo ``intrinsics`` and ``lidar2img`` (N, 4, 4), ``ego_pose`` and ``ego_pose_inv`` (4, 4),
+            ``timestamp`` (seconds) and ``prev_exists``.
+        imgs: (B, N, 3, H, W).
+
+    Raises:
+        ValueError: A key is missing, or the number of samples or cameras does not fit the images.
+    """
+    if len(samples) != len(imgs):
+        raise ValueError(f"{len(imgs)} samples of images came with {len(samples)} data samples")
+
+    def stack(key: str) -> np.ndarray:
+        return np.stack([np.asarray(_metainfo(samples, i, key), dtype=np.float64) for i in range(len(samples))])
+
+    def tensor(values: np.ndarray, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.as_tensor(values, dtype=dtype).to(imgs.device)
+
+    lidar2img = stack("lidar2img")
+    if lidar2img.shape[1] != imgs.shape[1]:
+        raise ValueError(f"metainfo 'lidar2img' describes {lidar2img.shape[1]} cameras, the images {imgs.shape[1]}")
+    return FrameInputs(
+        pad_hw=(imgs.shape[-2], imgs.shape[-1]),
+        intrinsics=tensor(stack("intrinsics")),
+        img2lidar=tensor(np.linalg.inv(lidar2img)),
+        ego_pose=tensor(stack("ego_pose")),
+        ego_pose_inv=tensor(stack("ego_pose_inv")),
+        timestamp=tensor(stack("timestamp"), torch.float64),
+        prev_exists=tensor(stack("prev_exists")),
+    )
+
+
+def to_instances(detections: Detections) -> InstanceData:
+    """Detections as MMDetection3D instances, whose boxes are bottom-centred."""
+    boxes = LiDARInstance3DBoxes(detections.bboxes, box_dim=9, origin=(0.5, 0.5, 0.5))
+    return InstanceData(bboxes_3d=boxes, scores_3d=detections.scores, labels_3d=detections.labels)
+
+
+def _metainfo(samples: Sequence[Det3DDataSample], index: int, key: str) -> Any:
+    value = samples[index].metainfo.get(key)
+    if value is None:
+        raise ValueError(
+            f"data sample {index} lacks metainfo {key!r}, which StreamPETR needs; add it in the data set and to the "
+            f"packing transform's meta_keys (present: {', '.join(sorted(samples[index].metainfo)) or 'nothing'})"
+        )
+    return value

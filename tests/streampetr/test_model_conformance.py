@@ -1,0 +1,155 @@
+"""The detector against numbers recorded from the public implementation (shared data/streampetr_reference)."""
+from __future__ import annotations
+
+import ast
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from mmdet3d.registry import MODELS
+
+import projects.streampetr  # noqa: F401  (registers the model)
+from projects.streampetr.detector import FrameInputs
+from projects.streampetr.memory import MemoryState, restart_streams
+
+LOGITS_ATOL = 2e-4
+METRES_ATOL = 1e-2
+FIELDS = MemoryState._fields
+
+
+def tiny_config(rules: ModuleType, **head) -> dict:
+    cfg = rules.CFGS["tiny"]
+    return dict(
+        type="StreamPETR",
+        img_backbone=dict(
+            type="mmdet.ResNet",
+            depth=cfg["depth"],
+            base_channels=cfg["base_channels"],
+            out_indices=(2, 3),
+            norm_cfg=dict(type="BN2d", requires_grad=False),
+            norm_eval=True,
+        ),
+        img_neck=dict(type="CPFPN", in_channels=cfg["in_channels"], out_channels=256),
+        pts_bbox_head=dict(
+            type="StreamPETRHead",
+            num_query=cfg["num_query"],
+            num_propagated=cfg["num_propagated"],
+            memory_len=cfg["memory_len"],
+            topk_proposals=cfg["topk"],
+            decoder=dict(
+                type="StreamPETRDecoder",
+                num_layers=cfg["layers"],
+                ffn_hidden_dims=cfg["ffn"],
+                dropout=0.0,
+                self_attn_drop=0.0,
+            ),
+            **head,
+        ),
+        bbox_coder=dict(type="StreamPETRBoxCoder", max_num=cfg["max_num"]),
+        criterion=dict(type="StreamPETRLoss"),
+        denoising=dict(type="DenoisingGenerator"),
+    )
+
+
+@pytest.fixture(scope="module")
+def reference_dir(shared_data: Path) -> Path:
+    return shared_data / "streampetr_reference"
+
+
+@pytest.fixture(scope="module")
+def rules(reference_dir: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("streampetr_reference_rules", reference_dir / "rules.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def recorded(reference_dir: Path) -> dict[str, np.ndarray]:
+    with np.load(reference_dir / "tiny.npz") as data:
+        return {key: data[key] for key in data.files}
+
+
+@pytest.fixture(scope="module")
+def state(rules: ModuleType, reference_dir: Path) -> dict[str, torch.Tensor]:
+    shapes = {}
+    for line in (reference_dir / "tiny_state_dict.tsv").read_text().splitlines():
+        key, shape, _ = line.split("\t")
+        if not key.startswith("img_roi_head."):
+            shapes[key] = ast.literal_eval(shape)
+    return {key: torch.from_numpy(np.asarray(value)) for key, value in rules.fill_state(shapes).items()}
+
+
+def build(rules: ModuleType, state: dict[str, torch.Tensor], **head):
+    model = MODELS.build(tiny_config(rules, **head))
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    assert not unexpected
+    assert {key.rsplit(".", 1)[-1] for key in missing} <= set(rules.FIXED)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def model(rules, state):
+    return build(rules, state)
+
+
+@pytest.fixture(scope="module")
+def inputs(rules) -> dict[str, np.ndarray]:
+    return rules.make_inputs("tiny")
+
+
+def frame_of(inputs: dict[str, np.ndarray], t: int) -> FrameInputs:
+    return FrameInputs(
+        pad_hw=inputs["img"].shape[-2:],
+        intrinsics=torch.from_numpy(inputs["intrinsics"][t]),
+        img2lidar=torch.linalg.inv(torch.from_numpy(inputs["lidar2img"][t]).double()).float(),
+        ego_pose=torch.from_numpy(inputs["ego_pose"][t]),
+        ego_pose_inv=torch.from_numpy(inputs["ego_pose_inv"][t]),
+        timestamp=torch.from_numpy(inputs["timestamp"][t]),
+        prev_exists=torch.from_numpy(inputs["prev_exists"][t]),
+    )
+
+
+def memory_of(recorded: dict[str, np.ndarray], t: int) -> MemoryState | None:
+    if t < 0:
+        return None
+    return MemoryState(*(torch.from_numpy(recorded[f"f{t}/post_memory_{field}"]) for field in FIELDS))
+
+
+@torch.no_grad()
+def run(model, inputs, recorded, t: int):
+    feats = model.extract_img_feat(torch.from_numpy(inputs["img"][t]))
+    return model.run_frame(feats, frame_of(inputs, t), memory_of(recorded, t - 1))
+
+
+def assert_close(actual, expected: np.ndarray, atol: float, rtol: float = 0.0) -> None:
+    np.testing.assert_allclose(np.asarray(actual), expected, atol=atol, rtol=rtol)
+
+
+@torch.no_grad()
+def test_first_frame_intermediates(model, inputs, recorded) -> None:
+    head, frame = model.pts_bbox_head, frame_of(inputs, 0)
+    img_feats = model.extract_img_feat(torch.from_numpy(inputs["img"][0]))
+    assert_close(img_feats, recorded["f0/img_feats"], 1e-4)
+    pos_embed, cone = head.position_embedding(frame.pad_hw, frame.intrinsics, frame.img2lidar)
+    assert_close(cone, recorded["f0/cone"], 1e-4)
+    gated = head.embed_tokens(img_feats, pos_embed, cone)[1]
+    assert_close(gated, recorded["f0/pos_embed"], 2e-3)
+    memory = restart_streams(head.empty_memory(2), frame.prev_exists, head.pseudo_points)
+    queries = head.align_queries(memory)
+    assert_close(queries.tgt, recorded["f0/tgt"], 1e-4)
+    assert_close(queries.query_pos, recorded["f0/query_pos"], 1e-4)
+    assert_close(queries.reference_points, recorded["f0/reference_points"], 1e-6)
+
+
+@pytest.mark.parametrize("t", range(4))
+def test_frame_from_the_recorded_memory(model, inputs, recorded, t) -> None:
+    output, memory = run(model, inputs, recorded, t)
+    assert_close(output.all_cls_scores, recorded[f"f{t}/all_cls_scores"], LOGITS_ATOL)
+    assert_close(output.all_bbox_preds, recorded[f"f{t}/all_bbox_preds"], METRES_ATOL)
+    assert memory.timestamp.dtype == torch.float64
+    for field, atol in zip(FIELDS, (2e-3, METRES_ATOL, 1e-6, 1e-3, 1e-3)):
+        assert_close(getattr(memory, field), recorded[f"f{t}/post_memory_{field}"], atol)
