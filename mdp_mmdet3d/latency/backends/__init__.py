@@ -1,0 +1,1 @@
+"""Adapters that measure operators: one file per runtime, imported only when used."""

@@ -1,0 +1,139 @@
+"""ONNX Runtime on the CPU: kernel times from its profiler, one thread."""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from datetime import datetime, timezone
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+
+from mdp_mmdet3d.errors import MdpError
+from mdp_mmdet3d.latency.backends.host import processor_name, system_name
+from mdp_mmdet3d.latency.graphs import OperatorGraph, operator_graph
+from mdp_mmdet3d.latency.sampling import Point
+from mdp_mmdet3d.latency.table import Device, Entry, MeasurementProtocol
+from mdp_mmdet3d.space import OperatorSignature
+
+_NOT_MEASURED = ("source", "sink", "ReorderInput", "ReorderOutput")
+_KERNEL = "_kernel_time"
+
+
+class OnnxRuntimeBackend:
+    """Times operators by ONNX Runtime's profiler in a context like the network's (``docs/latency.md``).
+
+    Runs go on until the fastest ones agree, because another process on the machine only ever adds time.
+
+    Args:
+        warmup: Runs of each operator that are thrown away; the first two are slower than the rest.
+        min_runs: Runs that count at least.
+        max_runs: Runs at most.
+        tolerance: Stop once the three fastest runs lie within this share of each other.
+    """
+
+    def __init__(
+        self, *, warmup: int = 2, min_runs: int = 4, max_runs: int = 16, tolerance: float = 0.03
+    ) -> None:
+        if warmup < 0 or not 1 <= min_runs <= max_runs or tolerance <= 0:
+            raise ValueError(
+                f"warmup {warmup}, min_runs {min_runs}, max_runs {max_runs} and tolerance {tolerance} "
+                "must satisfy warmup >= 0, 1 <= min_runs <= max_runs, tolerance > 0"
+            )
+        self.protocol = MeasurementProtocol(
+            "kernel time in a sandwich", warmup, min_runs, "median of the fastest three", staircase=True
+        )
+        self._max_runs = max_runs
+        self._tolerance = tolerance
+        self._random = np.random.default_rng(0)
+
+    def fingerprint(self) -> Device:
+        """Describe this machine and its ONNX Runtime."""
+        return Device(
+            processor_name(),
+            "onnxruntime-cpu",
+            ort.__version__,
+            threads=1,
+            precision="float32",
+            system=system_name(),
+            python=platform.python_version(),
+        )
+
+    def measure(self, points: Iterable[Point]) -> Iterator[tuple[Point, Entry]]:
+        """Measure each point in its own session, which is freed before the next one starts.
+
+        Raises:
+            MdpError: ONNX Runtime refuses an operator.
+        """
+        for signature, widths in points:
+            yield (signature, widths), self._measure(signature, widths)
+
+    def _measure(self, signature: OperatorSignature, widths: tuple[int, ...]) -> Entry:
+        graph = operator_graph(signature, widths)
+        try:
+            with tempfile.TemporaryDirectory(prefix="mdp-latency-") as folder:
+                totals = self._kernel_ms(graph, folder)
+        except ort.capi.onnxruntime_pybind11_state.OnnxRuntimeException as error:
+            raise MdpError(
+                f"ONNX Runtime {ort.__version__} cannot run {signature.key} with widths {widths}: {error}"
+            ) from error
+        fastest = sorted(totals)[:3]
+        ms = statistics.median(fastest) / graph.copies
+        spread = (max(totals) - min(totals)) / statistics.median(totals)
+        return Entry(
+            max(ms, 0.0), spread, len(totals), datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+        )
+
+    def _kernel_ms(self, graph: OperatorGraph, folder: str) -> list[float]:
+        """Milliseconds in the measured kernels, per run that counts."""
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = 1
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        options.enable_profiling = True
+        options.profile_file_prefix = str(Path(folder) / "profile")
+        session = ort.InferenceSession(
+            graph.model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+        feed = {
+            name: self._random.standard_normal(shape, dtype=np.float32)
+            for name, shape in graph.inputs.items()
+        }
+        for _ in range(self.protocol.warmup):
+            session.run(None, feed)
+        walls: list[float] = []
+        while len(walls) < self.protocol.runs or (len(walls) < self._max_runs and not self._settled(walls)):
+            start = time.perf_counter()
+            session.run(None, feed)
+            walls.append(time.perf_counter() - start)
+        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+        return _totals_ms(events, self.protocol.warmup + len(walls))[self.protocol.warmup :]
+
+    def _settled(self, walls: list[float]) -> bool:
+        fastest = sorted(walls)[:3]
+        return fastest[-1] <= fastest[0] * (1 + self._tolerance)
+
+
+def _totals_ms(events: list[dict], runs: int) -> list[float]:
+    """Sum of the measured kernels of each run; every kernel runs once per run."""
+    durations: dict[str, list[float]] = {}
+    for event in events:
+        name = event.get("name", "")
+        if name.endswith(_KERNEL) and not name.startswith(_NOT_MEASURED):
+            durations.setdefault(name, []).append(event["dur"] / 1000)
+    totals = [0.0] * runs
+    for name, values in durations.items():
+        if len(values) != runs:
+            raise MdpError(
+                f"ONNX Runtime's profile holds {len(values)} runs of {name.removesuffix(_KERNEL)}, "
+                f"expected {runs}; measure again with an ONNX Runtime that profiles every kernel"
+            )
+        sign = -1 if name.startswith("offset") else 1
+        for run, value in enumerate(values):
+            totals[run] += sign * value
+    return totals

@@ -1,0 +1,89 @@
+"""Which operators and widths are worth measuring."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from itertools import product
+
+from mdp_mmdet3d.space import WIDTH_ROLES, CostTerm, OperatorSignature, PruningSpace
+
+Point = tuple[OperatorSignature, tuple[int, ...]]
+
+# How many widths of a role are sampled; None means all of them. Attention is convex in its heads.
+_SAMPLES: Mapping[str, int | None] = {"heads": None, "qk_width": 2, "v_width": 2, "hidden": 5}
+_DEFAULT_SAMPLES = 3
+
+
+def sampled_widths(options: tuple[int, ...], count: int | None) -> tuple[int, ...]:
+    """Choose about ``count`` of the options: always the smallest and the largest, the others evenly between.
+
+    Args:
+        options: Increasing counts.
+        count: How many; None takes all.
+
+    Returns:
+        Increasing counts. A tie between two options goes to the smaller one.
+    """
+    if count is None or len(options) <= count:
+        return options
+    targets = [options[0] + (options[-1] - options[0]) * step / (count - 1) for step in range(count)]
+    return tuple(
+        sorted({min(options, key=lambda option: (abs(option - target), option)) for target in targets})
+    )
+
+
+def grid_points(space: PruningSpace) -> list[Point]:
+    """Every signature of the space at a rectangular grid of a few widths per role."""
+    axes: dict[OperatorSignature, list[set[int]]] = {}
+    for term in space.frame_terms():
+        roles = WIDTH_ROLES[term.signature.kind]
+        axis = axes.setdefault(term.signature, [set() for _ in roles])
+        for values, role, width in zip(axis, roles, term.widths, strict=True):
+            options = _options(space, width)
+            values.update(sampled_widths(options, _SAMPLES.get(role, _DEFAULT_SAMPLES)))
+    return [
+        (signature, widths)
+        for signature, axis in axes.items()
+        for widths in product(*(sorted(values) for values in axis))
+        if 0 not in widths
+    ]
+
+
+def exact_points(space: PruningSpace) -> list[Point]:
+    """Every combination of options that some plan may use."""
+    points: dict[Point, None] = {}
+    for term in space.frame_terms():
+        names = term.dimensions
+        for counts in product(*(space.by_name[name].options for name in names)):
+            points[term.signature, term_widths(space, term, dict(zip(names, counts, strict=True)))] = None
+    return [point for point in points if 0 not in point[1]]
+
+
+def entries_of(space: PruningSpace, widths: Mapping[str, int], removed: Collection[str]) -> list[Point]:
+    """The measurements that one structure uses, each once.
+
+    Args:
+        space: What may be pruned.
+        widths: Kept count per dimension; one that is missing keeps its dense size.
+        removed: Names of removed blocks.
+    """
+    points = {(term.signature, term_widths(space, term, widths)): None for term in kept_terms(space, removed)}
+    return [point for point in points if 0 not in point[1]]
+
+
+def kept_terms(space: PruningSpace, removed: Collection[str]) -> list[CostTerm]:
+    """Terms that run every frame and lie in no removed block."""
+    gone = frozenset(removed)
+    return [term for term in space.frame_terms() if gone.isdisjoint(space.chain(term.block))]
+
+
+def term_widths(space: PruningSpace, term: CostTerm, widths: Mapping[str, int]) -> tuple[int, ...]:
+    """Counts per role of ``term``; a dimension that ``widths`` does not name keeps its dense size."""
+    return tuple(
+        width if isinstance(width, int) else widths.get(width, space.by_name[width].size)
+        for width in term.widths
+    )
+
+
+def _options(space: PruningSpace, width: str | int) -> tuple[int, ...]:
+    return (width,) if isinstance(width, int) else space.by_name[width].options

@@ -1,0 +1,344 @@
+"""`LatencyTable`: what each operator costs on one device, in milliseconds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mdp_mmdet3d.errors import FileFormatError, MdpError, StructureMismatchError
+from mdp_mmdet3d.files import read_json, write_json
+from mdp_mmdet3d.latency.interpolation import Grid, inside, measured_grid, multilinear, staircase
+from mdp_mmdet3d.space import WIDTH_ROLES, CostTerm, OperatorSignature, PruningSpace
+
+SCHEMA_VERSION = 1
+
+
+class NotMeasuredError(MdpError):
+    """The table does not cover an operator or a width that is asked for."""
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where a table was measured; `python` and `system` are for people, the rest must agree to use a table.
+
+    Attributes:
+        processor: Model name of the CPU or GPU.
+        runtime: What runs the operators, e.g. ``"onnxruntime-cpu"``.
+        runtime_version: Its version.
+        threads: CPU threads used; 0 where it does not apply.
+        precision: ``"float32"``, ``"float16"``, ...
+        system: Operating system, cores, driver.
+        python: Version of the interpreter that measured.
+    """
+
+    processor: str
+    runtime: str
+    runtime_version: str
+    threads: int
+    precision: str
+    system: str = ""
+    python: str = ""
+
+    def differences(self, other: Device) -> list[str]:
+        """Fields in which two devices are not interchangeable, as readable text."""
+        names = ("processor", "runtime", "runtime_version", "threads", "precision")
+        return [
+            f"{name}: {getattr(self, name)!r} and {getattr(other, name)!r}"
+            for name in names
+            if getattr(self, name) != getattr(other, name)
+        ]
+
+    def __str__(self) -> str:
+        threads = f", {self.threads} thread{'s' if self.threads != 1 else ''}" if self.threads else ""
+        return f"{self.runtime} {self.runtime_version} on {self.processor}{threads}, {self.precision}"
+
+
+@dataclass(frozen=True)
+class MeasurementProtocol:
+    """How the entries were measured.
+
+    Attributes:
+        name: Short description of the context in which an operator runs.
+        warmup: Runs that were thrown away.
+        runs: Runs that count.
+        statistic: ``"median"`` or ``"minimum"`` of the runs.
+        staircase: Convolutions are interpolated along `interpolation.staircase` instead of straight lines.
+    """
+
+    name: str
+    warmup: int
+    runs: int
+    statistic: str
+    staircase: bool
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One measurement.
+
+    Attributes:
+        ms: Milliseconds.
+        spread: (largest - smallest) / median of the runs that count.
+        runs: How many runs count.
+        time: When, ISO 8601 in UTC.
+    """
+
+    ms: float
+    spread: float
+    runs: int
+    time: str
+
+
+@dataclass(frozen=True)
+class Lookup:
+    """Milliseconds of an operator, and whether they were interpolated."""
+
+    ms: float
+    interpolated: bool
+
+
+class LatencyTable:
+    """Measured latency per operator signature and widths.
+
+    Args:
+        device: Where the entries were measured.
+        protocol: How.
+    """
+
+    def __init__(self, device: Device, protocol: MeasurementProtocol) -> None:
+        self.device = device
+        self.protocol = protocol
+        self._entries: dict[OperatorSignature, dict[tuple[int, ...], Entry]] = {}
+        self._grids: dict[OperatorSignature, Grid | None] = {}
+
+    def __len__(self) -> int:
+        return sum(len(entries) for entries in self._entries.values())
+
+    def __iter__(self) -> Iterator[tuple[OperatorSignature, tuple[int, ...], Entry]]:
+        for signature, entries in self._entries.items():
+            for widths, entry in entries.items():
+                yield signature, widths, entry
+
+    def get(self, signature: OperatorSignature, widths: tuple[int, ...]) -> Entry | None:
+        """The measurement itself, or None."""
+        return self._entries.get(signature, {}).get(tuple(widths))
+
+    def add(self, signature: OperatorSignature, widths: tuple[int, ...], entry: Entry) -> None:
+        """Add or replace an entry; raises `ValueError` if it is no finite, non-negative time of the operator."""
+        if len(widths) != len(WIDTH_ROLES[signature.kind]) or any(width < 0 for width in widths):
+            raise ValueError(
+                f"{signature.key}: widths {widths} do not fit the roles {WIDTH_ROLES[signature.kind]}"
+            )
+        for name in ("ms", "spread"):
+            value = getattr(entry, name)
+            if not (isinstance(value, (int, float)) and math.isfinite(value) and value >= 0):
+                raise ValueError(f"{signature.key} {widths}: {name} is {value!r}, not a finite number >= 0")
+        self._entries.setdefault(signature, {})[tuple(int(width) for width in widths)] = entry
+        self._grids.pop(signature, None)
+
+    def lookup(self, signature: OperatorSignature, widths: tuple[int, ...]) -> Lookup:
+        """Latency of one operator; raises `NotMeasuredError` outside the measured range."""
+        ms, interpolated = self.lookup_many(signature, np.array([widths]))
+        return Lookup(float(ms[0]), bool(interpolated[0]))
+
+    def lookup_many(self, signature: OperatorSignature, widths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Latency of one operator at many widths.
+
+        Args:
+            signature: The operator.
+            widths: Integer counts per role, shape (N, R). A row with a 0 is no operator and costs nothing.
+
+        Returns:
+            Milliseconds (N,) and which of them were interpolated (N,).
+
+        Raises:
+            NotMeasuredError: The operator was never measured, or a row lies outside the measured range.
+        """
+        if widths.ndim != 2 or widths.shape[1] != len(WIDTH_ROLES[signature.kind]):
+            raise ValueError(
+                f"{signature.key}: widths have shape {widths.shape}, expected (N, "
+                f"{len(WIDTH_ROLES[signature.kind])}) for {WIDTH_ROLES[signature.kind]}"
+            )
+        entries = self._entries.get(signature)
+        if entries is None:
+            raise NotMeasuredError(f"the latency table has no entry of {signature.key}; run measure_latency")
+        ms = np.zeros(len(widths))
+        missing = np.zeros(len(widths), dtype=bool)
+        for row, key in enumerate(map(tuple, widths.tolist())):
+            if key in entries:
+                ms[row] = entries[key].ms
+            else:
+                missing[row] = 0 not in key
+        if missing.any():
+            ms[missing] = self._interpolate(signature, widths[missing])
+        return ms, missing
+
+    def cost_array(self, space: PruningSpace, term: CostTerm) -> tuple[np.ndarray, np.ndarray]:
+        """Latency of a cost term over the options of its dimensions.
+
+        Args:
+            space: The space that ``term`` belongs to.
+            term: The operator.
+
+        Returns:
+            Milliseconds and which were interpolated, both of shape (options of ``term.dimensions[0]``, ...).
+
+        Raises:
+            NotMeasuredError: The table does not cover the term.
+        """
+        names = term.dimensions
+        options = [space.by_name[name].options for name in names]
+        rows = []
+        for counts in product(*options):
+            chosen = dict(zip(names, counts, strict=True))
+            rows.append([chosen[width] if isinstance(width, str) else width for width in term.widths])
+        ms, interpolated = self.lookup_many(term.signature, np.array(rows))
+        shape = tuple(len(option) for option in options)
+        return ms.reshape(shape), interpolated.reshape(shape)
+
+    def _interpolate(self, signature: OperatorSignature, widths: np.ndarray) -> np.ndarray:
+        stairs = self.protocol.staircase and signature.kind == "conv"
+        if signature not in self._grids:
+            self._grids[signature] = measured_grid(
+                {
+                    key: entry.ms / float(staircase(np.array(key[1]))) if stairs else entry.ms
+                    for key, entry in self._entries[signature].items()
+                    if 0 not in key
+                }
+            )
+        grid = self._grids[signature]
+        if grid is None:
+            raise NotMeasuredError(
+                f"the latency table holds no complete grid of {signature.key}; run measure_latency"
+            )
+        covered = inside(grid, widths)
+        if stairs:
+            blocked = (widths[:, 0] % 4 == 0) | np.isin(widths[:, 0], grid[0][0])
+            if not blocked.all():
+                raise NotMeasuredError(
+                    f"{signature.key} with {widths[~blocked][0].tolist()} channels: an input count that is no "
+                    "multiple of 4 leaves ONNX Runtime's blocked layout and cannot be interpolated; measure it "
+                    "(policy 'exact') or let the dimension's options be multiples of 4"
+                )
+        if not covered.all():
+            ranges = ", ".join(
+                f"{role} {axis[0]}..{axis[-1]}"
+                for role, axis in zip(WIDTH_ROLES[signature.kind], grid[0], strict=True)
+            )
+            raise NotMeasuredError(
+                f"{signature.key}: widths {widths[~covered][0].tolist()} lie outside the measured "
+                f"range ({ranges}) and are not extrapolated; measure them"
+            )
+        values = multilinear(grid, widths)
+        return values * staircase(widths[:, 1]) if stairs else values
+
+    def merge(self, other: LatencyTable, *, force: bool = False) -> int:
+        """Take over the entries of another table that are newer or missing here.
+
+        Args:
+            other: Table to read from.
+            force: Accept a table of another device or protocol.
+
+        Returns:
+            How many entries were taken.
+
+        Raises:
+            StructureMismatchError: Other device or protocol, and not ``force``.
+        """
+        if not force:
+            other.require(self.device, self.protocol, "the table to merge")
+        taken = 0
+        for signature, widths, entry in other:
+            mine = self.get(signature, widths)
+            if mine is None or mine.time < entry.time:
+                self.add(signature, widths, entry)
+                taken += 1
+        return taken
+
+    def require(
+        self, device: Device, protocol: MeasurementProtocol | None = None, what: str | Path = "latency table"
+    ) -> None:
+        """Raise `StructureMismatchError` unless the table was measured on ``device`` (and by ``protocol``)."""
+        differences = self.device.differences(device)
+        if protocol is not None and protocol != self.protocol:
+            differences.append(f"protocol: {self.protocol} and {protocol}")
+        if differences:
+            raise StructureMismatchError(
+                f"{what} was made on another device or in another way ({'; '.join(differences)}): measure into "
+                "another file, or force its use if you know that it holds here"
+            )
+
+    def save(self, path: str | Path) -> None:
+        """Write as JSON, atomically."""
+        write_json(
+            path,
+            {
+                "schema_version": SCHEMA_VERSION,
+                "device": asdict(self.device),
+                "protocol": asdict(self.protocol),
+                "operators": [
+                    {
+                        "operator": signature.kind,
+                        "attributes": dict(signature.attributes),
+                        "entries": [
+                            {"widths": list(widths), **asdict(entry)}
+                            for widths, entry in sorted(entries.items())
+                        ],
+                    }
+                    for signature, entries in sorted(self._entries.items(), key=lambda item: item[0].key)
+                ],
+            },
+        )
+
+    @classmethod
+    def load(cls, path: str | Path, *, device: Device | None = None, force: bool = False) -> LatencyTable:
+        """Read what `save` wrote.
+
+        Args:
+            path: JSON file.
+            device: Refuse a table that was measured elsewhere.
+            force: Accept it all the same.
+
+        Raises:
+            FileFormatError: Truncated, of another version, or with a value that is no time.
+            StructureMismatchError: Measured on another device, and not ``force``.
+        """
+        data = read_json(path, what="latency table", schema_version=SCHEMA_VERSION)
+        try:
+            table = cls(_build(Device, data["device"]), _build(MeasurementProtocol, data["protocol"]))
+            for operator in data["operators"]:
+                signature = OperatorSignature.make(operator["operator"], **operator["attributes"])
+                for entry in operator["entries"]:
+                    values = {name: value for name, value in entry.items() if name != "widths"}
+                    table.add(signature, tuple(entry["widths"]), _build(Entry, values))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise FileFormatError(
+                f"latency table {path} is damaged ({error}); delete it and measure again"
+            ) from error
+        if device is not None and not force:
+            table.require(device, what=f"latency table {path}")
+        return table
+
+
+def _build(kind: type[Any], values: Mapping[str, Any]) -> Any:
+    """Construct a dataclass, refusing missing, unknown and wrongly typed fields."""
+    expected = {field.name: str(field.type) for field in fields(kind)}
+    if set(values) != set(expected):
+        raise ValueError(f"{kind.__name__} has the fields {sorted(values)}, expected {sorted(expected)}")
+    allowed: dict[str, tuple[type, ...]] = {
+        "str": (str,),
+        "int": (int,),
+        "float": (int, float),
+        "bool": (bool,),
+    }
+    for name, type_name in expected.items():
+        value = values[name]
+        if not isinstance(value, allowed[type_name]) or (isinstance(value, bool) and type_name != "bool"):
+            raise ValueError(f"{kind.__name__}.{name} is {value!r}, not {type_name}")
+    return kind(**values)
