@@ -1,10 +1,12 @@
 """StreamPETR for MMDetection3D 1.4: streaming multi-camera 3D detection (arXiv 2303.11926)."""
+
 from .assigner import StreamPETRHungarianAssigner
 from .box_coder import Detections, StreamPETRBoxCoder
 from .cp_fpn import CPFPN
 from .decoder import StreamPETRDecoder
 from .denoising import DenoisingGenerator
-from .detector import FrameInputs, StreamPETR, frame_inputs
+from .detector import StreamPETR
+from .frame import FrameInputs, frame_inputs
 from .head import HeadOutput, StreamPETRHead
 from .losses import StreamPETRLoss
 from .memory import MemoryState

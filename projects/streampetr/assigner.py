@@ -1,4 +1,5 @@
 """One-to-one matching of predictions to ground truth."""
+
 from __future__ import annotations
 
 import torch

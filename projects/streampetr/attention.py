@@ -1,4 +1,5 @@
 """Multi-head attention whose head count and head widths are constructor arguments."""
+
 from __future__ import annotations
 
 import torch
@@ -9,10 +10,10 @@ from torch import Tensor, nn
 class MultiheadAttention(nn.Module):
     """Scaled dot-product attention with the parameter names of ``nn.MultiheadAttention``.
 
-    ``in_proj_weight`` is ``[2 * num_heads * qk_head_dim + num_heads * v_head_dim, embed_dims]``: the rows of q, then k,
-    then v, each head-major; ``out_proj.weight`` is ``[embed_dims, num_heads * v_head_dim]``. ``num_heads``,
-    ``qk_head_dim`` and ``v_head_dim`` are read at run time, so they can change together with the weights; ``scale``
-    stays what it was, as a head keeps its logits when some of its q/k width is cut.
+    ``in_proj_weight`` is ``[2 * num_heads * qk_head_dim + num_heads * v_head_dim, embed_dims]``: the rows of
+    q, then k, then v, each head-major; ``out_proj.weight`` is ``[embed_dims, num_heads * v_head_dim]``.
+    ``num_heads``, ``qk_head_dim`` and ``v_head_dim`` are read at run time, so they can change together with
+    the weights; ``scale`` stays what it was, as a head keeps its logits when some of its q/k width is cut.
 
     Args:
         embed_dims: Width of queries, keys, values and output.
@@ -38,7 +39,7 @@ class MultiheadAttention(nn.Module):
         super().__init__()
         if (qk_head_dim is None or v_head_dim is None) and embed_dims % num_heads:
             raise ValueError(
-                f"embed_dims={embed_dims} is not divisible by num_heads={num_heads}: give qk_head_dim and v_head_dim"
+                f"embed_dims={embed_dims} is not divisible by num_heads={num_heads}: give both head widths"
             )
         self.num_heads = num_heads
         self.qk_head_dim = qk_head_dim or embed_dims // num_heads

@@ -1,4 +1,5 @@
 """Box code (cx, cy, cz, log dx, log dy, log dz, sin yaw, cos yaw, vx, vy) and decoding without NMS."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence

@@ -1,4 +1,5 @@
-"""Small modules that modulate features by a condition: MLN and the gate of the featurized position embedding."""
+"""Modules that modulate features by a condition: motion-aware norm and position-embedding gate."""
+
 from __future__ import annotations
 
 import torch.nn.functional as F

@@ -1,4 +1,5 @@
 """CPFPN: a feature pyramid without the parameters that would receive no gradient."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -39,9 +40,10 @@ class CPFPN(BaseModule):
             ValueError: The number of inputs differs from the number of lateral convolutions.
         """
         if len(inputs) != len(self.lateral_convs):
-            raise ValueError(f"CPFPN has {len(self.lateral_convs)} lateral convolutions but got {len(inputs)} inputs")
+            raise ValueError(f"CPFPN takes {len(self.lateral_convs)} inputs but got {len(inputs)}")
         levels = [lateral(x) for lateral, x in zip(self.lateral_convs, inputs)]
         for i in range(len(levels) - 1, 0, -1):
-            levels[i - 1] = levels[i - 1] + F.interpolate(levels[i], size=levels[i - 1].shape[2:], mode="nearest")
+            upsampled = F.interpolate(levels[i], size=levels[i - 1].shape[2:], mode="nearest")
+            levels[i - 1] = levels[i - 1] + upsampled
         levels[0] = self.fpn_convs[0](levels[0])
         return levels

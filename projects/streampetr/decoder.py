@@ -1,4 +1,5 @@
 """Post-norm decoder: hybrid self-attention over queries and memory, cross-attention to image tokens, FFN."""
+
 from __future__ import annotations
 
 import torch
@@ -34,8 +35,8 @@ class FFN(nn.Module):
 class StreamPETRDecoderLayer(nn.Module):
     """Self-attention, norm, cross-attention, norm, FFN, norm.
 
-    A sub-layer (``attentions[0]``, ``attentions[1]``, ``ffns[0]``) that is an ``nn.Identity`` has been removed: its
-    residual branch is skipped, its norm stays.
+    A sub-layer (``attentions[0]``, ``attentions[1]``, ``ffns[0]``) that is an ``nn.Identity`` has been
+    removed: its residual branch is skipped, its norm stays.
 
     Args:
         embed_dims: Width of the queries and image tokens.
@@ -112,7 +113,9 @@ class StreamPETRDecoder(nn.Module):
         **layer_kwargs: Arguments of :class:`StreamPETRDecoderLayer`.
     """
 
-    def __init__(self, num_layers: int = 6, embed_dims: int = 256, with_cp: bool = False, **layer_kwargs) -> None:
+    def __init__(
+        self, num_layers: int = 6, embed_dims: int = 256, with_cp: bool = False, **layer_kwargs
+    ) -> None:
         super().__init__()
         self.layers = nn.ModuleList(
             StreamPETRDecoderLayer(embed_dims=embed_dims, **layer_kwargs) for _ in range(num_layers)
@@ -143,5 +146,5 @@ class StreamPETRDecoder(nn.Module):
                 x = layer(x, *args)
             levels.append(self.post_norm(x))
         if not levels:
-            raise ValueError("every layer of pts_bbox_head.transformer.decoder has been removed; keep at least one")
+            raise ValueError("every layer of StreamPETRDecoder.layers has been removed; keep at least one")
         return levels

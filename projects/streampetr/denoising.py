@@ -1,4 +1,5 @@
 """Denoising queries: noised ground-truth centres that need no matching (training only)."""
+
 from __future__ import annotations
 
 import math

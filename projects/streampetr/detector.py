@@ -1,10 +1,10 @@
 """The StreamPETR detector: images and poses of a stream of frames in, 3D boxes out."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
 from mmdet3d.models import Base3DDetector
 from mmdet3d.registry import MODELS, TASK_UTILS
@@ -14,38 +14,18 @@ from torch import Tensor
 
 from .box_coder import Detections
 from .denoising import DenoisingQueries
+from .frame import FrameInputs, frame_inputs, metainfo
 from .head import HeadOutput
 from .memory import MemoryState, post_update, pre_update, restart_streams
-
-
-class FrameInputs(NamedTuple):
-    """Geometry and time of one frame.
-
-    Attributes:
-        pad_hw: Height and width in pixels of the padded network image.
-        intrinsics: (B, N, 4, 4) of the network image.
-        img2lidar: (B, N, 4, 4) inverse of lidar2img.
-        ego_pose: (B, 4, 4) lidar to global frame.
-        ego_pose_inv: (B, 4, 4) its inverse.
-        timestamp: (B,) seconds, float64.
-        prev_exists: (B,) 1 where the stream goes on, 0 where it starts.
-    """
-
-    pad_hw: tuple[int, int]
-    intrinsics: Tensor
-    img2lidar: Tensor
-    ego_pose: Tensor
-    ego_pose_inv: Tensor
-    timestamp: Tensor
-    prev_exists: Tensor
 
 
 @MODELS.register_module()
 class StreamPETR(Base3DDetector):
     """Streaming multi-camera 3D detector (Wang et al., arXiv 2303.11926).
 
-    It keeps the memory of its streams between calls: row b of the batch is always the same stream. The memory is no
-    part of the state dict; it is cleared on every change between training and evaluation and by :meth:`reset_memory`.
+    It keeps the memory of its streams between calls: row b of the batch is always the same stream. The memory
+    is no part of the state dict; it is cleared on every change between training and evaluation and by
+    :meth:`reset_memory`.
 
     Args:
         img_backbone: Config of the backbone.
@@ -142,11 +122,12 @@ class StreamPETR(Base3DDetector):
             img_feats = img_feats.float()
             pos_embed, cone = head.position_embedding(frame.pad_hw, frame.intrinsics, frame.img2lidar)
             if memory is None:
-                current = restart_streams(head.empty_memory(len(img_feats)), frame.prev_exists, head.pseudo_points)
+                current = head.empty_memory(len(img_feats))
+                current = restart_streams(current, frame.prev_exists, head.pseudo_points)
             elif len(memory.embedding) != len(img_feats):
                 raise ValueError(
-                    f"the memory holds {len(memory.embedding)} streams but the batch has {len(img_feats)} samples; keep "
-                    "the batch size constant (drop_last=True) or call reset_memory()"
+                    f"the memory holds {len(memory.embedding)} streams but the batch has {len(img_feats)} "
+                    "samples; keep the batch size constant (drop_last=True) or call reset_memory()"
                 )
             else:
                 current = pre_update(
@@ -168,18 +149,22 @@ class StreamPETR(Base3DDetector):
             )
             pad = denoising.reference_points.shape[1] if denoising else 0
             kept = HeadOutput(
-                output.all_cls_scores[:, :, pad:], output.all_bbox_preds[:, :, pad:], output.embedding[:, pad:]
+                output.all_cls_scores[:, :, pad:],
+                output.all_bbox_preds[:, :, pad:],
+                output.embedding[:, pad:],
             )
             current = head.remember(kept, current)
             return output, post_update(current, timestamp=frame.timestamp, ego_pose=frame.ego_pose)
 
-    def loss(self, batch_inputs: dict, batch_data_samples: Sequence[Det3DDataSample], **kwargs: Any) -> dict[str, Tensor]:
+    def loss(
+        self, batch_inputs: dict, batch_data_samples: Sequence[Det3DDataSample], **kwargs: Any
+    ) -> dict[str, Tensor]:
         """3D losses of one frame per stream; the memory moves on by that frame.
 
         Args:
             batch_inputs: ``imgs`` (B, N, 3, H, W).
-            batch_data_samples: With ``gt_instances_3d`` (``bboxes_3d`` 9-dim, ``labels_3d``) and the metainfo of
-                :func:`frame_inputs`.
+            batch_data_samples: With ``gt_instances_3d`` (``bboxes_3d`` 9-dim, ``labels_3d``) and the metainfo
+                of :func:`frame_inputs`.
             **kwargs: Not used.
 
         Returns:
@@ -188,8 +173,6 @@ class StreamPETR(Base3DDetector):
         Raises:
             ValueError: The model was built without ``criterion``, or metainfo is missing.
         """
-        if self.criterion is None:
-            raise ValueError("this StreamPETR was built without losses; set criterion=dict(type='StreamPETRLoss')")
         head = self.pts_bbox_head
         imgs = batch_inputs["imgs"]
         frame = frame_inputs(batch_data_samples, imgs)
@@ -220,7 +203,22 @@ class StreamPETR(Base3DDetector):
         gt_labels: Sequence[Tensor],
         denoising: DenoisingQueries | None,
     ) -> dict[str, Tensor]:
-        """Losses of raw predictions; with a denoising generator in training every batch yields the same keys."""
+        """Losses of raw predictions.
+
+        Args:
+            output: With the denoising queries first.
+            gt_boxes: Per sample (m, 9): gravity centre, sizes, yaw, velocity.
+            gt_labels: Per sample (m,).
+            denoising: The denoising queries, if there are any.
+
+        Returns:
+            See :class:`StreamPETRLoss`. Training with denoising yields the same keys for every batch.
+
+        Raises:
+            ValueError: The model was built without ``criterion``.
+        """
+        if self.criterion is None:
+            raise ValueError("this StreamPETR has no losses; set criterion=dict(type='StreamPETRLoss')")
         head = self.pts_bbox_head
         scores, boxes = output.all_cls_scores, output.all_bbox_preds
         pad = denoising.reference_points.shape[1] if denoising else 0
@@ -228,10 +226,12 @@ class StreamPETR(Base3DDetector):
             scores[:, :, pad:], boxes[:, :, pad:], gt_boxes, gt_labels, head.code_weights, head.match_costs
         )
         if denoising is not None:
-            losses |= self.criterion.denoising(scores[:, :, :pad], boxes[:, :, :pad], denoising, head.code_weights)
+            losses |= self.criterion.denoising(
+                scores[:, :, :pad], boxes[:, :, :pad], denoising, head.code_weights
+            )
         elif self.denoising is not None and self.training:
             # A rank without ground truth must log the same keys as the others.
-            losses |= {key.replace("loss_", "dn_loss_"): value.detach().clone() for key, value in losses.items()}
+            losses |= {key.replace("loss_", "dn_loss_"): value.detach() for key, value in losses.items()}
         return losses
 
     def predict(
@@ -245,8 +245,8 @@ class StreamPETR(Base3DDetector):
             **kwargs: Not used.
 
         Returns:
-            The samples with ``pred_instances_3d``: ``bboxes_3d`` (LiDARInstance3DBoxes, 9-dim), ``scores_3d``,
-            ``labels_3d``.
+            The samples with ``pred_instances_3d``: ``bboxes_3d`` (LiDARInstance3DBoxes, 9-dim),
+            ``scores_3d``, ``labels_3d``.
         """
         output = self._stream(batch_inputs, batch_data_samples, last_level_only=True)
         detections = self.bbox_coder.decode(output.all_cls_scores[-1], output.all_bbox_preds[-1])
@@ -264,7 +264,7 @@ class StreamPETR(Base3DDetector):
     ) -> HeadOutput:
         imgs = batch_inputs["imgs"]
         frame = frame_inputs(samples, imgs)
-        scenes = [_metainfo(samples, i, "scene_token") for i in range(len(samples))]
+        scenes = [metainfo(samples, i, "scene_token") for i in range(len(samples))]
         if self._scene_tokens is not None and len(self._scene_tokens) == len(scenes):
             goes_on = [before == now for before, now in zip(self._scene_tokens, scenes)]
             frame = frame._replace(prev_exists=frame.prev_exists * frame.prev_exists.new_tensor(goes_on))
@@ -279,51 +279,7 @@ class StreamPETR(Base3DDetector):
         return output
 
 
-def frame_inputs(samples: Sequence[Det3DDataSample], imgs: Tensor) -> FrameInputs:
-    """Collect the geometry of a batch from its metainfo, on the device of the images.
-
-    Args:
-        samples: With metainfo ``intrinsics`` and ``lidar2img`` (N, 4, 4), ``ego_pose`` and ``ego_pose_inv`` (4, 4),
-            ``timestamp`` (seconds) and ``prev_exists``.
-        imgs: (B, N, 3, H, W).
-
-    Raises:
-        ValueError: A key is missing, or the number of samples or cameras does not fit the images.
-    """
-    if len(samples) != len(imgs):
-        raise ValueError(f"{len(imgs)} samples of images came with {len(samples)} data samples")
-
-    def stack(key: str) -> np.ndarray:
-        return np.stack([np.asarray(_metainfo(samples, i, key), dtype=np.float64) for i in range(len(samples))])
-
-    def tensor(values: np.ndarray, dtype: torch.dtype = torch.float32) -> Tensor:
-        return torch.as_tensor(values, dtype=dtype).to(imgs.device)
-
-    lidar2img = stack("lidar2img")
-    if lidar2img.shape[1] != imgs.shape[1]:
-        raise ValueError(f"metainfo 'lidar2img' describes {lidar2img.shape[1]} cameras, the images {imgs.shape[1]}")
-    return FrameInputs(
-        pad_hw=(imgs.shape[-2], imgs.shape[-1]),
-        intrinsics=tensor(stack("intrinsics")),
-        img2lidar=tensor(np.linalg.inv(lidar2img)),
-        ego_pose=tensor(stack("ego_pose")),
-        ego_pose_inv=tensor(stack("ego_pose_inv")),
-        timestamp=tensor(stack("timestamp"), torch.float64),
-        prev_exists=tensor(stack("prev_exists")),
-    )
-
-
 def to_instances(detections: Detections) -> InstanceData:
     """Detections as MMDetection3D instances, whose boxes are bottom-centred."""
     boxes = LiDARInstance3DBoxes(detections.bboxes, box_dim=9, origin=(0.5, 0.5, 0.5))
     return InstanceData(bboxes_3d=boxes, scores_3d=detections.scores, labels_3d=detections.labels)
-
-
-def _metainfo(samples: Sequence[Det3DDataSample], index: int, key: str) -> Any:
-    value = samples[index].metainfo.get(key)
-    if value is None:
-        raise ValueError(
-            f"data sample {index} lacks metainfo {key!r}, which StreamPETR needs; add it in the data set and to the "
-            f"packing transform's meta_keys (present: {', '.join(sorted(samples[index].metainfo)) or 'nothing'})"
-        )
-    return value

@@ -1,4 +1,5 @@
 """Fixed encodings of positions, times and motion, and the inverse sigmoid."""
+
 from __future__ import annotations
 
 import math

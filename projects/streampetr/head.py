@@ -1,4 +1,5 @@
 """The StreamPETR head: image tokens and memory in, boxes and memory out. It holds no state of the stream."""
+
 from __future__ import annotations
 
 import math
@@ -11,7 +12,14 @@ from torch import Tensor, nn
 
 from .conditioning import MLN, FeaturizedPositionEmbedding
 from .embeddings import inverse_sigmoid, motion_embedding, point_embedding, sine_embedding
-from .memory import MemoryState, empty_memory, push_detections, restart_streams, transform_memory, truncate_memory
+from .memory import (
+    MemoryState,
+    empty_memory,
+    push_detections,
+    restart_streams,
+    transform_memory,
+    truncate_memory,
+)
 from .position_embedding import CONE_NEAR_BIN, IntrinsicsTiling, depth_bins, frustum_points, token_cone
 
 
@@ -19,8 +27,8 @@ class HeadOutput(NamedTuple):
     """Raw predictions of one frame.
 
     Attributes:
-        all_cls_scores: (levels, B, n, num_classes) logits; n counts denoising, learned and propagated queries, in
-            that order.
+        all_cls_scores: (levels, B, n, num_classes) logits; n counts denoising, learned and propagated
+            queries, in that order.
         all_bbox_preds: (levels, B, n, 10): centre in metres, log size, sin and cos of yaw, velocity.
         embedding: (B, n, C) post-normed output of the last level.
     """
@@ -44,9 +52,9 @@ class AlignedQueries(NamedTuple):
 class StreamPETRHead(nn.Module):
     """Query-based 3D detection head with a memory of past queries (arXiv 2303.11926).
 
-    Widths are read from the modules when it runs, so that a pruner may slice them in place. The functions that make up
-    a frame take and return tensors only: :meth:`position_embedding`, :meth:`predict`, :meth:`remember` and, for one
-    exported graph, :meth:`forward`.
+    Widths are read from the modules when it runs, so that a pruner may slice them in place. The functions
+    that make up a frame take and return tensors only: :meth:`position_embedding`, :meth:`predict`,
+    :meth:`remember` and, for one exported graph, :meth:`forward`.
 
     Args:
         num_classes: Number of classes.
@@ -104,9 +112,9 @@ class StreamPETRHead(nn.Module):
         if num_propagated > memory_len:
             raise ValueError(f"num_propagated={num_propagated} exceeds memory_len={memory_len}")
         if depth_num <= CONE_NEAR_BIN:
-            raise ValueError(f"depth_num={depth_num}: the cone reads bin {CONE_NEAR_BIN}, so more bins are needed")
+            raise ValueError(f"depth_num={depth_num}: the cone reads bin {CONE_NEAR_BIN}; use more bins")
         if intrinsics_tiling not in ("camera_minor", "camera_major"):
-            raise ValueError(f"intrinsics_tiling={intrinsics_tiling!r} is neither 'camera_minor' nor 'camera_major'")
+            raise ValueError(f"intrinsics_tiling={intrinsics_tiling!r}: use 'camera_minor' or 'camera_major'")
         self.memory_len = memory_len
         self.topk_proposals = topk_proposals
         self.stride = stride
@@ -202,12 +210,15 @@ class StreamPETRHead(nn.Module):
         return self.position_encoder(inverse_sigmoid(points.flatten(2), self.eps)), cone
 
     def embed_tokens(self, x: Tensor, pos_embed: Tensor, cone: Tensor) -> tuple[Tensor, Tensor]:
-        """Image tokens and their featurized position embedding, both (B, M, C), in (camera, row, column) order.
+        """Image tokens and their gated position embedding.
 
         Args:
             x: (B, N, in_channels, h, w) image features.
             pos_embed: (B, M, C) of :meth:`position_embedding`.
             cone: (B, M, 8) of :meth:`position_embedding`.
+
+        Returns:
+            Tokens and position embedding, both (B, M, C), in (camera, row, column) order.
         """
         tokens = self.memory_embed(x.permute(0, 1, 3, 4, 2).flatten(1, 3))
         tokens = self.spatial_alignment(tokens, cone)
@@ -292,7 +303,7 @@ class StreamPETRHead(nn.Module):
             self_attn_mask,
         )
         outs = torch.stack(levels[-1:] if last_level_only else levels)
-        # One diverged query must not poison the memory; Where instead of an assignment, which would export NonZero.
+        # One diverged query must not poison the memory; an indexed assignment would export NonZero.
         outs = torch.where(outs.isnan(), torch.zeros_like(outs), outs)
         code = self.reg_branches[0](outs)
         centre = (code[..., :3] + inverse_sigmoid(queries.reference_points, self.eps)).sigmoid()
@@ -300,9 +311,11 @@ class StreamPETRHead(nn.Module):
         return HeadOutput(self.cls_branches[0](outs), boxes, outs[-1])
 
     def remember(self, output: HeadOutput, memory: MemoryState) -> MemoryState:
-        """Prepend the best queries of ``output`` (without denoising queries) to ``memory``, both in the current frame."""
+        """Prepend the best queries to ``memory`` (both in the current frame, without denoising queries)."""
         scores = output.all_cls_scores[-1].sigmoid().amax(dim=-1)
-        return push_detections(memory, scores, output.embedding, output.all_bbox_preds[-1], self.topk_proposals)
+        return push_detections(
+            memory, scores, output.embedding, output.all_bbox_preds[-1], self.topk_proposals
+        )
 
     def forward(
         self,
@@ -326,8 +339,8 @@ class StreamPETRHead(nn.Module):
             last_level_only: Predict from the last decoder layer only.
 
         Returns:
-            ``all_cls_scores``, ``all_bbox_preds`` and the memory after the frame (``memory_len + topk_proposals`` rows;
-            timestamps are ages at this frame, 0 for the new rows).
+            ``all_cls_scores``, ``all_bbox_preds`` and the memory after the frame (``memory_len +
+            topk_proposals`` rows; timestamps are ages at this frame, 0 for the new rows).
         """
         memory = transform_memory(truncate_memory(pre_memory, self.memory_len), ego_pose_inv)
         output = self.predict(x, pos_embed, cone, memory, last_level_only=last_level_only)

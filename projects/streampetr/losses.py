@@ -1,11 +1,12 @@
 """3D losses of StreamPETR on every decoder level, for matched and for denoising queries."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import torch
-from mmdet3d.registry import MODELS, TASK_UTILS
 from mmdet.utils import reduce_mean
+from mmdet3d.registry import MODELS, TASK_UTILS
 from torch import Tensor, nn
 
 from .box_coder import encode_boxes
@@ -17,7 +18,8 @@ class StreamPETRLoss(nn.Module):
     """Sigmoid focal loss of the classes and weighted L1 loss of the box codes.
 
     Args:
-        loss_cls: Config of the classification loss; mmdet's focal loss with gamma 2, alpha 0.25, weight 2 by default.
+        loss_cls: Config of the classification loss; mmdet's focal loss with gamma 2, alpha 0.25, weight 2 by
+            default.
         bbox_weight: Weight of the L1 loss.
         dn_weight: Weight of the denoising losses.
         assigner: Config of the assigner.
@@ -31,7 +33,13 @@ class StreamPETRLoss(nn.Module):
         assigner: dict | None = None,
     ) -> None:
         super().__init__()
-        focal = {"type": "mmdet.FocalLoss", "use_sigmoid": True, "gamma": 2.0, "alpha": 0.25, "loss_weight": 2.0}
+        focal = {
+            "type": "mmdet.FocalLoss",
+            "use_sigmoid": True,
+            "gamma": 2.0,
+            "alpha": 0.25,
+            "loss_weight": 2.0,
+        }
         self.loss_cls = MODELS.build(loss_cls or focal)
         self.assigner = TASK_UTILS.build(assigner or {"type": "StreamPETRHungarianAssigner"})
         self.bbox_weight = bbox_weight
@@ -63,7 +71,8 @@ class StreamPETRLoss(nn.Module):
         losses = {}
         for prefix, scores, boxes in _levels(cls_scores, bbox_preds):
             matches = [
-                self.assigner.assign(*sample, match_costs) for sample in zip(scores, boxes, gt_labels, gt_codes)
+                self.assigner.assign(*sample, match_costs)
+                for sample in zip(scores, boxes, gt_labels, gt_codes)
             ]
             sample_index = torch.cat([q.new_full(q.shape, i) for i, (q, _) in enumerate(matches)])
             query_index = torch.cat([q for q, _ in matches])
@@ -71,7 +80,9 @@ class StreamPETRLoss(nn.Module):
             labels[sample_index, query_index] = torch.cat([lab[g] for lab, (_, g) in zip(gt_labels, matches)])
             targets = torch.cat([codes[g] for codes, (_, g) in zip(gt_codes, matches)])
             num_pos = len(query_index)
-            losses[prefix + "loss_cls"] = self._classification(scores.flatten(0, 1), labels.flatten(), num_pos)
+            losses[prefix + "loss_cls"] = self._classification(
+                scores.flatten(0, 1), labels.flatten(), num_pos
+            )
             losses[prefix + "loss_bbox"] = self._regression(
                 boxes[sample_index, query_index], targets, code_weights, num_pos
             )

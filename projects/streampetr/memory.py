@@ -1,8 +1,10 @@
 """The memory queue of past object queries, as a value and pure functions on it.
 
-Between frames the rows live in the global frame with negative absolute times; inside a frame they live in the current
-lidar frame with ages in seconds. Rows are ordered newest first. Source: StreamPETR, arXiv 2303.11926, section 3.2.
+Between frames the rows live in the global frame with negative absolute times; inside a frame they live in the
+current lidar frame with ages in seconds. Rows are ordered newest first. Source: StreamPETR, arXiv 2303.11926,
+section 3.2.
 """
+
 from __future__ import annotations
 
 from typing import NamedTuple
@@ -41,7 +43,7 @@ def empty_memory(batch_size: int, length: int, embed_dims: int, like: Tensor) ->
 
 
 def transform_memory(memory: MemoryState, matrix: Tensor) -> MemoryState:
-    """Move points and poses by ``matrix`` (B, 4, 4); objects are taken as static, velocities are not rotated."""
+    """Move points and poses by ``matrix`` (B, 4, 4); objects count as static, velocities are not rotated."""
     points = memory.reference_point @ matrix[:, :3, :3].transpose(-1, -2) + matrix[:, None, :3, 3]
     return memory._replace(reference_point=points, egopose=matrix[:, None] @ memory.egopose)
 
@@ -57,8 +59,8 @@ def restart_streams(memory: MemoryState, prev_exists: Tensor, pseudo_points: Ten
     Args:
         memory: In the current lidar frame.
         prev_exists: (B,) 1 where the stream goes on, 0 where it starts.
-        pseudo_points: (P, 3) metres; become the first P rows of a starting stream, with identity pose. Its other rows
-            are zero; nothing masks them (the checkpoints were trained with that).
+        pseudo_points: (P, 3) metres; become the first P rows of a starting stream, with identity pose. Its
+            other rows are zero; nothing masks them (the checkpoints were trained with that).
     """
     goes_on = prev_exists.reshape(-1, 1, 1) > 0
     num_pseudo, rest = pseudo_points.shape[0], memory.embedding.shape[1] - pseudo_points.shape[0]
@@ -105,7 +107,9 @@ def pre_update(
     return restart_streams(memory, prev_exists, pseudo_points)
 
 
-def push_detections(memory: MemoryState, scores: Tensor, embedding: Tensor, boxes: Tensor, topk: int) -> MemoryState:
+def push_detections(
+    memory: MemoryState, scores: Tensor, embedding: Tensor, boxes: Tensor, topk: int
+) -> MemoryState:
     """Prepend the ``topk`` best queries of this frame, detached, with age 0 and identity pose.
 
     Args:

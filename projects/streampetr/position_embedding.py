@@ -1,4 +1,5 @@
 """Geometry of the image tokens: the frustum of every token in the lidar frame, and its cone."""
+
 from __future__ import annotations
 
 from typing import Literal
@@ -52,9 +53,8 @@ def frustum_points(
     grid_v, grid_u, grid_d = torch.meshgrid(v, u, depths, indexing="ij")
     scale = grid_d.clamp(min=1e-5)
     pixels = torch.stack((grid_u * scale, grid_v * scale, grid_d, torch.ones_like(grid_d)), dim=-1)
-    batch, cameras = img2lidar.shape[:2]
     points = pixels.reshape(1, 1, -1, 4) @ img2lidar.transpose(-1, -2)
-    points = points[..., :3].reshape(batch, -1, depths.shape[0], 3)
+    points = points[..., :3].reshape(img2lidar.shape[0], -1, depths.shape[0], 3)
     return (points - position_range[:3]) / (position_range[3:] - position_range[:3])
 
 
@@ -64,8 +64,8 @@ def token_cone(points: Tensor, intrinsics: Tensor, tiling: IntrinsicsTiling) -> 
     Args:
         points: (B, M, D, 3) of :func:`frustum_points`.
         intrinsics: (B, N, 4, 4) in pixels of the network image.
-        tiling: ``camera_minor`` gives token t the focal lengths of camera ``t mod N`` (what the official weights
-            were trained with), ``camera_major`` those of the camera that sees it.
+        tiling: ``camera_minor`` gives token t the focal lengths of camera ``t mod N`` (what the official
+            weights were trained with), ``camera_major`` those of the camera that sees it.
 
     Returns:
         Tensor of shape (B, M, 8).

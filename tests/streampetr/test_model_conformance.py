@@ -12,7 +12,7 @@ import torch
 from mmdet3d.registry import MODELS
 
 import projects.streampetr  # noqa: F401  (registers the model)
-from projects.streampetr.detector import FrameInputs
+from projects.streampetr.frame import FrameInputs
 from projects.streampetr.memory import MemoryState, restart_streams
 
 LOGITS_ATOL = 2e-4
