@@ -153,3 +153,99 @@ def test_frame_from_the_recorded_memory(model, inputs, recorded, t) -> None:
     assert memory.timestamp.dtype == torch.float64
     for field, atol in zip(FIELDS, (2e-3, METRES_ATOL, 1e-6, 1e-3, 1e-3)):
         assert_close(getattr(memory, field), recorded[f"f{t}/post_memory_{field}"], atol)
+
+
+@pytest.mark.parametrize("t", range(4))
+def test_decoded_boxes(model, recorded, t) -> None:
+    scores, boxes = (torch.from_numpy(recorded[f"f{t}/{key}"][-1]) for key in ("all_cls_scores", "all_bbox_preds"))
+    for b, found in enumerate(model.bbox_coder.decode(scores, boxes)):
+        assert_close(found.bboxes, recorded[f"f{t}/dec{b}_bboxes"], 1e-4)
+        assert_close(found.scores, recorded[f"f{t}/dec{b}_scores"], 1e-6)
+        np.testing.assert_array_equal(found.labels, recorded[f"f{t}/dec{b}_labels"])
+
+
+@pytest.mark.parametrize(
+    ("mistake", "t"),
+    [({"intrinsics_tiling": "camera_major"}, 0), ({"eps": 1e-4}, 0)],
+)
+def test_options_are_not_interchangeable(rules, state, inputs, recorded, mistake, t) -> None:
+    output, _ = run(build(rules, state, **mistake), inputs, recorded, t)
+    deviation = np.abs(output.all_cls_scores.numpy() - recorded[f"f{t}/all_cls_scores"]).max()
+    assert deviation > 10 * LOGITS_ATOL
+
+
+def test_float32_clock_is_visible(model, inputs, recorded) -> None:
+    feats = model.extract_img_feat(torch.from_numpy(inputs["img"][1]))
+    frame, memory = frame_of(inputs, 1), memory_of(recorded, 0)
+    with torch.no_grad():
+        output, _ = model.run_frame(
+            feats,
+            frame._replace(timestamp=frame.timestamp.float()),
+            memory._replace(timestamp=memory.timestamp.float()),
+        )
+    assert np.abs(output.all_cls_scores.numpy() - recorded["f1/all_cls_scores"]).max() > 10 * LOGITS_ATOL
+
+
+def ground_truth(rules: ModuleType, t: int) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    samples = rules.make_gt("tiny")[t]
+    return (
+        [torch.from_numpy(sample["boxes"]) for sample in samples],
+        [torch.from_numpy(sample["labels"]) for sample in samples],
+    )
+
+
+def training_frame(model, rules, inputs, recorded):
+    boxes, labels = ground_truth(rules, 0)
+    head = model.pts_bbox_head
+    queries = model.denoising.generate(
+        boxes,
+        labels,
+        num_classes=head.num_classes,
+        pc_range=head.pc_range,
+        num_queries=head.reference_points.num_embeddings + head.num_propagated,
+        num_keys=head.reference_points.num_embeddings + head.memory_len,
+        noise=torch.from_numpy(recorded["train_dn/t0/dn_rand"]) * 2 - 1,
+    )
+    feats = model.extract_img_feat(torch.from_numpy(inputs["img"][0]))
+    output, _ = model.run_frame(feats, frame_of(inputs, 0), None, queries)
+    return output, boxes, labels, queries
+
+
+def test_training_frame(model, rules, inputs, recorded) -> None:
+    prefix = "train_dn/t0/"
+    model.zero_grad()
+    output, boxes, labels, queries = training_frame(model, rules, inputs, recorded)
+    pad = int(recorded[prefix + "dn_pad_size"])
+    assert queries.reference_points.shape[1] == pad
+    np.testing.assert_array_equal(queries.labels, recorded[prefix + "dn_labels"])
+    found = {
+        "dn_cls": output.all_cls_scores[:, :, :pad],
+        "dn_box": output.all_bbox_preds[:, :, :pad],
+        "all_cls_scores": output.all_cls_scores[:, :, pad:],
+        "all_bbox_preds": output.all_bbox_preds[:, :, pad:],
+    }
+    for key, value in found.items():
+        atol = METRES_ATOL if "box" in key else LOGITS_ATOL
+        assert_close(value.detach(), recorded[prefix + key], atol)
+
+    losses = model.compute_losses(output, boxes, labels, queries)
+    expected = {
+        key.removeprefix(prefix + "loss/"): float(value)
+        for key, value in recorded.items()
+        if key.startswith(prefix + "loss/") and ("loss_cls" in key or "loss_bbox" in key) and "enc_" not in key
+    }
+    assert set(losses) == set(expected)
+    for key, value in expected.items():
+        assert float(losses[key]) == pytest.approx(value, rel=1e-4), key
+
+    # Gradients of the image branch include the auxiliary head's share and cannot be compared.
+    sum(losses.values()).backward()
+    norms = {
+        key.removeprefix(prefix + "gradnorm/"): float(value)
+        for key, value in recorded.items()
+        if key.startswith(prefix + "gradnorm/pts_bbox_head")
+    }
+    assert norms
+    parameters = dict(model.named_parameters())
+    for key, value in norms.items():
+        assert float(parameters[key].grad.norm()) == pytest.approx(value, rel=2e-3), key
