@@ -1,5 +1,6 @@
 """StreamPETR for MMDetection3D 1.4: streaming multi-camera 3D detection (arXiv 2303.11926)."""
 
+from . import pruning  # registers the pruning adapter
 from .assigner import StreamPETRHungarianAssigner
 from .box_coder import Detections, StreamPETRBoxCoder
 from .cp_fpn import CPFPN
@@ -25,4 +26,5 @@ __all__ = [
     "StreamPETRHungarianAssigner",
     "StreamPETRLoss",
     "frame_inputs",
+    "pruning",
 ]
