@@ -1,0 +1,87 @@
+"""Collect importance over a stream of frames; resumable frame by frame."""
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import Progress
+from torch import nn
+
+from mdp_mmdet3d.errors import MdpError
+from mdp_mmdet3d.files import read_npz, write_npz
+from mdp_mmdet3d.importance.table import ImportanceTable
+from mdp_mmdet3d.importance.taylor import TaylorAccumulator
+from mdp_mmdet3d.space.types import PruningSpace
+
+SCHEMA_VERSION = 1
+
+
+def collect_importance(model: nn.Module, space: PruningSpace, batches: Iterable[Mapping[str, Any]], path: str | Path,
+                       *, num_batches: int, weights: str, progress: bool = True) -> ImportanceTable:
+    """Accumulate the Taylor importance of every element over a stream of frames.
+
+    The model runs in evaluation mode (no dropout, batch norm by its statistics) with the training loss. After every
+    frame the sums are saved beside ``path``; a run that was interrupted goes on behind the last frame, after replaying
+    the forward pass of the frames of the same stream so that the temporal memory is the same.
+
+    Args:
+        model: Dense detector with MMEngine's ``data_preprocessor``, ``forward(mode="loss")`` and ``parse_losses``.
+        space: Traced from the model.
+        batches: Batches as MMEngine's dataloaders yield them, in stream order, always the same ones.
+        path: The finished table is written here.
+        num_batches: How many batches to use.
+        weights: Where the model's weights come from.
+        progress: Show a progress bar.
+
+    Raises:
+        MdpError: There were no batches, or none had finite gradients.
+    """
+    partial = Path(path).with_suffix(".partial.npz")
+    identity = {"schema_version": SCHEMA_VERSION, "space": space.hash, "weights": weights, "batches": num_batches}
+    state = None
+    if partial.exists():
+        meta, arrays = read_npz(partial, what="partial importance", schema_version=SCHEMA_VERSION)
+        state = arrays if {k: meta.get(k) for k in identity} == identity else None
+    model.eval()
+    if hasattr(model, "reset_memory"):
+        model.reset_memory()
+    replay: list[Mapping[str, Any]] = []
+    with TaylorAccumulator(model, space, state) as accumulator, Progress(disable=not progress) as bar:
+        done = accumulator.batches + accumulator.skipped
+        task = bar.add_task("importance", total=num_batches, completed=done)
+        for i, batch in enumerate(batches):
+            if i >= num_batches:
+                break
+            if i < done:
+                replay = [*replay, batch] if _continues(batch) else [batch]
+                continue
+            with torch.no_grad():
+                for earlier in replay if _continues(batch) else ():
+                    _losses(model, earlier)
+            replay = []
+            model.zero_grad(set_to_none=True)
+            loss, _ = model.parse_losses(_losses(model, batch))  # type: ignore[operator]
+            loss.backward()
+            accumulator.finish_batch()
+            write_npz(partial, identity, accumulator.state())
+            bar.update(task, advance=1)
+        model.zero_grad(set_to_none=True)
+        table = accumulator.table(weights)
+    if table.batches == 0:
+        raise MdpError(f"importance: {table.skipped} of {table.skipped} batches had a loss or gradient that is not "
+                       "finite, or there was no data; check the checkpoint and the data set")
+    table.save(path)
+    partial.unlink(missing_ok=True)
+    return table
+
+
+def _losses(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:
+    data = model.data_preprocessor(dict(batch), False)  # type: ignore[operator]
+    return model(**data, mode="loss")
+
+
+def _continues(batch: Mapping[str, Any]) -> bool:
+    """Whether any sample goes on a stream of the previous batch."""
+    return any(sample.metainfo.get("prev_exists", False) for sample in batch.get("data_samples", ()))

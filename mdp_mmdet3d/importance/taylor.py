@@ -1,0 +1,124 @@
+"""First-order Taylor importance (Molchanov et al., CVPR 2019, arXiv 1906.10771), accumulated on backward."""
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from types import TracebackType
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mdp_mmdet3d.importance.table import ImportanceTable
+from mdp_mmdet3d.space.types import Dimension, PruningSpace, ScoreSource, TensorAxis
+
+
+class TaylorAccumulator:
+    """Adds up ``|sum of w * dL/dw|`` per element while gradients are computed.
+
+    The product is taken the moment a parameter's gradient is complete, so that it does not matter who clears the
+    gradients afterwards. Frozen parameters that are scored (the affine parameters of StreamPETR's batch norms) get a
+    gradient for as long as the accumulator lives; statistics and modes stay untouched.
+
+    Use as a context manager; call `finish_batch` after every backward, with gradients cleared in between.
+
+    Args:
+        model: The dense model that ``space`` was traced from.
+        space: Names what is scored.
+        state: Sums to go on from: what `state` returned.
+    """
+
+    def __init__(self, model: nn.Module, space: PruningSpace, state: Mapping[str, np.ndarray] | None = None) -> None:
+        self.space = space
+        self.batches = int(state["batches"]) if state else 0
+        self.skipped = int(state["skipped"]) if state else 0
+        self._terms: dict[tuple[str, int], Tensor] = {}
+        self._handles = []
+        self._unfrozen: list[nn.Parameter] = []
+        self._sources = [(d, s) for d in space.dimensions for s in d.sources]
+        self._sums = [torch.zeros(d.copies, d.size, dtype=torch.float64) for d, _ in self._sources]
+        if state:
+            for i, total in enumerate(self._sums):
+                total.copy_(torch.from_numpy(state[f"sum_{i}"]))
+        axes: dict[str, set[int]] = defaultdict(set)
+        for _, source in self._sources:
+            for axis in source.axes:
+                axes[axis.tensor].add(axis.axis)
+        for name, wanted in axes.items():
+            parameter = model.get_parameter(name)
+            if not parameter.requires_grad:
+                parameter.requires_grad_(True)
+                self._unfrozen.append(parameter)
+            self._handles.append(parameter.register_post_accumulate_grad_hook(self._reader(name, wanted)))
+
+    def _reader(self, name: str, wanted: set[int]):  # noqa: ANN202
+        def read(parameter: Tensor) -> None:
+            if parameter.grad is None:
+                return
+            product = parameter.detach().double() * parameter.grad.double()
+            for axis in wanted:
+                others = [i for i in range(product.ndim) if i != axis]
+                self._terms[name, axis] = product.sum(dim=others) if others else product
+        return read
+
+    def finish_batch(self, loss_scale: float = 1.0) -> bool:
+        """Book the gradients of one batch.
+
+        Args:
+            loss_scale: Factor the loss was multiplied with (mixed precision, gradient accumulation).
+
+        Returns:
+            False if something was not finite; the batch is then skipped and counted.
+        """
+        terms, self._terms = self._terms, {}
+        if not terms or not all(bool(torch.isfinite(t).all()) for t in terms.values()):
+            self.skipped += 1
+            return False
+        for (dimension, source), total in zip(self._sources, self._sums):
+            score = _score(dimension, source, terms)
+            total += score.cpu() * (source.scale / loss_scale)
+        self.batches += 1
+        return True
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Everything needed to go on later."""
+        sums = {f"sum_{i}": total.numpy().copy() for i, total in enumerate(self._sums)}
+        return {"batches": np.array(self.batches), "skipped": np.array(self.skipped), **sums}
+
+    def table(self, weights: str) -> ImportanceTable:
+        """Averages so far; ``weights`` names where the model's weights come from."""
+        scores: dict[str, dict[str | None, np.ndarray]] = {d.name: {} for d in self.space.dimensions}
+        for (dimension, source), total in zip(self._sources, self._sums):
+            array = total.numpy() / max(self.batches, 1)
+            blocks = scores[dimension.name]
+            blocks[source.block] = blocks[source.block] + array if source.block in blocks else array.copy()
+        return ImportanceTable(self.space.fingerprint, weights, self.batches, self.skipped, scores)
+
+    def close(self) -> None:
+        """Stop listening and freeze again what was frozen."""
+        for handle in self._handles:
+            handle.remove()
+        for parameter in self._unfrozen:
+            parameter.requires_grad_(False)
+            parameter.grad = None
+
+    def __enter__(self) -> TaylorAccumulator:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        self.close()
+
+
+def _score(dimension: Dimension, source: ScoreSource, terms: Mapping[tuple[str, int], Tensor]) -> Tensor:
+    """|sum over the source's tensors| per element, (copies, size); a tensor without gradient counts 0."""
+    parts = [_region(dimension, axis, terms[axis.tensor, axis.axis]) for axis in source.axes
+             if (axis.tensor, axis.axis) in terms]
+    if not parts:
+        return torch.zeros(dimension.copies, dimension.size, dtype=torch.float64)
+    return torch.stack(parts).sum(dim=0).abs()
+
+
+def _region(dimension: Dimension, axis: TensorAxis, values: Tensor) -> Tensor:
+    length = dimension.copies * dimension.size * axis.width
+    return values[axis.offset:axis.offset + length].reshape(dimension.copies, dimension.size, axis.width).sum(dim=2)

@@ -1,0 +1,73 @@
+"""The dense model with everything that a plan cuts switched off: what a slim model must equal."""
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from mdp_mmdet3d.errors import MdpError
+from mdp_mmdet3d.space.types import BlockKind
+from mdp_mmdet3d.surgery.apply import check_fits, keep_masks, replace_block
+from mdp_mmdet3d.surgery.plan import PruningPlan
+
+
+class MaskedLayerNorm(nn.Module):
+    """LayerNorm whose statistics are those of the kept features only; the others give 0."""
+
+    def __init__(self, norm: nn.LayerNorm, keep: Tensor) -> None:
+        super().__init__()
+        self.weight, self.bias, self.eps = norm.weight, norm.bias, norm.eps
+        self.register_buffer("keep", keep, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., C) to the same shape."""
+        kept = nn.functional.layer_norm(x[..., self.keep], (int(self.keep.sum()),), self.weight[self.keep],
+                                        self.bias[self.keep], self.eps)
+        return torch.zeros_like(x).masked_scatter(self.keep.expand_as(x), kept)
+
+
+def mask_model(model: nn.Module, plan: PruningPlan) -> nn.Module:
+    """Switch off, in place and without changing a shape, what ``plan`` cuts.
+
+    Args:
+        model: The dense model the plan was made for.
+        plan: What stays.
+
+    Returns:
+        The same object.
+
+    Raises:
+        StructureMismatchError: The model is not the one the plan was made for.
+    """
+    check_fits(model, plan)
+    tensors = model.state_dict(keep_vars=True)
+    with torch.no_grad():
+        for name, masks in keep_masks(model, plan).items():
+            if name.endswith(("running_mean", "running_var")):
+                continue  # an output of 0 comes from gamma = beta = 0
+            tensor = tensors[name]
+            for axis, mask in masks.items():
+                tensor.index_fill_(axis, (~mask).nonzero().flatten().to(tensor.device), 0.0)
+            path = name.rpartition(".")[0]
+            owner = model.get_submodule(path)
+            if isinstance(owner, nn.LayerNorm):
+                model.get_submodule(path.rpartition(".")[0])._modules[path.rpartition(".")[2]] = MaskedLayerNorm(
+                    owner, masks[0].to(tensor.device))
+        for name, kind in plan.removed.items():
+            if kind is BlockKind.LAYER:
+                replace_block(model, name, kind)  # its post-norms have no neutral weights
+            elif not any(name.startswith(f"{other}.") for other in plan.removed):
+                _silence(model.get_submodule(name), name)
+    return model
+
+
+def _silence(block: nn.Module, name: str) -> None:
+    """Zero the last affine operator of a residual branch."""
+    for path in ("bn3", "bn2", "attn.out_proj", "layers.1"):
+        try:
+            last = block.get_submodule(path)
+        except AttributeError:
+            continue
+        last.weight.zero_()  # type: ignore[operator]
+        last.bias.zero_()  # type: ignore[operator]
+        return
+    raise MdpError(f"{name}: the last operator of a {type(block).__name__} is not known")
