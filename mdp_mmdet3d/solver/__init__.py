@@ -1,0 +1,17 @@
+"""Which parts STAY: the pruning program and its proven optimum. Needs numpy and PySCIPOpt only."""
+from mdp_mmdet3d.solver.problem import (
+    Evaluation,
+    InvalidProblemError,
+    PlanIndices,
+    ProblemBlock,
+    ProblemDimension,
+    ProblemTerm,
+    PruningProblem,
+)
+from mdp_mmdet3d.solver.result import Formulation, SolveOptions, SolveResult, SolveStatus
+from mdp_mmdet3d.solver.route import solve
+
+__all__ = [
+    "Evaluation", "Formulation", "InvalidProblemError", "PlanIndices", "ProblemBlock", "ProblemDimension",
+    "ProblemTerm", "PruningProblem", "SolveOptions", "SolveResult", "SolveStatus", "solve",
+]

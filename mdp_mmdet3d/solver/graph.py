@@ -1,0 +1,217 @@
+"""The group graph: dimensions and blocks as variables, terms as tables over few of them.
+
+A dimension that only one block uses gets one more state, "off", which means that the block is removed. So a
+block with such a dimension needs no variable of its own; any other is a variable with two states.
+"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+
+from mdp_mmdet3d.solver.formulations import homes
+from mdp_mmdet3d.solver.problem import PlanIndices, ProblemTerm, PruningProblem
+
+FORBIDDEN = -1e30
+"""Value of combinations that are no structure: finite, so that sums and differences never give NaN."""
+
+
+@dataclass(frozen=True)
+class Factor:
+    """A table over some variables.
+
+    Attributes:
+        scope: Increasing variable indices, the axes of the arrays.
+        value: What a combination is worth; `FORBIDDEN` where it is no structure.
+        costs: ``(M, ...)``, what it costs per metric.
+    """
+
+    scope: tuple[int, ...]
+    value: np.ndarray
+    costs: np.ndarray
+
+    def weighted(self, multipliers: np.ndarray) -> np.ndarray:
+        """``value - multipliers @ costs``."""
+        return self.value - np.tensordot(multipliers, self.costs, 1)
+
+
+@dataclass(frozen=True)
+class FactorGraph:
+    """Maximise the sum of all tables' values under limits on the sums of their costs.
+
+    Attributes:
+        problem: Where it comes from.
+        metrics: Metrics in the order of the costs' first axis.
+        states: Per variable, which of its original states are left. For a dimension with K options, state
+            k < K is option k and state K is "off"; a block variable has the states 0 removed, 1 kept.
+        factors: Tables with distinct scopes.
+        witness: Per block, the variable that tells whether it is kept.
+        offset_value: Value that every plan has.
+        offset_costs: ``(M,)``, costs that every plan has.
+    """
+
+    problem: PruningProblem
+    metrics: tuple[str, ...]
+    states: tuple[np.ndarray, ...]
+    factors: tuple[Factor, ...]
+    witness: tuple[int, ...]
+    offset_value: float
+    offset_costs: np.ndarray
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Number of states left per variable."""
+        return tuple(len(states) for states in self.states)
+
+    def restrict(self, keep: Sequence[np.ndarray]) -> FactorGraph:
+        """The graph with only the states where ``keep`` (one boolean array per variable) is true."""
+        factors = []
+        for factor in self.factors:
+            if all(keep[variable].all() for variable in factor.scope):
+                factors.append(factor)
+                continue
+            index = np.ix_(*(np.flatnonzero(keep[variable]) for variable in factor.scope))
+            factors.append(Factor(factor.scope, factor.value[index],
+                                  np.stack([costs[index] for costs in factor.costs])))
+        states = tuple(states[mask] for states, mask in zip(self.states, keep))
+        return replace(self, states=states, factors=tuple(factors))
+
+    def decode(self, assignment: Sequence[int]) -> PlanIndices:
+        """The canonical plan of an assignment (position among the states left, per variable)."""
+        chosen = [int(states[position]) for states, position in zip(self.states, assignment)]
+        count = len(self.problem.dimensions)
+        last = [len(d.options) - 1 for d in self.problem.dimensions]
+        kept = tuple(
+            bool(chosen[v] <= last[v]) if v < count else chosen[v] == 1 for v in self.witness
+        )
+        options = tuple(min(chosen[d], last[d]) for d in range(count))
+        return self.problem.canonical(PlanIndices(options, kept))
+
+    @cached_property
+    def order(self) -> tuple[int, ...]:
+        """Elimination order: always the variable whose elimination makes the smallest table."""
+        sizes = self.sizes
+        neighbours: list[set[int]] = [set() for _ in sizes]
+        for factor in self.factors:
+            for variable in factor.scope:
+                neighbours[variable].update(factor.scope)
+        left = set(range(len(sizes)))
+        order = []
+        while left:
+            best = min(left, key=lambda v: (np.prod([float(sizes[u]) for u in neighbours[v]]), v))
+            left.remove(best)
+            order.append(best)
+            clique = neighbours[best] - {best}
+            for variable in clique:
+                neighbours[variable] |= clique
+                neighbours[variable].discard(best)
+        return tuple(order)
+
+
+def build_graph(problem: PruningProblem, metrics: Sequence[str], value_unit: float,
+                cost_units: Sequence[float]) -> FactorGraph:
+    """The group graph of a problem.
+
+    Args:
+        problem: What to solve.
+        metrics: Metrics that are limited.
+        value_unit: Value that becomes 1.
+        cost_units: Per metric, the cost that becomes 1.
+    """
+    home = homes(problem)
+    members: dict[int, list[int]] = {}
+    for dimension, block in enumerate(home):
+        if block is not None:
+            members.setdefault(block, []).append(dimension)
+    on = [np.arange(len(d.options) + (home[i] is not None)) < len(d.options)
+          for i, d in enumerate(problem.dimensions)]
+    witness = []
+    for block in range(len(problem.blocks)):
+        if block in members:
+            witness.append(members[block][0])
+        else:
+            witness.append(len(on))
+            on.append(np.array([False, True]))
+    tables = _Tables(on, len(metrics))
+    for term in problem.terms:
+        value = np.zeros(_shape(problem, term)) if term.value is None else term.value / value_unit
+        costs = [term.costs[metric] / unit for metric, unit in zip(metrics, cost_units)]
+        scope, deciding = term.dimensions, {d for d in term.dimensions if home[d] == term.block}
+        if term.block is not None and not deciding:
+            scope, deciding = (*scope, witness[term.block]), {witness[term.block]}
+            value, costs = value[..., None], [cost[..., None] for cost in costs]
+        tables.add(scope, value, costs, deciding if term.block is not None else set())
+    for variables in members.values():
+        for left, right in _spanning_tree(variables, problem.terms):
+            tables.forbid(left, right, on[left][:, None] != on[right])
+    for block, data in enumerate(problem.blocks):
+        if data.parent is not None:
+            child, parent = witness[block], witness[data.parent]
+            tables.forbid(child, parent, on[child][:, None] & ~on[parent])
+    constant = tables.content.pop((), [np.zeros(()), np.zeros(len(metrics))])
+    return FactorGraph(
+        problem=problem,
+        metrics=tuple(metrics),
+        states=tuple(np.arange(len(mask)) for mask in on),
+        factors=tuple(Factor(scope, value, cost) for scope, (value, cost) in sorted(tables.content.items())),
+        witness=tuple(witness),
+        offset_value=float(constant[0]),
+        offset_costs=constant[1],
+    )
+
+
+class _Tables:
+    """Sums tables of equal scope; ``on`` tells per variable which states mean "kept"."""
+
+    def __init__(self, on: list[np.ndarray], metrics: int) -> None:
+        self.on = on
+        self.metrics = metrics
+        self.content: dict[tuple[int, ...], list[np.ndarray]] = {}
+
+    def add(self, scope: tuple[int, ...], value: np.ndarray, costs: list[np.ndarray],
+            deciding: set[int]) -> None:
+        """Add a term that counts while its variables are on; 0 where all ``deciding`` ones are off."""
+        shape = tuple(len(self.on[v]) for v in scope)
+        full_value, full_costs = np.full(shape, FORBIDDEN), np.zeros((self.metrics, *shape))
+        if deciding:
+            removed = np.ix_(*(np.flatnonzero(~self.on[v] | (v not in deciding)) for v in scope))
+            full_value[removed] = 0.0
+        kept = np.ix_(*(np.flatnonzero(self.on[v]) for v in scope))
+        full_value[kept] = value
+        for target, cost in zip(full_costs, costs):
+            target[kept] = cost
+        self._accumulate(scope, full_value, full_costs)
+
+    def forbid(self, left: int, right: int, where: np.ndarray) -> None:
+        """Forbid pairs of states."""
+        nothing = np.zeros((self.metrics, *where.shape))
+        self._accumulate((left, right), np.where(where, FORBIDDEN, 0.0), nothing)
+
+    def _accumulate(self, scope: tuple[int, ...], value: np.ndarray, costs: np.ndarray) -> None:
+        axes = sorted(range(len(scope)), key=lambda axis: scope[axis])
+        value = value.transpose(axes)
+        costs = costs.transpose(0, *(axis + 1 for axis in axes))
+        known = self.content.setdefault(tuple(sorted(scope)), [np.zeros(value.shape), np.zeros(costs.shape)])
+        known[0] = np.maximum(known[0] + value, FORBIDDEN)
+        known[1] = known[1] + costs
+
+
+def _shape(problem: PruningProblem, term: ProblemTerm) -> tuple[int, ...]:
+    return tuple(len(problem.dimensions[d].options) for d in term.dimensions)
+
+
+def _spanning_tree(variables: list[int], terms: tuple[ProblemTerm, ...]) -> list[tuple[int, int]]:
+    """Edges that connect the variables, along common terms where there are any."""
+    reached, rest, edges = [variables[0]], list(variables[1:]), []
+    scopes = [set(term.dimensions) for term in terms]
+    while rest:
+        edge = next(
+            ((u, v) for u in reached for v in rest if any({u, v} <= scope for scope in scopes)),
+            (reached[0], rest[0]),
+        )
+        edges.append(edge)
+        reached.append(edge[1])
+        rest.remove(edge[1])
+    return edges

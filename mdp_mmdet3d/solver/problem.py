@@ -1,0 +1,307 @@
+"""The pruning program as plain arrays: what may be chosen, what each choice is worth and what it costs."""
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mdp_mmdet3d.errors import FileFormatError, MdpError
+from mdp_mmdet3d.files import read_npz, write_npz
+
+SCHEMA_VERSION = 1
+
+
+class InvalidProblemError(MdpError):
+    """A `PruningProblem` breaks a rule of its format; the message names the term, dimension or block."""
+
+
+@dataclass(frozen=True)
+class ProblemDimension:
+    """A count to choose.
+
+    Attributes:
+        name: Unique.
+        options: Allowed counts, increasing; the last one is dense. The first may be 0.
+    """
+
+    name: str
+    options: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ProblemBlock:
+    """A removable unit.
+
+    Attributes:
+        name: Unique.
+        parent: Index of the block that contains it, or None.
+    """
+
+    name: str
+    parent: int | None = None
+
+
+@dataclass(frozen=True)
+class ProblemTerm:
+    """A part of value and cost that depends on at most three dimensions.
+
+    Attributes:
+        name: For messages; need not be unique.
+        dimensions: Indices of distinct dimensions: the axes of the arrays.
+        block: Index of the innermost block it lives in, or None. It counts only while that block and its
+            parents are kept.
+        costs: Per metric, an array of the dimensions' option counts (0-d without dimensions), >= 0.
+        value: Importance that is kept, same shape, >= 0; None is zero.
+    """
+
+    name: str
+    dimensions: tuple[int, ...]
+    block: int | None
+    costs: Mapping[str, np.ndarray]
+    value: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class PlanIndices:
+    """One structure, by index.
+
+    Attributes:
+        options: Per dimension, the index of the chosen option.
+        kept: Per block, whether it stays.
+    """
+
+    options: tuple[int, ...]
+    kept: tuple[bool, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain lists; `from_json` reads them back."""
+        return {"options": list(self.options), "kept": list(self.kept)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> PlanIndices:
+        """Inverse of `to_json`."""
+        return cls(tuple(int(k) for k in data["options"]), tuple(bool(k) for k in data["kept"]))
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a plan costs, per metric in the metric's unit, and what it is worth."""
+
+    costs: dict[str, float]
+    value: float
+
+
+@dataclass(frozen=True)
+class PruningProblem:
+    """Choose one option per dimension and which blocks stay (METHOD.md, section 2).
+
+    A plan's value and costs are the sums over the terms whose blocks are all kept.
+
+    Attributes:
+        name: For messages.
+        metrics: Names of the costs, e.g. ``("latency_ms",)``; the first one breaks ties.
+        dimensions: Counts to choose.
+        blocks: Removable units.
+        terms: Parts of value and cost.
+
+    Raises:
+        InvalidProblemError: An array has the wrong shape or holds NaN, infinity or a negative number, an
+            index is out of range, options do not increase, a name is used twice, parents form a cycle.
+    """
+
+    name: str
+    metrics: tuple[str, ...]
+    dimensions: tuple[ProblemDimension, ...]
+    blocks: tuple[ProblemBlock, ...]
+    terms: tuple[ProblemTerm, ...]
+    chains: tuple[tuple[int, ...], ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        _check_names("metric", self.metrics)
+        _check_names("dimension", tuple(d.name for d in self.dimensions))
+        _check_names("block", tuple(b.name for b in self.blocks))
+        for dimension in self.dimensions:
+            _check_options(dimension)
+        object.__setattr__(self, "chains", _block_chains(self.blocks))
+        object.__setattr__(self, "terms", tuple(self._checked(term) for term in self.terms))
+
+    def _checked(self, term: ProblemTerm) -> ProblemTerm:
+        where = f"term {term.name!r}"
+        if len(set(term.dimensions)) != len(term.dimensions) or len(term.dimensions) > 3:
+            raise InvalidProblemError(f"{where} needs up to three distinct dimensions, got {term.dimensions}")
+        for index in term.dimensions:
+            if not 0 <= index < len(self.dimensions):
+                raise InvalidProblemError(f"{where} names dimension {index} of {len(self.dimensions)}")
+        if term.block is not None and not 0 <= term.block < len(self.blocks):
+            raise InvalidProblemError(f"{where} names block {term.block} of {len(self.blocks)}")
+        if set(term.costs) != set(self.metrics):
+            raise InvalidProblemError(
+                f"{where} has costs for {sorted(term.costs)}, the problem for {sorted(self.metrics)}"
+            )
+        shape = tuple(len(self.dimensions[index].options) for index in term.dimensions)
+        costs = {metric: _checked_array(term.costs[metric], shape, f"{where}: cost {metric!r}")
+                 for metric in self.metrics}
+        value = None if term.value is None else _checked_array(term.value, shape, f"{where}: value")
+        return ProblemTerm(term.name, tuple(term.dimensions), term.block, costs, value)
+
+    @property
+    def dense_plan(self) -> PlanIndices:
+        """Every dimension at its last option, every block kept."""
+        return PlanIndices(tuple(len(d.options) - 1 for d in self.dimensions), (True,) * len(self.blocks))
+
+    @cached_property
+    def dense(self) -> Evaluation:
+        """Costs and value of the dense plan."""
+        return self.evaluate(self.dense_plan)
+
+    def evaluate(self, plan: PlanIndices) -> Evaluation:
+        """Value and costs of a plan from the original tables.
+
+        Raises:
+            InvalidProblemError: The plan has other dimensions or blocks, an option that does not exist, or
+                keeps a block whose parent is removed.
+        """
+        self.check_plan(plan)
+        costs = dict.fromkeys(self.metrics, 0.0)
+        value = 0.0
+        for term in self.terms:
+            if term.block is None or plan.kept[term.block]:
+                index = tuple(plan.options[d] for d in term.dimensions)
+                for metric in self.metrics:
+                    costs[metric] += float(term.costs[metric][index])
+                if term.value is not None:
+                    value += float(term.value[index])
+        return Evaluation(costs, value)
+
+    def check_plan(self, plan: PlanIndices) -> None:
+        """Raise `InvalidProblemError` unless the plan is a structure of this problem."""
+        if len(plan.options) != len(self.dimensions) or len(plan.kept) != len(self.blocks):
+            raise InvalidProblemError(
+                f"plan has {len(plan.options)} dimensions and {len(plan.kept)} blocks, "
+                f"problem {self.name!r} has {len(self.dimensions)} and {len(self.blocks)}"
+            )
+        for dimension, option in zip(self.dimensions, plan.options):
+            if not 0 <= option < len(dimension.options):
+                raise InvalidProblemError(f"dimension {dimension.name!r} has no option {option}")
+        for block, kept in zip(self.blocks, plan.kept):
+            if kept and block.parent is not None and not plan.kept[block.parent]:
+                parent = self.blocks[block.parent].name
+                raise InvalidProblemError(f"block {block.name!r} is kept, its parent {parent!r} is removed")
+
+    def canonical(self, plan: PlanIndices) -> PlanIndices:
+        """The plan with the last option on every dimension that only removed blocks use."""
+        active = {d for term in self.terms if term.block is None or plan.kept[term.block]
+                  for d in term.dimensions}
+        options = tuple(option if d in active else len(self.dimensions[d].options) - 1
+                        for d, option in enumerate(plan.options))
+        return PlanIndices(options, tuple(plan.kept))
+
+    def counts(self, plan: PlanIndices) -> dict[str, int]:
+        """Chosen count per dimension name."""
+        return {d.name: d.options[k] for d, k in zip(self.dimensions, plan.options)}
+
+    def removed_blocks(self, plan: PlanIndices) -> list[str]:
+        """Names of the removed blocks."""
+        return [block.name for block, kept in zip(self.blocks, plan.kept) if not kept]
+
+    def save(self, path: str | Path) -> None:
+        """Write the versioned npz format, atomically."""
+        meta = {
+            "schema_version": SCHEMA_VERSION,
+            "name": self.name,
+            "metrics": list(self.metrics),
+            "dimensions": [{"name": d.name, "options": list(d.options)} for d in self.dimensions],
+            "blocks": [{"name": b.name, "parent": b.parent} for b in self.blocks],
+            "terms": [{"name": t.name, "dimensions": list(t.dimensions), "block": t.block}
+                      for t in self.terms],
+        }
+        arrays: dict[str, np.ndarray] = {}
+        for index, term in enumerate(self.terms):
+            for metric in self.metrics:
+                arrays[f"cost_{metric}_{index}"] = term.costs[metric]
+            if term.value is not None:
+                arrays[f"value_{index}"] = term.value
+        write_npz(path, meta, arrays)
+
+    @classmethod
+    def load(cls, path: str | Path) -> PruningProblem:
+        """Read what `save` wrote.
+
+        Raises:
+            FileFormatError: Missing, truncated, of another version, or without a required field.
+            InvalidProblemError: See the class.
+        """
+        meta, arrays = read_npz(path, what="pruning problem", schema_version=SCHEMA_VERSION)
+        try:
+            metrics = tuple(str(metric) for metric in meta["metrics"])
+            return cls(
+                name=str(meta["name"]),
+                metrics=metrics,
+                dimensions=tuple(ProblemDimension(d["name"], tuple(d["options"]))
+                                 for d in meta["dimensions"]),
+                blocks=tuple(ProblemBlock(b["name"], b["parent"]) for b in meta["blocks"]),
+                terms=tuple(
+                    ProblemTerm(
+                        t["name"], tuple(t["dimensions"]), t["block"],
+                        {metric: arrays[f"cost_{metric}_{index}"] for metric in metrics},
+                        arrays.get(f"value_{index}"),
+                    )
+                    for index, t in enumerate(meta["terms"])
+                ),
+            )
+        except (KeyError, TypeError, json.JSONDecodeError) as error:
+            raise FileFormatError(f"pruning problem {path} lacks {error}; build it again") from error
+
+
+def _check_names(kind: str, names: tuple[str, ...]) -> None:
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise InvalidProblemError(f"{kind} {name!r} is named twice")
+        seen.add(name)
+
+
+def _check_options(dimension: ProblemDimension) -> None:
+    options = dimension.options
+    if not options or options[0] < 0 or any(a >= b for a, b in itertools.pairwise(options)):
+        raise InvalidProblemError(
+            f"dimension {dimension.name!r} needs increasing counts >= 0 as options, got {list(options)}"
+        )
+
+
+def _checked_array(array: Any, shape: tuple[int, ...], where: str) -> np.ndarray:
+    try:
+        result = np.array(array, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise InvalidProblemError(f"{where} is not an array of numbers: {error}") from error
+    if result.shape != shape:
+        raise InvalidProblemError(f"{where} has shape {result.shape}, its dimensions have {shape} options")
+    if not np.isfinite(result).all():
+        raise InvalidProblemError(f"{where} holds NaN or infinity")
+    if (result < 0).any():
+        raise InvalidProblemError(f"{where} holds the negative number {result.min():g}")
+    result.flags.writeable = False
+    return result
+
+
+def _block_chains(blocks: tuple[ProblemBlock, ...]) -> tuple[tuple[int, ...], ...]:
+    """Per block, itself and its parents, innermost first."""
+    chains = []
+    for index, block in enumerate(blocks):
+        chain = [index]
+        parent = block.parent
+        while parent is not None:
+            if not 0 <= parent < len(blocks):
+                raise InvalidProblemError(f"block {block.name!r} has parent {parent} of {len(blocks)} blocks")
+            if parent in chain:
+                raise InvalidProblemError(f"block {block.name!r} is its own ancestor")
+            chain.append(parent)
+            parent = blocks[parent].parent
+        chains.append(tuple(chain))
+    return tuple(chains)

@@ -1,0 +1,103 @@
+"""What `solve` is told and what it answers."""
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from mdp_mmdet3d.solver.problem import PlanIndices
+
+FEASIBILITY_TOLERANCE = 1e-9
+"""Largest relative excess over a budget that a plan may have, by the original tables."""
+
+
+class SolveStatus(str, Enum):
+    """How a solve ended. An impossible budget is no status but an `InfeasibleBudgetError`."""
+
+    OPTIMAL = "optimal"        # the gap is closed to `SolveOptions.gap`
+    TIME_LIMIT = "time_limit"  # the plan is feasible, `SolveResult.gap` says how far from proven it is
+
+
+class Formulation(str, Enum):
+    """How SCIP is told the products of one-hots."""
+
+    AUTO = "auto"              # linearised unless that is too large
+    LINEARISED = "linearised"  # MILP with local marginals
+    FOLDED = "folded"          # MINLP with bilinear terms
+
+
+@dataclass(frozen=True)
+class SolveOptions:
+    """Settings of `solve`. The phases change the time, never the answer.
+
+    Attributes:
+        gap: Relative gap at which a plan counts as optimal.
+        time_limit_s: Wall-clock limit; the best plan found by then is returned with its gap.
+        formulation: Model that SCIP gets.
+        isolate: Run SCIP in a child process that can be killed.
+    """
+
+    gap: float = 1e-6
+    time_limit_s: float = 600.0
+    formulation: Formulation = Formulation.AUTO
+    isolate: bool = True
+
+
+@dataclass(frozen=True)
+class SolveResult:
+    """The answer of `solve`.
+
+    Attributes:
+        plan: Canonical: dimensions that only removed blocks use are at their last option.
+        objective: Value of the plan by the original tables.
+        bound: No plan within the budgets is worth more.
+        gap: ``(bound - objective) / objective``, 0 where the bound is met.
+        status: Whether the gap is closed.
+        budgets: Per limited metric, the budget in the metric's unit.
+        costs: Per metric, the plan's cost by the original tables.
+        minimum: Per limited metric, the smallest cost that any plan reaches.
+        proof: What closed the gap, e.g. ``"scip/linearised"``.
+        seconds: Wall-clock time per phase.
+        warnings: Limits that were hit, crashes that were answered; empty as a rule.
+    """
+
+    plan: PlanIndices
+    objective: float
+    bound: float
+    gap: float
+    status: SolveStatus
+    budgets: dict[str, float]
+    costs: dict[str, float]
+    minimum: dict[str, float]
+    proof: str
+    seconds: dict[str, float]
+    warnings: tuple[str, ...] = ()
+    states_removed: int = 0
+    states_total: int = 0
+    certificate: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything as plain JSON data."""
+        return {
+            "status": self.status.value,
+            "objective": self.objective,
+            "bound": self.bound,
+            "gap": self.gap,
+            "budgets": self.budgets,
+            "costs": self.costs,
+            "minimum": self.minimum,
+            "proof": self.proof,
+            "seconds": self.seconds,
+            "warnings": list(self.warnings),
+            "states_removed": self.states_removed,
+            "states_total": self.states_total,
+            "certificate": self.certificate,
+            **self.plan.to_json(),
+        }
+
+
+def relative_gap(objective: float, bound: float) -> float:
+    """``(bound - objective) / |objective|``; 0 where the bound is met, infinity where nothing is proven."""
+    if bound <= objective:
+        return 0.0
+    return (bound - objective) / abs(objective) if objective else float("inf")
