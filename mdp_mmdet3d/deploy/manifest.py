@@ -1,0 +1,193 @@
+"""What one exported model is: ``deployment.json``, read by every runtime, written last by every export."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mdp_mmdet3d.errors import FileFormatError
+from mdp_mmdet3d.files import read_json, read_npz, write_json
+
+MANIFEST_FILE = "deployment.json"
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Name, numpy dtype name and static shape of a graph input or output."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class EngineSpec:
+    """One ONNX file, relative to the deployment folder, and its signature."""
+
+    file: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+@dataclass(frozen=True)
+class ImageTransform:
+    """How a camera image becomes a network input: resize, crop, normalise, in that order.
+
+    Attributes:
+        source_size: Camera image (height, width) in pixels.
+        resized_size: (height, width) after resizing with ``interpolation``.
+        crop_offset: (top, left) of the crop in the resized image, in pixels.
+        size: Network input (height, width).
+        mean: Per channel, in ``channel_order``, on the 0..255 scale.
+        std: Per channel, in ``channel_order``, on the 0..255 scale.
+        channel_order: ``"RGB"`` or ``"BGR"``.
+        interpolation: Name of the resize filter.
+    """
+
+    source_size: tuple[int, int]
+    resized_size: tuple[int, int]
+    crop_offset: tuple[int, int]
+    size: tuple[int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    channel_order: str
+    interpolation: str = "pil_bicubic"
+
+
+@dataclass(frozen=True)
+class MemorySpec:
+    """Row counts of the temporal memory.
+
+    Attributes:
+        pre_length: Rows that the head reads.
+        post_length: Rows that the head writes; the first ``pre_length`` of them are read in the next frame.
+        num_propagated: Rows that hold pseudo reference points after a reset.
+        init_file: npz file with ``pseudo_reference_points`` (num_propagated, 3) in metres, lidar frame.
+    """
+
+    pre_length: int
+    post_length: int
+    num_propagated: int
+    init_file: str
+
+
+@dataclass(frozen=True)
+class DeploymentManifest:
+    """Everything that a host needs to run an exported StreamPETR (DEPLOYMENT.md, section 4).
+
+    Attributes:
+        engines: ``image_encoder``, ``position_embedding`` and ``head``.
+        layout: ``"native"``: outputs (levels, 1, Q, C); ``"autoware"``: (1, C, levels * Q).
+        levels: Decoder levels in the outputs, the last one being the result.
+        num_queries: Q, learned and propagated queries.
+        precision: Of the weights and activations.
+        class_names: In the order of the score columns.
+        camera_names: In the order of the image slots.
+        image: How network inputs are made.
+        pc_range: x, y, z minimum and maximum in metres.
+        post_center_range: Boxes whose centre is outside are dropped.
+        max_detections: Best (query, class) pairs that are decoded per frame.
+        score_threshold: Boxes at or below it are dropped; None keeps all.
+        memory: Row counts and initial state of the temporal memory.
+        plan_hash: Hash of the pruning plan, None for a dense model.
+        weights: Where the weights came from, e.g. a checkpoint's name, or ``"random"``.
+        software: Versions of the libraries that exported.
+        checksums: SHA-256 of every other file in the folder, by name.
+    """
+
+    engines: dict[str, EngineSpec]
+    layout: str
+    levels: int
+    num_queries: int
+    precision: str
+    class_names: tuple[str, ...]
+    camera_names: tuple[str, ...]
+    image: ImageTransform
+    pc_range: tuple[float, ...]
+    post_center_range: tuple[float, ...]
+    max_detections: int
+    score_threshold: float | None
+    memory: MemorySpec
+    plan_hash: str | None
+    weights: str
+    software: dict[str, str]
+    checksums: dict[str, str]
+
+    def save(self, folder: str | Path) -> None:
+        """Write ``deployment.json`` into ``folder``."""
+        write_json(Path(folder) / MANIFEST_FILE, {"schema_version": SCHEMA_VERSION, **asdict(self)})
+
+    @classmethod
+    def load(cls, folder: str | Path) -> DeploymentManifest:
+        """Read ``deployment.json`` and check the files that it lists against their checksums.
+
+        Raises:
+            FileFormatError: The manifest is missing or malformed, or a file is missing or has changed.
+        """
+        path = Path(folder) / MANIFEST_FILE
+        data = read_json(path, what="deployment manifest", schema_version=SCHEMA_VERSION)
+        try:
+            manifest = _manifest_from_json(data)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise FileFormatError(
+                f"deployment manifest {path} is malformed ({error!r}); export again"
+            ) from error
+        needed = {*(engine.file for engine in manifest.engines.values()), manifest.memory.init_file}
+        if unchecked := sorted(needed - manifest.checksums.keys()):
+            raise FileFormatError(f"deployment manifest {path} has no checksum of {unchecked}; export again")
+        for name, sha256 in manifest.checksums.items():
+            _check_file(Path(folder) / name, sha256)
+        return manifest
+
+    def pseudo_reference_points(self, folder: str | Path) -> np.ndarray:
+        """Read the points (num_propagated, 3), metres, that a reset puts into the memory; float32."""
+        path = Path(folder) / self.memory.init_file
+        _, arrays = read_npz(path, what="initial memory", schema_version=SCHEMA_VERSION)
+        points = arrays.get("pseudo_reference_points")
+        expected = (self.memory.num_propagated, 3)
+        if points is None or points.shape != expected:
+            raise FileFormatError(
+                f"initial memory {path} has no pseudo_reference_points of shape {expected}; export again"
+            )
+        return points
+
+
+def file_sha256(path: str | Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def _check_file(path: Path, sha256: str) -> None:
+    if not path.is_file():
+        raise FileFormatError(f"{path} is listed in {MANIFEST_FILE} but does not exist; export again")
+    found = file_sha256(path)
+    if found != sha256:
+        raise FileFormatError(
+            f"{path} has SHA-256 {found[:16]}..., {MANIFEST_FILE} says {sha256[:16]}...: "
+            "truncated or replaced; export again"
+        )
+
+
+def _tuples(data: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
+
+
+def _engine_from_json(data: Mapping[str, Any]) -> EngineSpec:
+    def specs(items: list[dict[str, Any]]) -> tuple[TensorSpec, ...]:
+        return tuple(TensorSpec(**_tuples(item)) for item in items)
+
+    return EngineSpec(data["file"], specs(data["inputs"]), specs(data["outputs"]))
+
+
+def _manifest_from_json(data: Mapping[str, Any]) -> DeploymentManifest:
+    values = _tuples({field.name: data[field.name] for field in fields(DeploymentManifest)})
+    values["engines"] = {name: _engine_from_json(engine) for name, engine in data["engines"].items()}
+    values["image"] = ImageTransform(**_tuples(data["image"]))
+    values["memory"] = MemorySpec(**data["memory"])
+    return DeploymentManifest(**values)

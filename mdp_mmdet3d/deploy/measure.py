@@ -1,0 +1,159 @@
+"""End-to-end latency of exported models, measured side by side (DEPLOYMENT.md, section 3)."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import onnxruntime as ort
+
+from mdp_mmdet3d.deploy.errors import DeploymentError
+from mdp_mmdet3d.deploy.stream import Frame, StreamRunner
+
+
+@dataclass(frozen=True)
+class LatencyStats:
+    """Per-frame latency of one candidate; every field in milliseconds except ``rounds``.
+
+    Attributes:
+        median_ms: Median over rounds of encoder and head together.
+        minimum_ms: Fastest round.
+        p90_ms: 90th percentile.
+        spread_ms: Inter-quartile range.
+        encoder_ms: Median of the image encoder alone.
+        head_ms: Median of the head alone.
+        rounds: Timed rounds.
+        samples_ms: Every round in the order of measuring; the k-th of two candidates were taken side by side.
+    """
+
+    median_ms: float
+    minimum_ms: float
+    p90_ms: float
+    spread_ms: float
+    encoder_ms: float
+    head_ms: float
+    rounds: int
+    samples_ms: tuple[float, ...]
+
+    @classmethod
+    def from_samples(cls, encoder_ms: Sequence[float], head_ms: Sequence[float]) -> LatencyStats:
+        """Summarise at least two rounds."""
+        total = [encoder + head for encoder, head in zip(encoder_ms, head_ms)]
+        lower, _, upper = statistics.quantiles(total, n=4, method="inclusive")
+        return cls(
+            median_ms=statistics.median(total),
+            minimum_ms=min(total),
+            p90_ms=statistics.quantiles(total, n=10, method="inclusive")[-1],
+            spread_ms=upper - lower,
+            encoder_ms=statistics.median(encoder_ms),
+            head_ms=statistics.median(head_ms),
+            rounds=len(total),
+            samples_ms=tuple(total),
+        )
+
+    @property
+    def fps(self) -> float:
+        """Frames per second at the median latency."""
+        return 1e3 / self.median_ms
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain dictionary for reports."""
+        return {**asdict(self), "fps": self.fps}
+
+
+def measure_interleaved(
+    candidates: Mapping[str, str | Path | StreamRunner],
+    frames: Sequence[Frame],
+    *,
+    rounds: int = 16,
+    warmup: int = 2,
+    threads: int = 1,
+    on_round: Callable[[int, int], None] | None = None,
+) -> dict[str, LatencyStats]:
+    """Time image encoder and head per frame, all candidates taking turns in this process.
+
+    The position embedding is computed once, from the first frame's rig, as on a vehicle. In every round each
+    candidate runs the same frame; who goes first rotates, so a drifting clock touches all alike.
+
+    Args:
+        candidates: Name -> deployment folder or loaded runner.
+        frames: Frames to stream, used again from the start when they run out.
+        rounds: Timed rounds, at least 2; 16 or more for a figure to report.
+        warmup: Untimed rounds before them; the first two runs of a session are up to 1.3 times slower.
+        threads: Threads inside one operator, for folders that are loaded here.
+        on_round: Called after every round, warm-up included, with (rounds done, rounds in all).
+
+    Returns:
+        Statistics by name, in the order of ``candidates``.
+
+    Raises:
+        DeploymentError: Nothing to measure, or a folder cannot be run.
+    """
+    if not candidates or not frames or rounds < 2 or warmup < 0:
+        raise DeploymentError(
+            f"nothing to measure: {len(candidates)} candidates, {len(frames)} frames, "
+            f"{rounds} rounds (at least 2), {warmup} warm-up rounds"
+        )
+    runners = {
+        name: item if isinstance(item, StreamRunner) else StreamRunner(item, threads)
+        for name, item in candidates.items()
+    }
+    for runner in runners.values():
+        runner.set_rig(frames[0].intrinsics, frames[0].lidar2img)
+    names = list(runners)
+    encoder_ms: dict[str, list[float]] = {name: [] for name in names}
+    head_ms: dict[str, list[float]] = {name: [] for name in names}
+    for index in range(warmup + rounds):
+        position = index % len(frames)
+        frame = frames[position]
+        first = index % len(names)
+        for name in names[first:] + names[:first]:
+            if position == 0:
+                runners[name].reset()
+            output = runners[name].step(frame.img, frame.ego_pose, frame.timestamp, frame.scene_token)
+            if index >= warmup:
+                encoder_ms[name].append(output.encoder_ms)
+                head_ms[name].append(output.head_ms)
+        if on_round:
+            on_round(index + 1, warmup + rounds)
+    return {name: LatencyStats.from_samples(encoder_ms[name], head_ms[name]) for name in names}
+
+
+def speedup(dense: LatencyStats, pruned: LatencyStats) -> float:
+    """Median over rounds of dense / pruned, taken side by side: steadier than the ratio of two medians.
+
+    Raises:
+        DeploymentError: The two were not measured in the same rounds.
+    """
+    if dense.rounds != pruned.rounds:
+        raise DeploymentError(f"{dense.rounds} rounds against {pruned.rounds}: measure both in one call")
+    return statistics.median(a / b for a, b in zip(dense.samples_ms, pruned.samples_ms))
+
+
+def device_fingerprint(threads: int = 1, precision: str = "fp32") -> dict[str, Any]:
+    """What a latency measured here depends on."""
+    return {
+        "backend": "onnxruntime-cpu",
+        "cpu_model": _cpu_model(),
+        "cpu_count": os.cpu_count(),
+        "machine": platform.machine(),
+        "system": f"{platform.system()} {platform.release()}",
+        "onnxruntime": ort.__version__,
+        "threads": threads,
+        "precision": precision,
+        "batch_size": 1,
+    }
+
+
+def _cpu_model() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or "unknown"

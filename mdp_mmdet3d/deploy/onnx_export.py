@@ -1,0 +1,65 @@
+"""From a PyTorch module to a simplified, linted ONNX graph with static shapes."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import onnx
+import onnxslim
+import torch
+from torch import Tensor, nn
+
+from mdp_mmdet3d.deploy.errors import DeploymentError
+from mdp_mmdet3d.deploy.lint import require_clean
+
+OPSET = 17
+"""Newest opset of which neither ONNX Runtime nor TensorRT-RTX refuses an operator that the exporter emits."""
+
+
+def export_onnx(
+    module: nn.Module, inputs: Mapping[str, Tensor], output_names: Sequence[str], path: str | Path
+) -> onnx.ModelProto:
+    """Export one module with its batch norms folded, simplify it, lint it and write it.
+
+    Args:
+        module: Takes the tensors of ``inputs`` in their order and returns a tensor or a tuple of tensors.
+        inputs: Example inputs by name; their shapes and dtypes become the graph's.
+        output_names: One name per output.
+        path: File to write.
+
+    Returns:
+        The graph as written.
+
+    Raises:
+        DeploymentError: The module cannot be exported, or the lint refuses the graph.
+    """
+    training = {child: child.training for child in module.modules()}
+    # Set directly: train() and eval() of a streaming detector clear its memory.
+    for child in training:
+        child.training = False
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            # Deprecated upstream, but TensorRT-RTX refuses graphs of the new exporter's default opset.
+            warnings.filterwarnings("ignore", category=DeprecationWarning)
+            warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
+            torch.onnx.export(
+                module,
+                tuple(inputs.values()),
+                str(path),
+                input_names=list(inputs),
+                output_names=list(output_names),
+                opset_version=OPSET,
+                do_constant_folding=True,
+                dynamo=False,
+            )
+    except (RuntimeError, TypeError, torch.onnx.errors.OnnxExporterError) as error:
+        raise DeploymentError(f"{Path(path).name} cannot be exported: {error}") from error
+    finally:
+        for child, mode in training.items():
+            child.training = mode
+    graph = onnxslim.slim(onnx.load(str(path)))
+    require_clean(graph, Path(path).name)
+    onnx.save(graph, str(path))
+    return graph

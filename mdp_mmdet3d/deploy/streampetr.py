@@ -1,0 +1,324 @@
+"""StreamPETR as three engines: image encoder, position embedding, head (DEPLOYMENT.md, section 4)."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+import onnx
+import onnxslim
+import torch
+from onnx import helper
+from torch import Tensor, nn
+
+import mdp_mmdet3d
+from mdp_mmdet3d.datasets.conventions import CAMERAS
+from mdp_mmdet3d.deploy.errors import DeploymentError
+from mdp_mmdet3d.deploy.initializers import check_initializers
+from mdp_mmdet3d.deploy.manifest import (
+    MANIFEST_FILE,
+    SCHEMA_VERSION,
+    DeploymentManifest,
+    EngineSpec,
+    ImageTransform,
+    MemorySpec,
+    TensorSpec,
+    file_sha256,
+)
+from mdp_mmdet3d.deploy.onnx_export import OPSET, export_onnx
+from mdp_mmdet3d.files import write_json, write_npz
+from projects.streampetr import MemoryState
+from projects.streampetr.transforms import evaluation_augmentation, scaled_size
+
+Layout = Literal["native", "autoware"]
+Levels = Literal["last", "all"]
+
+MEMORY_FIELDS = MemoryState._fields
+INIT_MEMORY = "init_memory"
+
+
+class ImageEncoder(nn.Module):
+    """``img`` (1, N, 3, H, W) to ``img_feats`` (1, N, C, h, w)."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, img: Tensor) -> Tensor:
+        """Backbone and neck."""
+        return self.model.extract_img_feat(img)
+
+
+class PositionEmbedding(nn.Module):
+    """Rig to ``pos_embed`` (1, M, C) before the gate and ``cone`` (1, M, 8)."""
+
+    def __init__(self, head: nn.Module) -> None:
+        super().__init__()
+        self.pts_bbox_head = head
+
+    def forward(self, img_metas_pad: Tensor, intrinsics: Tensor, img2lidar: Tensor) -> tuple[Tensor, Tensor]:
+        """``img_metas_pad`` is (H, W, 3); the matrices are (1, N, 4, 4)."""
+        return self.pts_bbox_head.position_embedding(img_metas_pad, intrinsics, img2lidar)
+
+
+class Head(nn.Module):
+    """One frame of the head over explicit memory tensors, in one of two output layouts."""
+
+    def __init__(self, head: nn.Module, layout: Layout, levels: Levels) -> None:
+        super().__init__()
+        self.pts_bbox_head = head
+        self.layout = layout
+        self.last_level_only = levels == "last"
+
+    def forward(
+        self, x: Tensor, pos_embed: Tensor, cone: Tensor, ego_pose: Tensor, ego_pose_inv: Tensor, *pre: Tensor
+    ) -> tuple[Tensor, ...]:
+        """Shapes as in `StreamPETRHead.forward`; ``pre`` in the order of `MEMORY_FIELDS`."""
+        scores, boxes, memory = self.pts_bbox_head(
+            x, pos_embed, cone, ego_pose, ego_pose_inv, MemoryState(*pre), self.last_level_only
+        )
+        if self.layout == "autoware":
+            scores, boxes = (value.flatten(0, 2).transpose(0, 1).unsqueeze(0) for value in (scores, boxes))
+        return (scores, boxes, *memory)
+
+
+def export_streampetr(
+    model: nn.Module,
+    out_dir: str | Path,
+    *,
+    class_names: Sequence[str],
+    camera_names: Sequence[str] = CAMERAS,
+    input_size: tuple[int, int] = (256, 704),
+    source_size: tuple[int, int] = (900, 1600),
+    layout: Layout = "native",
+    levels: Levels = "last",
+    plan_hash: str | None = None,
+    weights: str = "unknown",
+    on_stage: Callable[[str], None] | None = None,
+) -> DeploymentManifest:
+    """Write a dense or slim StreamPETR as a deployment folder.
+
+    The folder holds ``image_encoder.onnx``, ``position_embedding.onnx``, ``head.onnx`` (linted, weight shapes
+    checked against the model's), ``init_memory.npz`` and ``.json`` and ``deployment.json``. It is built next
+    to ``out_dir`` and renamed, so ``out_dir`` is always complete; an earlier deployment there is replaced.
+
+    Args:
+        model: Built and loaded `StreamPETR`, in float32.
+        out_dir: Folder to write.
+        class_names: In the order of the score columns.
+        camera_names: In the order of the image slots.
+        input_size: (H, W) of the network input in pixels, multiples of the head's stride.
+        source_size: (H, W) of a camera image in pixels.
+        layout: ``"native"``: outputs (levels, 1, Q, C); ``"autoware"``: (1, C, levels * Q).
+        levels: Which decoder levels are in the outputs; only the last one is evaluated.
+        plan_hash: Hash of the pruning plan, None for a dense model.
+        weights: Where the weights came from, for the manifest.
+        on_stage: Called with the name of each engine before it is exported.
+
+    Returns:
+        The manifest as written.
+
+    Raises:
+        DeploymentError: An argument does not fit the model, a graph cannot be deployed, or ``out_dir`` holds
+            something else than a deployment.
+    """
+    out_dir = Path(out_dir)
+    head = model.pts_bbox_head
+    _check_arguments(model, out_dir, class_names, input_size, layout, levels)
+    part = out_dir.with_name(out_dir.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        graphs = _export_graphs(model, part, len(camera_names), input_size, layout, levels, on_stage)
+        shapes = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+        for graph in graphs.values():
+            check_initializers(graph, shapes)
+        _write_initial_memory(head, part)
+        specs = {name: _engine_spec(name, graph) for name, graph in graphs.items()}
+        rows = {spec.name: spec.shape[1] for spec in (*specs["head"].inputs, *specs["head"].outputs)}
+        coder = model.bbox_coder
+        queries = head.reference_points.num_embeddings + head.num_propagated
+        scores_shape = specs["head"].outputs[0].shape
+        manifest = DeploymentManifest(
+            engines=specs,
+            layout=layout,
+            levels=scores_shape[0] if layout == "native" else scores_shape[2] // queries,
+            num_queries=queries,
+            precision="fp32",
+            class_names=tuple(class_names),
+            camera_names=tuple(camera_names),
+            image=_image_transform(model, input_size, source_size),
+            pc_range=tuple(head.pc_range.tolist()),
+            post_center_range=tuple(coder.post_center_range),
+            max_detections=coder.max_num,
+            score_threshold=coder.score_threshold,
+            memory=MemorySpec(
+                pre_length=rows["pre_memory_embedding"],
+                post_length=rows["post_memory_embedding"],
+                num_propagated=head.num_propagated,
+                init_file=f"{INIT_MEMORY}.npz",
+            ),
+            plan_hash=plan_hash,
+            weights=weights,
+            software={
+                "mdp_mmdet3d": mdp_mmdet3d.__version__,
+                "torch": torch.__version__,
+                "onnx": onnx.__version__,
+                "onnxslim": onnxslim.__version__,
+                "opset": str(OPSET),
+            },
+            checksums={path.name: file_sha256(path) for path in sorted(part.iterdir())},
+        )
+        manifest.save(part)
+        _replace_folder(part, out_dir)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return manifest
+
+
+def _check_arguments(
+    model: nn.Module,
+    out_dir: Path,
+    class_names: Sequence[str],
+    input_size: tuple[int, int],
+    layout: str,
+    levels: str,
+) -> None:
+    if layout not in ("native", "autoware"):
+        raise DeploymentError(f"layout={layout!r} is neither 'native' nor 'autoware'")
+    if levels not in ("last", "all"):
+        raise DeploymentError(f"levels={levels!r} is neither 'last' nor 'all'")
+    stride = model.pts_bbox_head.stride
+    if any(side <= 0 or side % stride for side in input_size):
+        raise DeploymentError(
+            f"input_size={tuple(input_size)}: height and width must be multiples of {stride} pixels"
+        )
+    num_classes = model.pts_bbox_head.num_classes
+    if len(class_names) != num_classes:
+        raise DeploymentError(
+            f"{len(class_names)} class names for a head of {num_classes} classes: {list(class_names)}"
+        )
+    if other := {
+        name: value.dtype for name, value in model.named_parameters() if value.dtype != torch.float32
+    }:
+        name, dtype = next(iter(other.items()))
+        raise DeploymentError(f"parameter {name} is {dtype}; export the float32 model (model.float())")
+    if (
+        out_dir.exists()
+        and not (out_dir / MANIFEST_FILE).is_file()
+        and (out_dir.is_file() or any(out_dir.iterdir()))
+    ):
+        raise DeploymentError(f"{out_dir} exists and is no deployment folder; give another one or remove it")
+
+
+def _export_graphs(
+    model: nn.Module,
+    folder: Path,
+    num_cams: int,
+    input_size: tuple[int, int],
+    layout: Layout,
+    levels: Levels,
+    on_stage: Callable[[str], None] | None,
+) -> dict[str, onnx.ModelProto]:
+    head = model.pts_bbox_head
+    device = head.pc_range.device
+
+    def export(
+        name: str, module: nn.Module, inputs: Mapping[str, Tensor], outputs: Sequence[str]
+    ) -> tuple[onnx.ModelProto, dict[str, Tensor]]:
+        if on_stage:
+            on_stage(name)
+        graph = export_onnx(module, inputs, outputs, folder / f"{name}.onnx")
+        return graph, {
+            spec.name: torch.zeros(spec.shape, device=device) for spec in _specs(graph.graph.output)
+        }
+
+    identity = torch.eye(4, device=device)
+    images = torch.zeros(1, num_cams, 3, *input_size, device=device)
+    encoder, features = export("image_encoder", ImageEncoder(model), {"img": images}, ["img_feats"])
+    rig = {
+        "img_metas_pad": torch.tensor([*input_size, 3], dtype=torch.float32, device=device),
+        "intrinsics": identity.expand(1, num_cams, 4, 4),
+        "img2lidar": identity.expand(1, num_cams, 4, 4),
+    }
+    position, tokens = export("position_embedding", PositionEmbedding(head), rig, ["pos_embed", "cone"])
+    memory = head.initial_memory(identity[None])._asdict()
+    inputs = {
+        "x": features["img_feats"],
+        **tokens,
+        "data_ego_pose": identity[None],
+        "data_ego_pose_inv": identity[None],
+        **{f"pre_memory_{field}": memory[field] for field in MEMORY_FIELDS},
+    }
+    outputs = ["all_cls_scores", "all_bbox_preds", *(f"post_memory_{field}" for field in MEMORY_FIELDS)]
+    detector, _ = export("head", Head(head, layout, levels), inputs, outputs)
+    return {"image_encoder": encoder, "position_embedding": position, "head": detector}
+
+
+def _write_initial_memory(head: nn.Module, folder: Path) -> None:
+    points = head.pseudo_points.detach().cpu().numpy()
+    write_npz(
+        folder / f"{INIT_MEMORY}.npz", {"schema_version": SCHEMA_VERSION}, {"pseudo_reference_points": points}
+    )
+    write_json(
+        folder / f"{INIT_MEMORY}.json",
+        {
+            "schema_version": SCHEMA_VERSION,
+            "unit": "metre",
+            "frame": "lidar of the first frame",
+            "pseudo_reference_points": points.tolist(),
+            "rows_with_pseudo_point": {
+                "reference_point": "ego_pose applied to the pseudo point",
+                "egopose": "ego_pose",
+                "embedding, timestamp, velo": 0,
+            },
+            "other_rows": {"reference_point": "translation of ego_pose", "everything else": 0},
+        },
+    )
+
+
+def _image_transform(
+    model: nn.Module, input_size: tuple[int, int], source_size: tuple[int, int]
+) -> ImageTransform:
+    preprocessor = model.data_preprocessor
+    if not getattr(preprocessor, "_enable_normalize", False):
+        raise DeploymentError("the model's data_preprocessor does not normalise images; set its mean and std")
+    augmentation = evaluation_augmentation(source_size[1], source_size[0], (input_size[0], input_size[1]))
+    width, height = scaled_size(source_size[1], source_size[0], augmentation.scale)
+    return ImageTransform(
+        source_size=(source_size[0], source_size[1]),
+        resized_size=(height, width),
+        crop_offset=(augmentation.crop_top, augmentation.crop_left),
+        size=(input_size[0], input_size[1]),
+        mean=tuple(preprocessor.mean.flatten().tolist()),
+        std=tuple(preprocessor.std.flatten().tolist()),
+        # Images are loaded as BGR.
+        channel_order="RGB" if preprocessor._channel_conversion else "BGR",
+    )
+
+
+def _engine_spec(name: str, graph: onnx.ModelProto) -> EngineSpec:
+    return EngineSpec(f"{name}.onnx", _specs(graph.graph.input), _specs(graph.graph.output))
+
+
+def _specs(values: Sequence[onnx.ValueInfoProto]) -> tuple[TensorSpec, ...]:
+    return tuple(
+        TensorSpec(
+            value.name,
+            helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type).name,
+            tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim),
+        )
+        for value in values
+    )
+
+
+def _replace_folder(source: Path, target: Path) -> None:
+    """Rename ``source`` to ``target``, which may be an earlier deployment."""
+    old = target.with_name(target.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        target.rename(old)
+    source.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
