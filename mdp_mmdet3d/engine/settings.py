@@ -1,0 +1,110 @@
+"""The ``prune`` section of a config: checked keys, budgets with units."""
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from mdp_mmdet3d.errors import MdpError
+
+_BUDGET = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*(ms|fps)?\s*", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class PruneSettings:
+    """What ``prune = dict(...)`` of a config may hold.
+
+    Attributes:
+        budget: Share of the dense latency (0.55), ``"120ms"`` or ``"8fps"``.
+        frames: Frames of the importance data loader to use.
+        input_size: Height and width in pixels of the network image at deployment.
+        num_cams: Camera images.
+        max_options: Counts per dimension at most.
+        channel_multiple: Smallest step of channels and hidden widths.
+        head_width_multiple: Step of the q/k and v width of a head.
+        min_keep: Smallest share of a dimension that may stay.
+        freeze: Shell patterns of dimensions and blocks that stay as they are.
+        tolerance: Largest relative distance of the measured latency from the budget before the prediction is
+            calibrated on the plan and the program is solved again.
+        refinements: How often that may happen.
+        rounds: Timed rounds of an end-to-end measurement.
+        time_limit_s: Limit of one solve.
+    """
+
+    budget: float | str = 0.55
+    frames: int = 16
+    input_size: tuple[int, int] = (256, 704)
+    num_cams: int = 6
+    max_options: int = 8
+    channel_multiple: int = 16
+    head_width_multiple: int = 8
+    min_keep: float = 0.0
+    freeze: tuple[str, ...] = ()
+    tolerance: float = 0.03
+    refinements: int = 3
+    rounds: int = 16
+    time_limit_s: float = 300.0
+
+    @classmethod
+    def from_config(cls, section: Mapping[str, Any]) -> PruneSettings:
+        """Read the section; raises `MdpError` on an unknown key (naming the nearest) or a bad value."""
+        known = [f.name for f in fields(cls)]
+        for key in section:
+            if key not in known:
+                near = difflib.get_close_matches(key, known, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+                raise MdpError(f"unknown key {key!r} in the config's prune section; {hint}")
+        values = {k: tuple(v) if isinstance(v, list) else v for k, v in section.items()}
+        settings = cls(**values)
+        settings.check()
+        return settings
+
+    def check(self) -> None:
+        """Raise `MdpError` where a value makes no sense."""
+        parse_budget(self.budget)
+        positive = ("frames", "num_cams", "max_options", "channel_multiple", "head_width_multiple", "time_limit_s")
+        for name in positive:
+            value = getattr(self, name)
+            if not isinstance(value, (int, float)) or isinstance(value, bool) or value <= 0:
+                raise MdpError(f"prune.{name} = {value!r} must be positive")
+        if not isinstance(self.rounds, int) or self.rounds < 2:
+            raise MdpError(f"prune.rounds = {self.rounds!r} must be at least 2")
+        if not 0 <= self.min_keep <= 1:
+            raise MdpError(f"prune.min_keep = {self.min_keep!r} must lie in 0 ... 1")
+        if len(self.input_size) != 2 or any(size % 32 for size in self.input_size):
+            raise MdpError(f"prune.input_size = {self.input_size!r} must be (height, width), multiples of 32")
+        if isinstance(self.freeze, str):
+            raise MdpError(f"prune.freeze = {self.freeze!r} must be a list of patterns")
+
+
+def parse_budget(budget: float | str) -> tuple[float, str]:
+    """Number and unit of a budget: ``"share"`` of the dense latency, ``"ms"`` or ``"fps"``.
+
+    Raises:
+        MdpError: It is none of these.
+    """
+    match = _BUDGET.fullmatch(str(budget))
+    if not match or float(match[1]) <= 0:
+        raise MdpError(f"budget {budget!r} is not understood: give a share of the dense latency such as 0.55, "
+                       "milliseconds such as 120ms, or frames per second such as 8fps")
+    unit = (match[2] or "share").lower()
+    if unit == "share" and float(match[1]) > 1:
+        raise MdpError(f"budget {budget!r} is a share of the dense latency and must not exceed 1; "
+                       f"for milliseconds write {match[1]}ms")
+    return float(match[1]), unit
+
+
+def budget_ms(budget: float | str, dense_ms: float) -> float:
+    """Milliseconds per frame that a budget allows.
+
+    Raises:
+        MdpError: It is not understood, or not below the dense latency: there would be nothing to prune.
+    """
+    number, unit = parse_budget(budget)
+    value = {"share": number * dense_ms, "ms": number, "fps": 1000.0 / number}[unit]
+    if value >= dense_ms:
+        raise MdpError(f"budget {budget!r} = {value:.1f} ms is not below the dense latency of {dense_ms:.1f} ms on this "
+                       "device: the dense model meets it already; give a smaller budget")
+    return value

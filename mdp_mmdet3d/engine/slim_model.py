@@ -1,0 +1,78 @@
+"""A slim model from a config: the dense architecture, cut by a plan before any weight is loaded."""
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.registry import MODELS
+from torch import nn
+
+from mdp_mmdet3d.errors import StructureMismatchError
+from mdp_mmdet3d.surgery.apply import apply_plan
+from mdp_mmdet3d.surgery.plan import PruningPlan
+
+NAMED_DIFFERENCES = 5  # how many differing keys an error lists
+
+
+@MODELS.register_module()
+def MDPSlimModel(architecture: dict, plan: str | Path | dict, data_preprocessor: dict | None = None) -> nn.Module:  # noqa: N802
+    """Build ``architecture`` and cut ``plan`` out of it; register name for ``model=dict(type="MDPSlimModel", ...)``.
+
+    The result is an ordinary model of the dense class, with the same state-dict names and narrower tensors, so every
+    MMEngine tool, DDP, EMA and the optimizer see the slim parameters from the start. It accepts only checkpoints whose
+    names and shapes are its own: MMEngine's loading would merely log a mismatch.
+
+    Args:
+        architecture: Config of the dense model. Pretrained initialisations in it are ignored: they have dense shapes.
+        plan: Plan file, or its content.
+        data_preprocessor: What MMEngine's runner passes on from the top level of a config.
+
+    Raises:
+        FileFormatError: The plan cannot be read.
+        StructureMismatchError: It was made for another model.
+    """
+    content = PruningPlan.from_dict(plan) if isinstance(plan, Mapping) else PruningPlan.load(plan)
+    config = without_pretrained(architecture)
+    if data_preprocessor is not None:
+        config.setdefault("data_preprocessor", data_preprocessor)
+    model = apply_plan(MODELS.build(config), content)
+    model.mdp_plan = content  # type: ignore[assignment]
+    return load_strictly(model)
+
+
+def without_pretrained(config: Any) -> Any:
+    """Copy of a model config without initialisation from checkpoint files."""
+    if isinstance(config, Mapping):
+        return {key: without_pretrained(value) for key, value in config.items()
+                if not (key == "init_cfg" and isinstance(value, Mapping) and value.get("type") == "Pretrained")
+                and not (key == "pretrained" and isinstance(value, str))}
+    if isinstance(config, (list, tuple)):
+        return type(config)(without_pretrained(value) for value in config)
+    return config
+
+
+def load_strictly(model: nn.Module) -> nn.Module:
+    """Make ``model`` refuse state dicts whose names or shapes are not exactly its own.
+
+    Raises (when a state dict is loaded):
+        StructureMismatchError: Names the first differing keys with expected and found shapes.
+    """
+    model.register_load_state_dict_pre_hook(_check_state)
+    return model
+
+
+def _check_state(module: nn.Module, state: Mapping[str, Any], prefix: str, *_: Any) -> None:
+    found = {name.removeprefix(prefix): tuple(value.shape) for name, value in state.items()
+             if name.startswith(prefix) and isinstance(value, torch.Tensor)}
+    expected = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+    differences = [
+        f"{name}: expected {expected.get(name, 'nothing')}, found {found.get(name, 'nothing')}"
+        for name in sorted(expected.keys() | found.keys()) if expected.get(name) != found.get(name)
+    ]
+    if differences:
+        more = len(differences) - NAMED_DIFFERENCES
+        raise StructureMismatchError(
+            "the checkpoint does not fit this pruned model; it was saved with another plan or is dense.\n  "
+            + "\n  ".join(differences[:NAMED_DIFFERENCES]) + (f"\n  ... and {more} more" if more > 0 else ""))

@@ -1,0 +1,117 @@
+"""From pruning space, importance and latency to the program's arrays, and from its answer back to elements."""
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from mdp_mmdet3d.importance.table import ImportanceTable
+from mdp_mmdet3d.solver.problem import PlanIndices, ProblemBlock, ProblemDimension, ProblemTerm, PruningProblem
+from mdp_mmdet3d.space.types import CostTerm, Dimension, PruningSpace
+
+LATENCY = "latency_ms"
+
+Selection = tuple[dict[str, tuple[tuple[int, ...], ...]], frozenset[str]]
+
+
+class Latency(Protocol):
+    """What the program needs to know about latency; `mdp_mmdet3d.latency.predict.LatencyModel` provides it."""
+
+    @property
+    def total_fixed_ms(self) -> float:
+        """Milliseconds per frame that no plan can save."""
+
+    def cost_array(self, term: CostTerm) -> tuple[np.ndarray, np.ndarray]:
+        """Milliseconds of a term over the options of its dimensions, and which of them were interpolated."""
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """In which order the elements of every dimension are dropped.
+
+    Attributes:
+        order: Per dimension, element indices by falling importance, (copies, size).
+    """
+
+    order: Mapping[str, np.ndarray]
+
+    @classmethod
+    def by_importance(cls, space: PruningSpace, importance: ImportanceTable,
+                      kept_blocks: frozenset[str] | None = None) -> Ranking:
+        """Rank by the summed score of all members; only of those in ``kept_blocks`` if given."""
+        order = {}
+        for dimension in space.dimensions:
+            scores = _scores(space, importance, dimension, kept_blocks)
+            if not scores.any():  # no member survives: the order does not matter, but must stay defined
+                scores = _scores(space, importance, dimension, None)
+            order[dimension.name] = np.argsort(-scores, axis=1, kind="stable")
+        return cls(order)
+
+
+def _scores(space: PruningSpace, importance: ImportanceTable, dimension: Dimension,
+            kept_blocks: frozenset[str] | None) -> np.ndarray:
+    """Score per copy and element; a dimension without sources (heads) adds up what lies within its elements."""
+    if dimension.sources:
+        return importance.total(dimension.name, kept_blocks)
+    inner = [importance.total(d.name, kept_blocks).sum(axis=1) for d in space.dimensions if d.within == dimension.name]
+    return np.sum(inner, axis=0)[None] if inner else np.zeros((1, dimension.size))
+
+
+def build_problem(space: PruningSpace, importance: ImportanceTable, latency: Latency, ranking: Ranking,
+                  ) -> PruningProblem:
+    """Write down METHOD section 2 for one model, device and ranking.
+
+    Args:
+        space: What may be pruned.
+        importance: What each element is worth.
+        latency: What each operator costs.
+        ranking: Order in which elements are dropped; the value of keeping k of them is the sum of the first k.
+
+    Returns:
+        A problem with one metric, ``latency_ms``; its constant term is what cannot be pruned.
+    """
+    dimension_index = {d.name: i for i, d in enumerate(space.dimensions)}
+    block_index = {b.name: i for i, b in enumerate(space.blocks)}
+
+    def term(name: str, dimensions: tuple[str, ...], block: str | None, cost: np.ndarray | float,
+             value: np.ndarray | None = None) -> ProblemTerm:
+        indices = tuple(dimension_index[d] for d in dimensions)
+        shape = tuple(len(space.by_name[d].options) for d in dimensions)
+        return ProblemTerm(name, indices, None if block is None else block_index[block],
+                           {LATENCY: np.broadcast_to(cost, shape)}, value)
+
+    terms = [term("not prunable", (), None, latency.total_fixed_ms)]
+    terms += [term(t.name, t.dimensions, t.block, latency.cost_array(t)[0]) for t in space.frame_terms()]
+    for dimension in space.dimensions:
+        for block, scores in importance.scores[dimension.name].items():
+            names, value = _value(space, dimension, scores, ranking)
+            terms.append(term(f"value of {dimension.name}", names, block, 0.0, value))
+    return PruningProblem(
+        space.model, (LATENCY,),
+        tuple(ProblemDimension(d.name, d.options) for d in space.dimensions),
+        tuple(ProblemBlock(b.name, None if b.parent is None else block_index[b.parent]) for b in space.blocks),
+        tuple(terms))
+
+
+def _value(space: PruningSpace, dimension: Dimension, scores: np.ndarray, ranking: Ranking,
+           ) -> tuple[tuple[str, ...], np.ndarray]:
+    """Importance kept by each option; for a width within heads, by each number of heads and width."""
+    ordered = np.take_along_axis(scores, ranking.order[dimension.name], axis=1)
+    per_copy = np.cumsum(ordered, axis=1)[:, np.array(dimension.options) - 1]
+    if dimension.within is None:
+        return (dimension.name,), per_copy.sum(axis=0)
+    heads = space.by_name[dimension.within]
+    per_count = np.cumsum(per_copy[ranking.order[heads.name][0]], axis=0)[np.array(heads.options) - 1]
+    return (heads.name, dimension.name), per_count
+
+
+def select(space: PruningSpace, ranking: Ranking, plan: PlanIndices) -> Selection:
+    """The elements and blocks that a plan of `build_problem` keeps and removes."""
+    kept = {}
+    for dimension, option in zip(space.dimensions, plan.options):
+        best = ranking.order[dimension.name][:, :dimension.options[option]]
+        kept[dimension.name] = tuple(tuple(sorted(int(e) for e in copy)) for copy in best)
+    removed = frozenset(b.name for b, stays in zip(space.blocks, plan.kept) if not stays)
+    return kept, removed
