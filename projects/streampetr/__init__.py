@@ -4,6 +4,7 @@ from . import pruning  # registers the pruning adapter
 from .assigner import StreamPETRHungarianAssigner
 from .box_coder import Detections, StreamPETRBoxCoder
 from .cp_fpn import CPFPN
+from .dataset import StreamNuScenesDataset
 from .decoder import StreamPETRDecoder
 from .denoising import DenoisingGenerator
 from .detector import StreamPETR
@@ -11,6 +12,8 @@ from .frame import FrameInputs, frame_inputs
 from .head import HeadOutput, StreamPETRHead
 from .losses import StreamPETRLoss
 from .memory import MemoryState
+from .transforms import LoadStreamImages, PackStreamInputs, ResizeCropImages
+from .vovnet import VoVNet
 
 __all__ = [
     "CPFPN",
@@ -18,13 +21,18 @@ __all__ = [
     "Detections",
     "FrameInputs",
     "HeadOutput",
+    "LoadStreamImages",
     "MemoryState",
+    "PackStreamInputs",
+    "ResizeCropImages",
+    "StreamNuScenesDataset",
     "StreamPETR",
     "StreamPETRBoxCoder",
     "StreamPETRDecoder",
     "StreamPETRHead",
     "StreamPETRHungarianAssigner",
     "StreamPETRLoss",
+    "VoVNet",
     "frame_inputs",
     "pruning",
 ]

@@ -157,7 +157,8 @@ def test_frame_from_the_recorded_memory(model, inputs, recorded, t) -> None:
 
 @pytest.mark.parametrize("t", range(4))
 def test_decoded_boxes(model, recorded, t) -> None:
-    scores, boxes = (torch.from_numpy(recorded[f"f{t}/{key}"][-1]) for key in ("all_cls_scores", "all_bbox_preds"))
+    scores = torch.from_numpy(recorded[f"f{t}/all_cls_scores"][-1])
+    boxes = torch.from_numpy(recorded[f"f{t}/all_bbox_preds"][-1])
     for b, found in enumerate(model.bbox_coder.decode(scores, boxes)):
         assert_close(found.bboxes, recorded[f"f{t}/dec{b}_bboxes"], 1e-4)
         assert_close(found.scores, recorded[f"f{t}/dec{b}_scores"], 1e-6)
@@ -232,7 +233,7 @@ def test_training_frame(model, rules, inputs, recorded) -> None:
     expected = {
         key.removeprefix(prefix + "loss/"): float(value)
         for key, value in recorded.items()
-        if key.startswith(prefix + "loss/") and ("loss_cls" in key or "loss_bbox" in key) and "enc_" not in key
+        if key.startswith(prefix + "loss/") and key.endswith(("loss_cls", "loss_bbox")) and "enc_" not in key
     }
     assert set(losses) == set(expected)
     for key, value in expected.items():

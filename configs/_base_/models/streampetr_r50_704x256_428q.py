@@ -1,20 +1,5 @@
 custom_imports = dict(imports=["projects.streampetr"], allow_failed_imports=False)
 
-point_cloud_range = [-51.2, -51.2, -5.0, 51.2, 51.2, 3.0]
-position_range = [-61.2, -61.2, -10.0, 61.2, 61.2, 10.0]
-class_names = [
-    "car",
-    "truck",
-    "construction_vehicle",
-    "bus",
-    "trailer",
-    "barrier",
-    "motorcycle",
-    "bicycle",
-    "pedestrian",
-    "traffic_cone",
-]
-
 model = dict(
     type="StreamPETR",
     data_preprocessor=dict(
@@ -50,8 +35,8 @@ model = dict(
         depth_num=64,
         depth_start=1.0,
         use_lid=True,
-        pc_range=point_cloud_range,
-        position_range=position_range,
+        pc_range=[-51.2, -51.2, -5.0, 51.2, 51.2, 3.0],
+        position_range=[-61.2, -61.2, -10.0, 61.2, 61.2, 10.0],
         code_weights=[2.0, 2.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0],
         # Both as the official checkpoints need them.
         intrinsics_tiling="camera_minor",
@@ -66,7 +51,11 @@ model = dict(
             cross_attn_drop=0.0,
         ),
     ),
-    bbox_coder=dict(type="StreamPETRBoxCoder", post_center_range=position_range, max_num=300),
+    bbox_coder=dict(
+        type="StreamPETRBoxCoder",
+        post_center_range=[-61.2, -61.2, -10.0, 61.2, 61.2, 10.0],
+        max_num=300,
+    ),
     criterion=dict(
         type="StreamPETRLoss",
         loss_cls=dict(type="mmdet.FocalLoss", use_sigmoid=True, gamma=2.0, alpha=0.25, loss_weight=2.0),

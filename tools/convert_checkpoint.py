@@ -1,0 +1,64 @@
+"""Convert a public StreamPETR checkpoint (official or AWML) into one that loads strictly and safely here."""
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+import torch
+from mmengine.config import Config
+from mmengine.registry import DefaultScope
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from mmdet3d.registry import MODELS
+
+from mdp_mmdet3d.errors import MdpError
+from mdp_mmdet3d.files import atomic_path
+from projects.streampetr import checkpoint as ckpt
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("source", type=Path, help="checkpoint to read")
+    parser.add_argument("target", type=Path, help="checkpoint to write")
+    parser.add_argument("--from", dest="origin", choices=("official", "awml"), default="official")
+    parser.add_argument("--config", type=Path, help="also load the result strictly into this config's model")
+    parser.add_argument("--classes", nargs="+", help="AWML: order of its logits (default: AWML's for nuScenes)")
+    parser.add_argument("--target-classes", nargs="+", help="AWML: wanted order (default: the official one)")
+    return parser.parse_args()
+
+
+def main() -> int:
+    args = parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        state = ckpt.read_checkpoint(args.source)["state_dict"]
+        eps = ckpt.OFFICIAL_EPS
+        if args.origin == "awml":
+            eps = ckpt.AWML_EPS
+            state = ckpt.convert_awml(
+                state, args.classes or ckpt.AWML_CLASSES, args.target_classes or ckpt.OFFICIAL_CLASSES
+            )
+        if args.config:
+            config = Config.fromfile(args.config)
+            with DefaultScope.overwrite_default_scope("mmdet3d"):
+                model = MODELS.build(config.model)
+            if model.pts_bbox_head.eps != eps:
+                print(f"note: the {args.origin} weights need model.pts_bbox_head.eps={eps:g} in the config")
+            report = ckpt.load_state_dict(model, state, what=str(args.source))
+            state = model.state_dict()
+            print(f"loads strictly into {args.config}; left out {len(report.dropped)} tensors of the 2D head")
+    except MdpError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    meta = {"streampetr_origin": args.origin, "streampetr_eps": eps}
+    with atomic_path(args.target) as temporary:
+        torch.save({"state_dict": state, "meta": meta}, temporary)
+    print(f"wrote {args.target}: {len(state)} tensors, eps {eps:g}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
