@@ -74,7 +74,7 @@ def check_version(data: Any, path: str | Path, *, what: str, schema_version: int
 def write_npz(path: str | Path, meta: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
     """Write arrays and a JSON ``meta`` entry as compressed npz, atomically."""
     with atomic_path(path) as temporary, temporary.open("wb") as stream:
-        np.savez_compressed(stream, meta=np.array(json.dumps(meta)), **arrays)  # type: ignore[arg-type]
+        np.savez_compressed(stream, meta=np.array(json.dumps(meta)), **arrays)
 
 
 def read_npz(path: str | Path, *, what: str, schema_version: int) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

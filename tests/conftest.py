@@ -52,6 +52,9 @@ def tiny_model(tiny_config):
             buffer.normal_(0, 0.1, generator=generator)
         elif name.endswith("running_var"):
             buffer.uniform_(0.8, 1.2, generator=generator)
+    for name, parameter in model.named_parameters():  # conditional norms start at 0, biases too
+        if name.endswith(("gamma.weight", "beta.weight", "bias")):
+            parameter.data += torch.empty_like(parameter).normal_(0, 0.05, generator=generator)
     return model.eval()
 
 
@@ -100,7 +103,8 @@ def random_selection():
         kept = {}
         for d in space.dimensions:
             count = int(rng.choice(d.options))
-            kept[d.name] = tuple(tuple(sorted(rng.choice(d.size, count, replace=False).tolist())) for _ in range(d.copies))
+            kept[d.name] = tuple(tuple(sorted(rng.choice(d.size, count, replace=False).tolist()))
+                                 for _ in range(d.copies))
         removed = {b.name for b in space.blocks if rng.random() < p_remove}
         removed |= {b.name for b in space.blocks if b.parent in removed}
         return kept, frozenset(removed)

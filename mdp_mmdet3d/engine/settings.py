@@ -56,7 +56,7 @@ class PruneSettings:
                 near = difflib.get_close_matches(key, known, n=1)
                 hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
                 raise MdpError(f"unknown key {key!r} in the config's prune section; {hint}")
-        values = {k: tuple(v) if isinstance(v, list) else v for k, v in section.items()}
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in section.items()}
         settings = cls(**values)
         settings.check()
         return settings
@@ -105,6 +105,6 @@ def budget_ms(budget: float | str, dense_ms: float) -> float:
     number, unit = parse_budget(budget)
     value = {"share": number * dense_ms, "ms": number, "fps": 1000.0 / number}[unit]
     if value >= dense_ms:
-        raise MdpError(f"budget {budget!r} = {value:.1f} ms is not below the dense latency of {dense_ms:.1f} ms on this "
-                       "device: the dense model meets it already; give a smaller budget")
+        raise MdpError(f"budget {budget!r} = {value:.1f} ms is not below the dense latency of {dense_ms:.1f} ms on "
+                       "this device: the dense model meets it already; give a smaller budget")
     return value

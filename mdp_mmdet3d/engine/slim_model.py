@@ -17,7 +17,7 @@ NAMED_DIFFERENCES = 5  # how many differing keys an error lists
 
 
 @MODELS.register_module()
-def MDPSlimModel(architecture: dict, plan: str | Path | dict, data_preprocessor: dict | None = None) -> nn.Module:  # noqa: N802
+def MDPSlimModel(architecture: dict, plan: str | Path | dict, data_preprocessor: dict | None = None) -> nn.Module:
     """Build ``architecture`` and cut ``plan`` out of it; register name for ``model=dict(type="MDPSlimModel", ...)``.
 
     The result is an ordinary model of the dense class, with the same state-dict names and narrower tensors, so every
@@ -38,7 +38,7 @@ def MDPSlimModel(architecture: dict, plan: str | Path | dict, data_preprocessor:
     if data_preprocessor is not None:
         config.setdefault("data_preprocessor", data_preprocessor)
     model = apply_plan(MODELS.build(config), content)
-    model.mdp_plan = content  # type: ignore[assignment]
+    model.mdp_plan = content
     return load_strictly(model)
 
 

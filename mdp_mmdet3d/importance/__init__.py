@@ -1,0 +1,1 @@
+"""What each part of a model is WORTH: Taylor importance, collected on backward, saved as a table."""

@@ -62,7 +62,7 @@ def collect_importance(model: nn.Module, space: PruningSpace, batches: Iterable[
                     _losses(model, earlier)
             replay = []
             model.zero_grad(set_to_none=True)
-            loss, _ = model.parse_losses(_losses(model, batch))  # type: ignore[operator]
+            loss, _ = model.parse_losses(_losses(model, batch))
             loss.backward()
             accumulator.finish_batch()
             write_npz(partial, identity, accumulator.state())
@@ -78,7 +78,7 @@ def collect_importance(model: nn.Module, space: PruningSpace, batches: Iterable[
 
 
 def _losses(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:
-    data = model.data_preprocessor(dict(batch), False)  # type: ignore[operator]
+    data = model.data_preprocessor(dict(batch), False)
     return model(**data, mode="loss")
 
 

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 
 import numpy as np
@@ -51,7 +51,7 @@ class TaylorAccumulator:
                 self._unfrozen.append(parameter)
             self._handles.append(parameter.register_post_accumulate_grad_hook(self._reader(name, wanted)))
 
-    def _reader(self, name: str, wanted: set[int]):  # noqa: ANN202
+    def _reader(self, name: str, wanted: set[int]) -> Callable[[Tensor], None]:
         def read(parameter: Tensor) -> None:
             if parameter.grad is None:
                 return

@@ -101,8 +101,7 @@ class SpaceBuilder:
             return size
         if name in self.dimensions:
             raise MdpError(f"dimension {name!r} is defined twice; an adapter is wrong")
-        scored = tuple(ScoreSource(tuple(axes), self.block_of(tuple(axes)[0].tensor), scale)
-                       for axes in (tuple(s) for s in sources))
+        scored = tuple(ScoreSource(axes, self.block_of(axes[0].tensor), scale) for axes in map(tuple, sources))
         self.dimensions[name] = Dimension(name, kind, size, counts, tuple(members), scored, copies, within)
         return name
 

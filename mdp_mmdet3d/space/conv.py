@@ -86,7 +86,7 @@ def _traceable(encoder: nn.Module) -> Iterator[None]:
     frozen = [p for p in encoder.parameters() if not p.requires_grad]
     try:
         for module in checkpointed:
-            module.with_cp = False  # type: ignore[assignment]
+            module.with_cp = False
         for parameter in frozen:
             parameter.requires_grad_(True)
         with torch.enable_grad():
@@ -95,7 +95,7 @@ def _traceable(encoder: nn.Module) -> Iterator[None]:
         for parameter in frozen:
             parameter.requires_grad_(False)
         for module in checkpointed:
-            module.with_cp = True  # type: ignore[assignment]
+            module.with_cp = True
         for module, training in modes.items():
             module.training = training
 

@@ -139,7 +139,7 @@ def replace_block(model: nn.Module, name: str, kind: BlockKind) -> None:
     owner = model.get_submodule(path)
     if kind is BlockKind.RESIDUAL_BRANCH:
         block = model.get_submodule(name)
-        replacement: nn.Module = ShortcutBlock(block.downsample, block.relu)  # type: ignore[arg-type]
+        replacement: nn.Module = ShortcutBlock(block.downsample, block.relu)
     else:
         replacement = nn.Identity()
     owner._modules[leaf] = replacement

@@ -67,7 +67,7 @@ def _silence(block: nn.Module, name: str) -> None:
             last = block.get_submodule(path)
         except AttributeError:
             continue
-        last.weight.zero_()  # type: ignore[operator]
-        last.bias.zero_()  # type: ignore[operator]
+        last.weight.zero_()
+        last.bias.zero_()
         return
     raise MdpError(f"{name}: the last operator of a {type(block).__name__} is not known")

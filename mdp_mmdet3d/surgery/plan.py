@@ -133,7 +133,8 @@ class PruningPlan:
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise FileFormatError(f"pruning plan {path} is damaged ({error!r}); make it again") from error
         if plan.hash != expected:
-            raise FileFormatError(f"pruning plan {path} was changed by hand: its hash is {plan.hash}, it says {expected}")
+            raise FileFormatError(f"pruning plan {path} was changed by hand: its hash is {plan.hash}, "
+                                  f"it says {expected}")
         return plan
 
     def save(self, path: str | Path) -> None:

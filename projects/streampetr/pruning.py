@@ -108,7 +108,7 @@ def _add_decoder(builder: SpaceBuilder, head: nn.Module, tokens: int) -> None:
 
 def _note_fixed(builder: SpaceBuilder) -> None:
     for module, reason in (
-        ("embed_dims", "query and token width: memory channels of the engine, sinusoid sizes and every norm depend on it"),
+        ("embed_dims", "query and token width: engine inputs, sinusoid sizes and every norm depend on it"),
         ("transformer.decoder.layers.*.norms", "post-norm: the norm stays when its sub-layer goes"),
         ("transformer.decoder.post_norm", "output norm of every level"),
         ("time_embedding", "one linear layer on the query width"),
