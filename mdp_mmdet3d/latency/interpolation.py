@@ -66,9 +66,7 @@ def measured_grid(entries: Mapping[tuple[int, ...], float]) -> Grid | None:
     return tuple(np.array(axis) for axis in axes), values
 
 
-def _complete(
-    axes: Sequence[Sequence[int]], entries: Mapping[tuple[int, ...], float]
-) -> bool:
+def _complete(axes: Sequence[Sequence[int]], entries: Mapping[tuple[int, ...], float]) -> bool:
     return all(widths in entries for widths in product(*axes))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -24,6 +25,7 @@ from mdp_mmdet3d.space import PruningSpace
 
 Policy = Literal["grid", "exact", "none"]
 
+MAX_ATTEMPTS = 3
 _SAVE_EVERY_S = 2.0
 
 
@@ -38,7 +40,8 @@ def measure_latency(
 ) -> LatencyTable:
     """Measure what ``path`` does not hold yet and return the whole table.
 
-    The file is replaced atomically every two seconds, so a kill loses no more than that.
+    The file is replaced atomically every two seconds, so a kill loses no more than that. Points that were
+    measured while the machine was busy with something else are measured again, `MAX_ATTEMPTS` times at most.
 
     Args:
         space: What may be pruned; terms that do not run every frame are skipped.
@@ -67,27 +70,58 @@ def measure_latency(
         points = grid_points(space)
     elif policy == "exact":
         points = exact_points(space)
-    missing = [point for point in dict.fromkeys([*points, *extra]) if table.get(*point) is None]
-    # Shuffled, so that a slow minute of the machine does not fall on one operator alone.
-    random.Random(0).shuffle(missing)
-    saved = time.monotonic()
+    wanted = list(dict.fromkeys([*points, *extra]))
+    for attempt in range(MAX_ATTEMPTS):
+        pending = _pending(table, wanted)
+        if pending:
+            # Shuffled, so that a slow minute of the machine does not fall on one operator alone.
+            random.Random(attempt).shuffle(pending)
+            _measure(
+                table,
+                backend,
+                pending,
+                path,
+                "latency table" if attempt == 0 else "disturbed ones again",
+                progress,
+            )
+    return table
+
+
+def _pending(table: LatencyTable, wanted: list[Point]) -> list[Point]:
+    """Points without an entry, and those whose measurement was disturbed and may be repeated."""
+    again = {point for point in table.disturbed() if _attempts(table, point) < MAX_ATTEMPTS}
+    return [point for point in wanted if point in again or table.get(*point) is None]
+
+
+def _attempts(table: LatencyTable, point: Point) -> int:
+    entry = table.get(*point)
+    return entry.attempts if entry else 0
+
+
+def _measure(
+    table: LatencyTable, backend: Backend, points: list[Point], path: Path, title: str, progress: bool
+) -> None:
+    """Measure ``points`` into ``table`` and its file."""
     columns = (
-        TextColumn("latency on {task.description}"),
+        TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
+    saved = time.monotonic()
     try:
-        with Progress(*columns, disable=not progress or not missing) as bar:
-            task = bar.add_task(device.runtime, total=len(missing))
-            for (signature, widths), entry in backend.measure(missing):
-                table.add(signature, widths, entry)
+        with Progress(*columns, disable=not progress) as bar:
+            task = bar.add_task(title, total=len(points))
+            for point, entry in backend.measure(points):
+                old = table.get(*point)
+                if old is not None:
+                    # Another process only ever adds time: the fastest attempt is nearest to the truth.
+                    entry = replace(min(old, entry, key=lambda item: item.ms), attempts=old.attempts + 1)
+                table.add(*point, entry)
                 bar.advance(task)
                 if time.monotonic() - saved > _SAVE_EVERY_S:
                     table.save(path)
                     saved = time.monotonic()
     finally:
-        if missing:
-            table.save(path)
-    return table
+        table.save(path)

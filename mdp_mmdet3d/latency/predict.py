@@ -51,8 +51,8 @@ class LatencyModel:
     ) -> LatencyModel:
         """Take the fixed part as what the dense model needs beyond its terms.
 
-        Where the terms alone exceed the whole (an operator is a little slower in its own small model), the fixed part
-        is 0 and the scale falls below 1 instead; `explanation` says so.
+        Where the terms alone exceed the whole (an operator may be a little slower in its own small model), the
+        fixed part is 0 and the scale falls below 1 instead; `explanation` says so.
 
         Args:
             space: What may be pruned.

@@ -17,6 +17,7 @@ from mdp_mmdet3d.latency.interpolation import Grid, inside, measured_grid, multi
 from mdp_mmdet3d.space import WIDTH_ROLES, CostTerm, OperatorSignature, PruningSpace
 
 SCHEMA_VERSION = 1
+DISTURBED = 1.1
 
 
 class NotMeasuredError(MdpError):
@@ -87,12 +88,17 @@ class Entry:
         spread: (largest - smallest) / median of the runs that count.
         runs: How many runs count.
         time: When, ISO 8601 in UTC.
+        reference_ms: Time of the backend's reference operator next to this measurement; 0 if it has none. Where
+            it is longer than elsewhere in the table, something else kept the machine busy.
+        attempts: How often the point was measured; the fastest attempt is kept.
     """
 
     ms: float
     spread: float
     runs: int
     time: str
+    reference_ms: float = 0.0
+    attempts: int = 1
 
 
 @dataclass(frozen=True)
@@ -130,17 +136,24 @@ class LatencyTable:
         return self._entries.get(signature, {}).get(tuple(widths))
 
     def add(self, signature: OperatorSignature, widths: tuple[int, ...], entry: Entry) -> None:
-        """Add or replace an entry; raises `ValueError` if it is no finite, non-negative time of the operator."""
+        """Add or replace an entry; raises `ValueError` if it is no finite time >= 0 of this operator."""
         if len(widths) != len(WIDTH_ROLES[signature.kind]) or any(width < 0 for width in widths):
             raise ValueError(
                 f"{signature.key}: widths {widths} do not fit the roles {WIDTH_ROLES[signature.kind]}"
             )
-        for name in ("ms", "spread"):
+        for name in ("ms", "spread", "reference_ms"):
             value = getattr(entry, name)
             if not (isinstance(value, (int, float)) and math.isfinite(value) and value >= 0):
                 raise ValueError(f"{signature.key} {widths}: {name} is {value!r}, not a finite number >= 0")
         self._entries.setdefault(signature, {})[tuple(int(width) for width in widths)] = entry
         self._grids.pop(signature, None)
+
+    def disturbed(self) -> list[tuple[OperatorSignature, tuple[int, ...]]]:
+        """Points measured while the reference operator was `DISTURBED` times slower than at its fastest."""
+        limit = DISTURBED * min(
+            (entry.reference_ms for _, _, entry in self if entry.reference_ms > 0), default=0.0
+        )
+        return [(signature, widths) for signature, widths, entry in self if entry.reference_ms > limit]
 
     def lookup(self, signature: OperatorSignature, widths: tuple[int, ...]) -> Lookup:
         """Latency of one operator; raises `NotMeasuredError` outside the measured range."""
@@ -222,9 +235,9 @@ class LatencyTable:
             blocked = (widths[:, 0] % 4 == 0) | np.isin(widths[:, 0], grid[0][0])
             if not blocked.all():
                 raise NotMeasuredError(
-                    f"{signature.key} with {widths[~blocked][0].tolist()} channels: an input count that is no "
-                    "multiple of 4 leaves ONNX Runtime's blocked layout and cannot be interpolated; measure it "
-                    "(policy 'exact') or let the dimension's options be multiples of 4"
+                    f"{signature.key} with {widths[~blocked][0].tolist()} channels: an input count that is "
+                    "no multiple of 4 leaves ONNX Runtime's blocked layout and cannot be interpolated; "
+                    "measure it (policy 'exact') or let the dimension's options be multiples of 4"
                 )
         if not covered.all():
             ranges = ", ".join(
@@ -264,14 +277,14 @@ class LatencyTable:
     def require(
         self, device: Device, protocol: MeasurementProtocol | None = None, what: str | Path = "latency table"
     ) -> None:
-        """Raise `StructureMismatchError` unless the table was measured on ``device`` (and by ``protocol``)."""
+        """Raise `StructureMismatchError` unless measured on ``device`` (and by ``protocol``)."""
         differences = self.device.differences(device)
         if protocol is not None and protocol != self.protocol:
             differences.append(f"protocol: {self.protocol} and {protocol}")
         if differences:
             raise StructureMismatchError(
-                f"{what} was made on another device or in another way ({'; '.join(differences)}): measure into "
-                "another file, or force its use if you know that it holds here"
+                f"{what} was made on another device or in another way ({'; '.join(differences)}): "
+                "measure into another file, or force its use if you know that it holds here"
             )
 
     def save(self, path: str | Path) -> None:

@@ -8,6 +8,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -21,8 +22,25 @@ from mdp_mmdet3d.latency.sampling import Point
 from mdp_mmdet3d.latency.table import Device, Entry, MeasurementProtocol
 from mdp_mmdet3d.space import OperatorSignature
 
+Feed = dict[str, np.ndarray]
+
 _NOT_MEASURED = ("source", "sink", "ReorderInput", "ReorderOutput")
 _KERNEL = "_kernel_time"
+# A few milliseconds of dense arithmetic: slows down as soon as anything else uses the core or its twin.
+_REFERENCE = OperatorSignature.make(
+    "conv",
+    batch=1,
+    height=32,
+    width=88,
+    kernel_h=3,
+    kernel_w=3,
+    stride=1,
+    padding=1,
+    groups=1,
+    relu=True,
+    residual=False,
+)
+_REFERENCE_WIDTHS = (128, 128)
 
 
 class OnnxRuntimeBackend:
@@ -70,8 +88,13 @@ class OnnxRuntimeBackend:
         Raises:
             MdpError: ONNX Runtime refuses an operator.
         """
+        reference = self._session(operator_graph(_REFERENCE, _REFERENCE_WIDTHS))
+        before = self._reference_ms(*reference, runs=4)
         for signature, widths in points:
-            yield (signature, widths), self._measure(signature, widths)
+            entry = self._measure(signature, widths)
+            after = self._reference_ms(*reference, runs=2)
+            yield (signature, widths), replace(entry, reference_ms=max(before, after))
+            before = after
 
     def _measure(self, signature: OperatorSignature, widths: tuple[int, ...]) -> Entry:
         graph = operator_graph(signature, widths)
@@ -89,14 +112,17 @@ class OnnxRuntimeBackend:
             max(ms, 0.0), spread, len(totals), datetime.now(timezone.utc).isoformat(timespec="milliseconds")
         )
 
-    def _kernel_ms(self, graph: OperatorGraph, folder: str) -> list[float]:
-        """Milliseconds in the measured kernels, per run that counts."""
+    def _session(
+        self, graph: OperatorGraph, profile: Path | None = None
+    ) -> tuple[ort.InferenceSession, Feed]:
+        """A session on one thread, with its inputs; it profiles into ``profile``."""
         options = ort.SessionOptions()
         options.intra_op_num_threads = 1
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
-        options.enable_profiling = True
-        options.profile_file_prefix = str(Path(folder) / "profile")
+        if profile is not None:
+            options.enable_profiling = True
+            options.profile_file_prefix = str(profile)
         session = ort.InferenceSession(
             graph.model.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
@@ -104,6 +130,19 @@ class OnnxRuntimeBackend:
             name: self._random.standard_normal(shape, dtype=np.float32)
             for name, shape in graph.inputs.items()
         }
+        return session, feed
+
+    def _reference_ms(self, session: ort.InferenceSession, feed: Feed, runs: int) -> float:
+        times = []
+        for _ in range(runs):
+            start = time.perf_counter()
+            session.run(None, feed)
+            times.append((time.perf_counter() - start) * 1000)
+        return min(times)
+
+    def _kernel_ms(self, graph: OperatorGraph, folder: str) -> list[float]:
+        """Milliseconds in the measured kernels, per run that counts."""
+        session, feed = self._session(graph, Path(folder) / "profile")
         for _ in range(self.protocol.warmup):
             session.run(None, feed)
         walls: list[float] = []
