@@ -25,7 +25,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("target", type=Path, help="checkpoint to write")
     parser.add_argument("--from", dest="origin", choices=("official", "awml"), default="official")
     parser.add_argument("--config", type=Path, help="also load the result strictly into this config's model")
-    parser.add_argument("--classes", nargs="+", help="AWML: order of its logits (default: AWML's for nuScenes)")
+    parser.add_argument("--classes", nargs="+", help="AWML: order of its logits (default: for nuScenes)")
     parser.add_argument("--target-classes", nargs="+", help="AWML: wanted order (default: the official one)")
     return parser.parse_args()
 

@@ -1,7 +1,7 @@
 """Loading of StreamPETR checkpoints: safe, strict, and from the official and the AWML code base.
 
-The names of this implementation are the official ones. What a public file has beyond or short of them is handled
-here: an auxiliary head that inference does not need, constants, and counters of frozen batch norms.
+The names of this implementation are the official ones. What a public file has beyond or short of them is
+handled here: an auxiliary head that inference does not need, constants, and counters of frozen batch norms.
 """
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise FileFormatError(f"checkpoint {path} does not exist") from error
     except pickle.UnpicklingError as error:
         raise FileFormatError(
-            f"checkpoint {path} is corrupt or holds more than tensors and plain values ({_first_line(error)}); "
+            f"{path} is corrupt or holds more than tensors and plain values ({_first_line(error)}); "
             "if you trust it, save its state_dict alone with torch.save and load that"
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError) as error:
@@ -179,7 +179,7 @@ def convert_awml(
         if key.startswith(CLASS_BRANCH) and key.split(".")[3] == "6":
             if len(value) != len(order):
                 raise StructureMismatchError(
-                    f"{key} has {len(value)} rows but there are {len(order)} classes; name the source's classes"
+                    f"{key} has {len(value)} rows, not {len(order)}; name the classes of the source"
                 )
             value = value[order]
         converted[key] = value
@@ -197,7 +197,7 @@ def _check_structure(state: Mapping[str, Tensor], own: Mapping[str, Tensor], wha
     if problems:
         shown = "; ".join(problems[:5])
         raise StructureMismatchError(
-            f"{what} is of another model, {len(problems)} tensors differ (the model has {len(own)}): {shown}. "
+            f"{what} is of another model, {len(problems)} differences in {len(own)} tensors: {shown}. "
             "Use the config it was trained with, or tools/convert_checkpoint.py for an AWML file"
         )
 

@@ -68,7 +68,8 @@ class OneShotAggregation(nn.Module):
         self.identity = identity
         widths = [in_channels] + [inner] * num_convs
         self.layers = nn.ModuleList(
-            nn.Sequential(_conv_norm_relu(f"{name}_{i}", widths[i], inner, 3)) for i in range(num_convs)
+            nn.Sequential(_conv_norm_relu(f"{name}_{i}", widths[i], inner, 3))
+            for i in range(num_convs)
         )
         self.concat = nn.Sequential(_conv_norm_relu(f"{name}_concat", sum(widths), outer, 1))
         self.ese = EffectiveSqueezeExcitation(outer)
