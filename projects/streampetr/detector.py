@@ -51,7 +51,9 @@ class StreamPETR(Base3DDetector):
         data_preprocessor: dict | None = None,
         init_cfg: dict | None = None,
     ) -> None:
-        super().__init__(data_preprocessor=data_preprocessor, init_cfg=init_cfg)
+        # MMEngine would look it up in the current default scope, which a script may not have set.
+        preprocessor = MODELS.build(data_preprocessor) if data_preprocessor else None
+        super().__init__(data_preprocessor=preprocessor, init_cfg=init_cfg)
         self.img_backbone = MODELS.build(img_backbone)
         self.img_neck = MODELS.build(img_neck)
         self.pts_bbox_head = MODELS.build(pts_bbox_head)

@@ -1,17 +1,12 @@
 """The detector against numbers recorded from the public implementation (shared data/streampetr_reference)."""
 from __future__ import annotations
 
-import ast
-import importlib.util
-from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
-from mmdet3d.registry import MODELS
 
-import projects.streampetr  # noqa: F401  (registers the model)
 from projects.streampetr.frame import FrameInputs
 from projects.streampetr.memory import MemoryState, restart_streams
 
@@ -20,80 +15,9 @@ METRES_ATOL = 1e-2
 FIELDS = MemoryState._fields
 
 
-def tiny_config(rules: ModuleType, **head) -> dict:
-    cfg = rules.CFGS["tiny"]
-    return dict(
-        type="StreamPETR",
-        img_backbone=dict(
-            type="mmdet.ResNet",
-            depth=cfg["depth"],
-            base_channels=cfg["base_channels"],
-            out_indices=(2, 3),
-            norm_cfg=dict(type="BN2d", requires_grad=False),
-            norm_eval=True,
-        ),
-        img_neck=dict(type="CPFPN", in_channels=cfg["in_channels"], out_channels=256),
-        pts_bbox_head=dict(
-            type="StreamPETRHead",
-            num_query=cfg["num_query"],
-            num_propagated=cfg["num_propagated"],
-            memory_len=cfg["memory_len"],
-            topk_proposals=cfg["topk"],
-            decoder=dict(
-                type="StreamPETRDecoder",
-                num_layers=cfg["layers"],
-                ffn_hidden_dims=cfg["ffn"],
-                dropout=0.0,
-                self_attn_drop=0.0,
-            ),
-            **head,
-        ),
-        bbox_coder=dict(type="StreamPETRBoxCoder", max_num=cfg["max_num"]),
-        criterion=dict(type="StreamPETRLoss"),
-        denoising=dict(type="DenoisingGenerator"),
-    )
-
-
 @pytest.fixture(scope="module")
-def reference_dir(shared_data: Path) -> Path:
-    return shared_data / "streampetr_reference"
-
-
-@pytest.fixture(scope="module")
-def rules(reference_dir: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("streampetr_reference_rules", reference_dir / "rules.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def recorded(reference_dir: Path) -> dict[str, np.ndarray]:
-    with np.load(reference_dir / "tiny.npz") as data:
-        return {key: data[key] for key in data.files}
-
-
-@pytest.fixture(scope="module")
-def state(rules: ModuleType, reference_dir: Path) -> dict[str, torch.Tensor]:
-    shapes = {}
-    for line in (reference_dir / "tiny_state_dict.tsv").read_text().splitlines():
-        key, shape, _ = line.split("\t")
-        if not key.startswith("img_roi_head."):
-            shapes[key] = ast.literal_eval(shape)
-    return {key: torch.from_numpy(np.asarray(value)) for key, value in rules.fill_state(shapes).items()}
-
-
-def build(rules: ModuleType, state: dict[str, torch.Tensor], **head):
-    model = MODELS.build(tiny_config(rules, **head))
-    missing, unexpected = model.load_state_dict(state, strict=False)
-    assert not unexpected
-    assert {key.rsplit(".", 1)[-1] for key in missing} <= set(rules.FIXED)
-    return model.eval()
-
-
-@pytest.fixture(scope="module")
-def model(rules, state):
-    return build(rules, state)
+def model(build_reference):
+    return build_reference()
 
 
 @pytest.fixture(scope="module")
@@ -165,13 +89,10 @@ def test_decoded_boxes(model, recorded, t) -> None:
         np.testing.assert_array_equal(found.labels, recorded[f"f{t}/dec{b}_labels"])
 
 
-@pytest.mark.parametrize(
-    ("mistake", "t"),
-    [({"intrinsics_tiling": "camera_major"}, 0), ({"eps": 1e-4}, 0)],
-)
-def test_options_are_not_interchangeable(rules, state, inputs, recorded, mistake, t) -> None:
-    output, _ = run(build(rules, state, **mistake), inputs, recorded, t)
-    deviation = np.abs(output.all_cls_scores.numpy() - recorded[f"f{t}/all_cls_scores"]).max()
+@pytest.mark.parametrize("mistake", [{"intrinsics_tiling": "camera_major"}, {"eps": 1e-4}], ids=str)
+def test_options_are_not_interchangeable(build_reference, inputs, recorded, mistake) -> None:
+    output, _ = run(build_reference(**mistake), inputs, recorded, 0)
+    deviation = np.abs(output.all_cls_scores.numpy() - recorded["f0/all_cls_scores"]).max()
     assert deviation > 10 * LOGITS_ATOL
 
 
