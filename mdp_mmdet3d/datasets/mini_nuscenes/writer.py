@@ -1,0 +1,107 @@
+"""The whole data set: folders, scenes, maps, tables, info files; complete or not at all."""
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+
+from mdp_mmdet3d.datasets.conventions import CAMERAS, LIDAR
+from mdp_mmdet3d.datasets.mini_nuscenes.ground import map_mask
+from mdp_mmdet3d.datasets.mini_nuscenes.road import Road
+from mdp_mmdet3d.datasets.mini_nuscenes.scene import Drive, SceneWriter
+from mdp_mmdet3d.datasets.mini_nuscenes.spec import MiniNuScenesSpec
+from mdp_mmdet3d.datasets.mini_nuscenes.tables import Tables
+from mdp_mmdet3d.datasets.nuscenes_infos import create_infos
+from mdp_mmdet3d.errors import MdpError
+
+LOCATIONS = ("singapore-onenorth", "boston-seaport", "singapore-queenstown", "singapore-hollandvillage")
+TILE_M = 420.0
+
+
+def write_mini_nuscenes(
+    out: str | Path,
+    spec: MiniNuScenesSpec,
+    overwrite: bool = False,
+    step: Callable[[], None] = lambda: None,
+) -> Path:
+    """Write a miniature nuScenes in the devkit's schema, with MMDetection3D's info files.
+
+    Everything is written to ``OUT.part``, which becomes ``OUT`` at the end.
+
+    Args:
+        out: Folder to make.
+        spec: What it shall contain.
+        overwrite: Whether a non-empty ``out`` may be replaced.
+        step: Called after every key frame.
+
+    Returns:
+        The folder.
+
+    Raises:
+        MdpError: ``out`` exists and is not empty, or the wanted objects do not fit on the road.
+    """
+    out = Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())) and not overwrite:
+        raise MdpError(f"{out} exists and is not empty; choose another folder, or replace it with --overwrite")
+    part = out.with_name(out.name + ".part")
+    if part.exists():
+        shutil.rmtree(part)
+    for channel in (*CAMERAS, LIDAR):
+        (part / "samples" / channel).mkdir(parents=True)
+    tables = Tables(spec.seed)
+    for channel in (*CAMERAS, LIDAR):
+        tables.add("sensor", channel, channel=channel, modality="lidar" if channel == LIDAR else "camera")
+    roads: dict[str, list[Road]] = {}
+    logs: dict[str, list[str]] = {}
+    for drive in plan_drives(spec):
+        scene = SceneWriter(spec, drive, tables, part)
+        log = tables.add(
+            "log",
+            drive.logfile,
+            logfile=drive.logfile,
+            vehicle=drive.logfile.partition("-")[0],
+            date_captured=drive.logfile[5:15],
+            location=drive.location,
+        )
+        scene.write(log, step)
+        roads.setdefault(drive.location, []).append(scene.world.road)
+        logs.setdefault(drive.location, []).append(log)
+    _write_maps(part, tables, roads, logs)
+    tables.write(part / spec.version)
+    create_infos(part, spec.version)
+    _replace(out, part)
+    return out
+
+
+def plan_drives(spec: MiniNuScenesSpec) -> list[Drive]:
+    """Name, place and time of every scene; scenes of one place lie side by side."""
+    drives = []
+    for index, name in enumerate(spec.scene_names):
+        column = index // len(LOCATIONS)
+        centre = ((column + 0.5) * TILE_M, 0.5 * TILE_M)
+        drives.append(Drive(index, name, LOCATIONS[index % len(LOCATIONS)], centre))
+    return drives
+
+
+def _write_maps(root: Path, tables: Tables, roads: dict[str, list[Road]], logs: dict[str, list[str]]) -> None:
+    (root / "maps").mkdir()
+    for location, loops in roads.items():
+        filename = f"maps/{tables.token('map', location)}.png"
+        mask = map_mask(loops, (len(loops) * TILE_M, TILE_M))
+        if not cv2.imwrite(str(root / filename), mask):
+            raise MdpError(f"could not write {root / filename}; is the disk full?")
+        tables.add("map", location, category="semantic_prior", filename=filename, log_tokens=logs[location])
+
+
+def _replace(out: Path, part: Path) -> None:
+    """Move the finished folder into place; a previous one stays until then."""
+    old = out.with_name(out.name + ".old")
+    if old.exists():
+        shutil.rmtree(old)
+    if out.exists():
+        out.rename(old)
+    part.rename(out)
+    if old.exists():
+        shutil.rmtree(old)
