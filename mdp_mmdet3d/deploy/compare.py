@@ -88,9 +88,7 @@ def compare_stream(
             found = last_level(
                 output.cls_scores, output.bbox_preds, runner.manifest.layout, runner.manifest.num_queries
             )
-            rows = slice(
-                None if mode == "teacher_forced" else model.pts_bbox_head.reference_points.num_embeddings
-            )
+            rows = slice(None if mode == "teacher_forced" else model.pts_bbox_head.reference_points.num_embeddings)
             logits.append(float(np.abs(found[0] - expected[0])[rows].max()))
             boxes.append(float(np.abs(found[1] - expected[1])[rows].max()))
     finally:

@@ -14,9 +14,7 @@ from mdp_mmdet3d.deploy.errors import DeploymentError
 from mdp_mmdet3d.deploy.lint import load_onnx
 
 
-def check_initializers(
-    model: str | Path | onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]
-) -> set[str]:
+def check_initializers(model: str | Path | onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> set[str]:
     """Compare the shapes of convolutions, linear layers and packed attention projections with a state dict's.
 
     The TorchScript exporter names a node after the modules whose calls led to it, so each ``Conv``, ``Gemm``
@@ -66,9 +64,7 @@ def check_initializers(
             )
     compared.update(packed)
     if not compared:
-        raise DeploymentError(
-            "no weight of the graph belongs to a key of the state dict: is it of another model?"
-        )
+        raise DeploymentError("no weight of the graph belongs to a key of the state dict: is it of another model?")
     return compared
 
 
@@ -99,9 +95,7 @@ def _owner(called: list[str], modules: list[str]) -> str | None:
         rest = iter(names)
         return same(names[-1], called[-1]) and all(any(same(name, call) for name in rest) for call in called)
 
-    owners = sorted(
-        (module for module in modules if called and holds(module)), key=lambda name: name.count(".")
-    )
+    owners = sorted((module for module in modules if called and holds(module)), key=lambda name: name.count("."))
     if not owners or (len(owners) > 1 and owners[0].count(".") == owners[1].count(".")):
         return None
     return owners[0]

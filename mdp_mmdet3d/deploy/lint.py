@@ -86,9 +86,7 @@ def lint_onnx(model: str | Path | onnx.ModelProto) -> list[LintFinding]:
         DeploymentError: The file cannot be read as ONNX, or shape inference contradicts the graph.
     """
     proto = load_onnx(model)
-    findings = [
-        LintFinding(LintRule.CUSTOM_OP, function.name, "model-local function") for function in proto.functions
-    ]
+    findings = [LintFinding(LintRule.CUSTOM_OP, function.name, "model-local function") for function in proto.functions]
     for graph in _graphs(proto.graph):
         constants = {tensor.name: tensor for tensor in graph.initializer}
         for node in graph.node:
@@ -136,12 +134,8 @@ def _lint_node(node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto]) 
         findings.append(LintFinding(LintRule.CUSTOM_OP, name, f"operator {node.domain}::{node.op_type}"))
     for attribute in node.attribute:
         is_cast = node.op_type == "Cast" and attribute.name == "to"
-        if (
-            is_cast and attribute.i == onnx.TensorProto.DOUBLE
-        ) or attribute.t.data_type == onnx.TensorProto.DOUBLE:
-            findings.append(
-                LintFinding(LintRule.FLOAT64, name, f"attribute {attribute.name!r} of {node.op_type}")
-            )
+        if (is_cast and attribute.i == onnx.TensorProto.DOUBLE) or attribute.t.data_type == onnx.TensorProto.DOUBLE:
+            findings.append(LintFinding(LintRule.FLOAT64, name, f"attribute {attribute.name!r} of {node.op_type}"))
     if node.op_type == "TopK":
         k = constants.get(node.input[1])
         if k is None:
@@ -186,9 +180,7 @@ def _lint_values(proto: onnx.ModelProto) -> list[LintFinding]:
 
 def _is_static(value: onnx.ValueInfoProto) -> bool:
     tensor = value.type.tensor_type
-    return tensor.HasField("shape") and all(
-        dim.HasField("dim_value") and dim.dim_value > 0 for dim in tensor.shape.dim
-    )
+    return tensor.HasField("shape") and all(dim.HasField("dim_value") and dim.dim_value > 0 for dim in tensor.shape.dim)
 
 
 def _shape_text(value: onnx.ValueInfoProto) -> str:

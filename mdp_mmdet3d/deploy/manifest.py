@@ -135,9 +135,7 @@ class DeploymentManifest:
         try:
             manifest = _manifest_from_json(data)
         except (KeyError, TypeError, AttributeError) as error:
-            raise FileFormatError(
-                f"deployment manifest {path} is malformed ({error!r}); export again"
-            ) from error
+            raise FileFormatError(f"deployment manifest {path} is malformed ({error!r}); export again") from error
         needed = {*(engine.file for engine in manifest.engines.values()), manifest.memory.init_file}
         if unchecked := sorted(needed - manifest.checksums.keys()):
             raise FileFormatError(f"deployment manifest {path} has no checksum of {unchecked}; export again")

@@ -100,8 +100,7 @@ def measure_interleaved(
             f"{rounds} rounds (at least 2), {warmup} warm-up rounds"
         )
     runners = {
-        name: item if isinstance(item, StreamRunner) else StreamRunner(item, threads)
-        for name, item in candidates.items()
+        name: StreamRunner(item, threads) if isinstance(item, str | Path) else item for name, item in candidates.items()
     }
     for runner in runners.values():
         runner.set_rig(frames[0].intrinsics, frames[0].lidar2img)

@@ -61,5 +61,9 @@ def export_onnx(
             child.training = mode
     graph = onnxslim.slim(onnx.load(str(path)))
     require_clean(graph, Path(path).name)
+    if dropped := sorted(inputs.keys() - {value.name for value in graph.graph.input}):
+        raise DeploymentError(
+            f"{Path(path).name} does not depend on its inputs {dropped}; remove them from the module's signature"
+        )
     onnx.save(graph, str(path))
     return graph

@@ -87,8 +87,6 @@ class OrtEngine:
 
     def _spec(self, value: ort.NodeArg) -> TensorSpec:
         if not all(isinstance(dim, int) and dim > 0 for dim in value.shape):
-            raise DeploymentError(
-                f"{self.path}: {value.name!r} has the dynamic shape {value.shape}; export statically"
-            )
+            raise DeploymentError(f"{self.path}: {value.name!r} has the dynamic shape {value.shape}; export statically")
         kind = value.type.removeprefix("tensor(").removesuffix(")")
         return TensorSpec(value.name, _NUMPY_NAMES.get(kind, kind), tuple(value.shape))

@@ -128,15 +128,11 @@ class StreamRunner:
             return
         expected = (len(self.manifest.camera_names), 4, 4)
         if any(matrix.shape != expected for matrix in rig):
-            raise DeploymentError(
-                f"intrinsics {rig[0].shape} and lidar2img {rig[1].shape} must both be {expected}"
-            )
+            raise DeploymentError(f"intrinsics {rig[0].shape} and lidar2img {rig[1].shape} must both be {expected}")
         try:
             img2lidar = np.linalg.inv(rig[1])
         except np.linalg.LinAlgError as error:
-            raise DeploymentError(
-                "lidar2img of a camera cannot be inverted; check the calibration"
-            ) from error
+            raise DeploymentError("lidar2img of a camera cannot be inverted; check the calibration") from error
         height, width = self.manifest.image.size
         feeds = {
             "img_metas_pad": np.array([height, width, 3], np.float32),
@@ -153,9 +149,7 @@ class StreamRunner:
             self.reset()
         return self.step(frame.img, frame.ego_pose, frame.timestamp, frame.scene_token)
 
-    def step(
-        self, img: np.ndarray, ego_pose: np.ndarray, timestamp: float, scene_token: str = ""
-    ) -> StreamOutput:
+    def step(self, img: np.ndarray, ego_pose: np.ndarray, timestamp: float, scene_token: str = "") -> StreamOutput:
         """Detect in one frame and update the memory.
 
         Args:
@@ -168,14 +162,10 @@ class StreamRunner:
             DeploymentError: The rig is not set, a shape or dtype is wrong, or time does not advance.
         """
         if self._rig is None:
-            raise DeploymentError(
-                "the camera rig is not known yet: call set_rig(intrinsics, lidar2img) first"
-            )
+            raise DeploymentError("the camera rig is not known yet: call set_rig(intrinsics, lidar2img) first")
         pose = np.array(ego_pose, np.float64)
         if pose.shape != (4, 4) or not np.isfinite(pose).all() or not abs(np.linalg.det(pose)) > 0.5:
-            raise DeploymentError(
-                f"ego_pose must be a rigid (4, 4) transform, got shape {pose.shape}:\n{pose}"
-            )
+            raise DeploymentError(f"ego_pose must be a rigid (4, 4) transform, got shape {pose.shape}:\n{pose}")
         if scene_token != self._scene:
             self.reset()
         if not timestamp > self._timestamp:

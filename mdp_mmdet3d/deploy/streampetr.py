@@ -192,24 +192,16 @@ def _check_arguments(
         raise DeploymentError(f"levels={levels!r} is neither 'last' nor 'all'")
     stride = model.pts_bbox_head.stride
     if any(side <= 0 or side % stride for side in input_size):
-        raise DeploymentError(
-            f"input_size={tuple(input_size)}: height and width must be multiples of {stride} pixels"
-        )
+        raise DeploymentError(f"input_size={tuple(input_size)}: height and width must be multiples of {stride} pixels")
     num_classes = model.pts_bbox_head.num_classes
     if len(class_names) != num_classes:
         raise DeploymentError(
             f"{len(class_names)} class names for a head of {num_classes} classes: {list(class_names)}"
         )
-    if other := {
-        name: value.dtype for name, value in model.named_parameters() if value.dtype != torch.float32
-    }:
+    if other := {name: value.dtype for name, value in model.named_parameters() if value.dtype != torch.float32}:
         name, dtype = next(iter(other.items()))
         raise DeploymentError(f"parameter {name} is {dtype}; export the float32 model (model.float())")
-    if (
-        out_dir.exists()
-        and not (out_dir / MANIFEST_FILE).is_file()
-        and (out_dir.is_file() or any(out_dir.iterdir()))
-    ):
+    if out_dir.exists() and not (out_dir / MANIFEST_FILE).is_file() and (out_dir.is_file() or any(out_dir.iterdir())):
         raise DeploymentError(f"{out_dir} exists and is no deployment folder; give another one or remove it")
 
 
@@ -231,9 +223,7 @@ def _export_graphs(
         if on_stage:
             on_stage(name)
         graph = export_onnx(module, inputs, outputs, folder / f"{name}.onnx")
-        return graph, {
-            spec.name: torch.zeros(spec.shape, device=device) for spec in _specs(graph.graph.output)
-        }
+        return graph, {spec.name: torch.zeros(spec.shape, device=device) for spec in _specs(graph.graph.output)}
 
     identity = torch.eye(4, device=device)
     images = torch.zeros(1, num_cams, 3, *input_size, device=device)
@@ -259,9 +249,7 @@ def _export_graphs(
 
 def _write_initial_memory(head: nn.Module, folder: Path) -> None:
     points = head.pseudo_points.detach().cpu().numpy()
-    write_npz(
-        folder / f"{INIT_MEMORY}.npz", {"schema_version": SCHEMA_VERSION}, {"pseudo_reference_points": points}
-    )
+    write_npz(folder / f"{INIT_MEMORY}.npz", {"schema_version": SCHEMA_VERSION}, {"pseudo_reference_points": points})
     write_json(
         folder / f"{INIT_MEMORY}.json",
         {
@@ -279,9 +267,7 @@ def _write_initial_memory(head: nn.Module, folder: Path) -> None:
     )
 
 
-def _image_transform(
-    model: nn.Module, input_size: tuple[int, int], source_size: tuple[int, int]
-) -> ImageTransform:
+def _image_transform(model: nn.Module, input_size: tuple[int, int], source_size: tuple[int, int]) -> ImageTransform:
     preprocessor = model.data_preprocessor
     if not getattr(preprocessor, "_enable_normalize", False):
         raise DeploymentError("the model's data_preprocessor does not normalise images; set its mean and std")

@@ -1,4 +1,4 @@
-"""A tiny StreamPETR (ResNet-18 of base width 16, 64x176 images, three decoder layers), its engines and a stream."""
+"""A tiny StreamPETR (ResNet-18 of width 16, 64x176 images, three decoder layers), its engines and a stream."""
 
 from __future__ import annotations
 

@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from mdp_mmdet3d.deploy import (
+    DeploymentError,
+    LatencyStats,
+    StreamOutput,
+    device_fingerprint,
+    measure_interleaved,
+    speedup,
+)
+
+
+class FakeRunner:
+    """Reports latencies from a script and records every call."""
+
+    def __init__(self, name, log, latencies):
+        self.name, self.log, self.latencies = name, log, iter(latencies)
+
+    def set_rig(self, intrinsics, lidar2img):
+        self.log.append((self.name, "rig"))
+
+    def reset(self):
+        self.log.append((self.name, "reset"))
+
+    def step(self, img, ego_pose, timestamp, scene_token):
+        self.log.append((self.name, timestamp))
+        return StreamOutput(np.zeros(1), np.zeros(1), next(self.latencies), 1.0)
+
+
+def test_candidates_take_turns_and_warm_up_is_discarded(stream):
+    log: list = []
+    runners = {
+        "dense": FakeRunner("dense", log, [900, 800, 10, 20, 30, 40]),
+        "pruned": FakeRunner("pruned", log, [900, 800, 4, 9, 14, 19]),
+    }
+    rounds = []
+    stats = measure_interleaved(
+        runners, stream, rounds=4, warmup=2, on_round=lambda done, total: rounds.append((done, total))
+    )
+    assert stats["dense"].samples_ms == (11, 21, 31, 41)
+    assert stats["pruned"].samples_ms == (5, 10, 15, 20)
+    assert stats["dense"].median_ms == 26
+    assert stats["dense"].minimum_ms == 11
+    assert stats["dense"].encoder_ms == 25
+    assert stats["dense"].head_ms == 1
+    assert speedup(stats["dense"], stats["pruned"]) == pytest.approx(np.median([11 / 5, 21 / 10, 31 / 15, 41 / 20]))
+    assert rounds == [(i, 6) for i in range(1, 7)]
+    steps = [entry for entry in log if isinstance(entry[1], float)]
+    assert [name for name, _ in steps] == ["dense", "pruned", "pruned", "dense"] * 3
+    pairs = list(zip(steps[::2], steps[1::2]))
+    assert all(first[1] == second[1] for first, second in pairs)
+    assert [first[1] for first, _ in pairs] == [stream[i % 4].timestamp for i in range(6)]
+
+
+def test_the_stream_restarts_when_frames_run_out(stream):
+    log: list = []
+    measure_interleaved({"a": FakeRunner("a", log, [1.0] * 9)}, stream, rounds=9, warmup=0)
+    assert log.count(("a", "reset")) == 3
+    assert log.count(("a", "rig")) == 1
+
+
+def test_statistics_of_known_samples():
+    stats = LatencyStats.from_samples(encoder_ms=[1, 2, 3, 4, 5], head_ms=[9, 8, 7, 6, 15])
+    assert stats.samples_ms == (10, 10, 10, 10, 20)
+    assert (stats.median_ms, stats.minimum_ms, stats.spread_ms, stats.rounds) == (10, 10, 0, 5)
+    assert stats.p90_ms == pytest.approx(16)
+    assert stats.fps == pytest.approx(100)
+    assert stats.to_json()["fps"] == stats.fps
+
+
+def test_speedup_needs_common_rounds():
+    with pytest.raises(DeploymentError, match="one call"):
+        speedup(LatencyStats.from_samples([1, 2], [0, 0]), LatencyStats.from_samples([1, 2, 3], [0, 0, 0]))
+
+
+@pytest.mark.parametrize("kwargs", [{"candidates": {}}, {"frames": []}, {"rounds": 1}, {"warmup": -1}])
+def test_nothing_to_measure_is_an_error(stream, kwargs):
+    arguments = {"candidates": {"a": FakeRunner("a", [], [])}, "frames": stream, **kwargs}
+    with pytest.raises(DeploymentError, match="nothing to measure"):
+        measure_interleaved(**arguments)
+
+
+def test_real_engines_can_be_measured(tiny_deployment, stream):
+    stats = measure_interleaved({"a": tiny_deployment, "b": tiny_deployment}, stream, rounds=2, warmup=0)
+    assert list(stats) == ["a", "b"]
+    assert all(sample > 0 for item in stats.values() for sample in item.samples_ms)
+
+
+def test_fingerprint_names_what_latency_depends_on():
+    fingerprint = device_fingerprint(threads=1, precision="fp32")
+    assert fingerprint["cpu_model"] and fingerprint["onnxruntime"]
+    assert fingerprint["threads"] == 1
