@@ -68,7 +68,7 @@ def collect_importance(model: nn.Module, space: PruningSpace, batches: Iterable[
             write_npz(partial, identity, accumulator.state())
             bar.update(task, advance=1)
         model.zero_grad(set_to_none=True)
-        table = accumulator.table(weights)
+        table = accumulator.table(weights, num_batches)
     if table.batches == 0:
         raise MdpError(f"importance: {table.skipped} of {table.skipped} batches had a loss or gradient that is not "
                        "finite, or there was no data; check the checkpoint and the data set")

@@ -25,6 +25,7 @@ class ImportanceTable:
         weights: Identity of the weights: ``"random"`` or name and digest of a checkpoint.
         batches: Batches that were accumulated.
         skipped: Batches with a loss or gradient that was not finite.
+        requested: Batches that were asked for; a data set that ends early gives fewer.
         scores: Per dimension and block (None: outside every block), an array (copies, size).
     """
 
@@ -32,6 +33,7 @@ class ImportanceTable:
     weights: str
     batches: int
     skipped: int
+    requested: int
     scores: Scores
 
     def total(self, dimension: str, kept_blocks: frozenset[str] | None = None) -> np.ndarray:
@@ -50,7 +52,7 @@ class ImportanceTable:
         """Write as npz, atomically."""
         index = [(name, block) for name, blocks in self.scores.items() for block in blocks]
         meta = {"schema_version": SCHEMA_VERSION, "fingerprint": self.fingerprint, "weights": self.weights,
-                "batches": self.batches, "skipped": self.skipped, "index": index}
+                "batches": self.batches, "skipped": self.skipped, "requested": self.requested, "index": index}
         arrays = {f"score_{i}": self.scores[name][block] for i, (name, block) in enumerate(index)}
         write_npz(path, meta, arrays)
 
@@ -71,7 +73,8 @@ class ImportanceTable:
             scores: dict[str, dict[str | None, np.ndarray]] = {}
             for i, (name, block) in enumerate(meta["index"]):
                 scores.setdefault(name, {})[block] = arrays[f"score_{i}"]
-            table = cls(meta["fingerprint"], meta["weights"], meta["batches"], meta["skipped"], scores)
+            table = cls(meta["fingerprint"], meta["weights"], meta["batches"], meta["skipped"], meta["requested"],
+                        scores)
         except (KeyError, TypeError, ValueError) as error:
             raise FileFormatError(f"importance table {path} is damaged ({error!r}); delete it and run again") from error
         if space is not None:

@@ -178,6 +178,6 @@ def test_damaged_or_foreign_tables_are_refused(tiny_model, space, tiny_frames, t
     path.write_bytes(content[: len(content) // 2])
     with pytest.raises(FileFormatError, match="truncated or corrupt"):
         ImportanceTable.load(path, space)
-    foreign = ImportanceTable("other", "random", 1, 0, table.scores)
+    foreign = ImportanceTable("other", "random", 1, 0, 1, table.scores)
     with pytest.raises(StructureMismatchError, match="another model"):
         foreign.check(space)

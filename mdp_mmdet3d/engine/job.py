@@ -1,0 +1,218 @@
+"""The pruning job: every stage of the line, in order, each reusing what an earlier run left in the work directory."""
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+from rich.console import Console
+from torch import nn
+
+from mdp_mmdet3d.deploy.compare import StreamDifference, compare_stream
+from mdp_mmdet3d.deploy.manifest import MANIFEST_FILE, DeploymentManifest
+from mdp_mmdet3d.deploy.measure import LatencyStats, device_fingerprint, measure_interleaved, speedup
+from mdp_mmdet3d.deploy.stream import Frame
+from mdp_mmdet3d.deploy.streampetr import export_streampetr
+from mdp_mmdet3d.engine.inputs import RANDOM, build_dense, deployment_frames, importance_batches
+from mdp_mmdet3d.engine.optimise import PlanSearch, stages_ms
+from mdp_mmdet3d.engine.outputs import save_slim_checkpoint, write_slim_config
+from mdp_mmdet3d.engine.settings import PruneSettings, budget_ms
+from mdp_mmdet3d.errors import FileFormatError, StructureMismatchError
+from mdp_mmdet3d.files import read_json, write_json
+from mdp_mmdet3d.importance.collect import collect_importance
+from mdp_mmdet3d.importance.table import ImportanceTable
+from mdp_mmdet3d.latency.backends.onnxruntime import OnnxRuntimeBackend
+from mdp_mmdet3d.latency.measure import measure_latency
+from mdp_mmdet3d.latency.predict import LatencyModel
+from mdp_mmdet3d.latency.table import LatencyTable
+from mdp_mmdet3d.report.structure import plot_structure
+from mdp_mmdet3d.space.builder import SpaceOptions
+from mdp_mmdet3d.space.trace import InputShape, trace_space
+from mdp_mmdet3d.space.types import PruningSpace
+from mdp_mmdet3d.surgery.apply import apply_plan
+from mdp_mmdet3d.surgery.plan import PruningPlan
+
+MEASURED_FRAMES = 4   # distinct frames that an end-to-end measurement cycles through
+COMPARED_FRAMES = 3   # frames on which ONNX Runtime is compared with PyTorch
+DENSE_LATENCY_VERSION = 1
+
+
+class Stages:
+    """Announces the stages and keeps their times."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        """Time the block under ``name``."""
+        self.console.print(f"[bold]{name}[/bold]")
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+@dataclass
+class PruneJob:
+    """One run of ``tools/prune.py``.
+
+    Attributes:
+        config: MMEngine config with ``model``, ``importance_dataloader`` and ``class_names``.
+        settings: Its ``prune`` section with the command line's overrides.
+        work_dir: Where everything is written; a second run with another budget reuses importance and latency.
+        checkpoint: Dense weights, or None for random ones.
+        console: Where progress is printed.
+    """
+
+    config: Config
+    settings: PruneSettings
+    work_dir: Path
+    checkpoint: str | None = None
+    console: Console = field(default_factory=Console)
+
+    def run(self) -> dict[str, Any]:
+        """Prune, export, measure; returns what ``report.json`` holds."""
+        self.settings.check()
+        self.work_dir.mkdir(parents=True, exist_ok=True)
+        stages = Stages(self.console)
+        with stages("model"):
+            dense, weights = build_dense(self.config, self.checkpoint)
+            if weights == RANDOM:
+                self.console.print("  [bold red]RANDOM WEIGHTS[/bold red]: no checkpoint was given. The line runs and "
+                                   "the latencies are real, but which parts stay means nothing. Use --checkpoint.")
+            frames = deployment_frames(self.config, dense, max(MEASURED_FRAMES, COMPARED_FRAMES))
+        with stages("pruning space"):
+            space = self._space(dense)
+        with stages("importance"):
+            importance = self._importance(dense, space, weights)
+        with stages("export dense"):
+            self._export(dense, "dense", None, weights)
+        with stages("dense latency"):
+            reference = self._dense_latency(space, frames)
+        with stages("latency table"):
+            backend = OnnxRuntimeBackend()
+            table = measure_latency(space, backend, self.work_dir / "latency_table.json")
+        budget = budget_ms(self.settings.budget, sum(reference.values()))
+        search = PlanSearch(space, importance, self._latency_model(space, table, reference), backend,
+                            self.work_dir / "latency_table.json", budget, self.settings.time_limit_s, self.console)
+        for refinement in range(self.settings.refinements + 1):
+            with stages("solve"):
+                plan = search.solve()
+            with stages("cut and export"):
+                slim = apply_plan(build_dense(self.config, self.checkpoint)[0], plan)
+                self._save(slim, plan, weights, search)
+            with stages("measure"):
+                stats = self._measure({"dense": "dense", "pruned": "pruned"}, frames, self.settings.rounds)
+            drift = stats["dense"].median_ms / sum(reference.values())
+            measured = stats["pruned"].median_ms / drift
+            deviation = measured / budget - 1
+            self.console.print(f"  predicted {search.predicted_ms:.1f} ms, measured {measured:.1f} ms, budget "
+                               f"{budget:.1f} ms: {deviation:+.1%}")
+            if abs(deviation) <= self.settings.tolerance or refinement == self.settings.refinements:
+                break
+            search.calibrate({stage: ms / drift for stage, ms in stages_ms(stats["pruned"]).items()})
+        with stages("check"):
+            differences = {name: compare_stream(model, self.work_dir / "onnx" / name, frames[:COMPARED_FRAMES])
+                           for name, model in (("dense", dense), ("pruned", slim))}
+        plot_structure(self.work_dir / "structure.png", space, plan)
+        report = self._report(space, importance, search, plan, stats, drift, differences, weights, stages, dense, slim)
+        write_json(self.work_dir / "report.json", report)
+        return report
+
+    def _space(self, dense: nn.Module) -> PruningSpace:
+        s = self.settings
+        options = SpaceOptions(s.max_options, s.channel_multiple, s.head_width_multiple, s.min_keep, tuple(s.freeze))
+        space = trace_space(dense, InputShape(s.num_cams, *s.input_size), options)
+        path = self.work_dir / "space.json"
+        if path.exists() and PruningSpace.load(path).fingerprint != space.fingerprint:
+            raise StructureMismatchError(f"{self.work_dir} holds a run of another model; give another --work-dir")
+        space.save(path)
+        self.console.print(f"  {len(space.dimensions)} dimensions, {len(space.blocks)} removable blocks, "
+                           f"{len(space.terms)} cost terms; {len(space.not_prunable)} parts left alone (space.json)")
+        return space
+
+    def _importance(self, dense: nn.Module, space: PruningSpace, weights: str) -> ImportanceTable:
+        path = self.work_dir / "importance.npz"
+        if path.exists():
+            table = ImportanceTable.load(path, space)
+            if (table.weights, table.requested) == (weights, self.settings.frames):
+                self.console.print(f"  reused: {table.batches} frames")
+                return table
+            self.console.print("  collected again: other weights or number of frames")
+        return collect_importance(dense, space, importance_batches(self.config), path,
+                                  num_batches=self.settings.frames, weights=weights)
+
+    def _export(self, model: nn.Module, name: str, plan: PruningPlan | None, weights: str) -> None:
+        folder = self.work_dir / "onnx" / name
+        if plan is None and (folder / MANIFEST_FILE).exists():
+            try:
+                if DeploymentManifest.load(folder).weights == weights:
+                    self.console.print("  reused")
+                    return
+            except FileFormatError as error:
+                self.console.print(f"  exported again: {error}")
+        export_streampetr(model, folder, class_names=list(self.config.class_names),
+                          input_size=tuple(self.settings.input_size), plan_hash=plan.hash if plan else None,
+                          weights=weights, on_stage=lambda stage: self.console.print(f"  {stage}"))
+
+    def _measure(self, candidates: dict[str, str], frames: list[Frame], rounds: int) -> dict[str, LatencyStats]:
+        from rich.progress import Progress
+
+        folders = {name: self.work_dir / "onnx" / folder for name, folder in candidates.items()}
+        with Progress(console=self.console, transient=True) as bar:
+            task = bar.add_task("end to end", total=None)
+            return measure_interleaved(folders, frames[:MEASURED_FRAMES], rounds=rounds,
+                                       on_round=lambda done, total: bar.update(task, completed=done, total=total))
+
+    def _dense_latency(self, space: PruningSpace, frames: list[Frame]) -> dict[str, float]:
+        """Milliseconds per engine of the dense model: the reference session that the table is tied to."""
+        path = self.work_dir / "dense_latency.json"
+        identity = {"schema_version": DENSE_LATENCY_VERSION, "device": device_fingerprint(),
+                    "fingerprint": space.fingerprint, "input_size": list(self.settings.input_size)}
+        if path.exists():
+            data = read_json(path, what="dense latency", schema_version=DENSE_LATENCY_VERSION)
+            if {key: data.get(key) for key in identity} == identity:
+                self.console.print(f"  reused: {sum(data['stages_ms'].values()):.1f} ms")
+                return data["stages_ms"]
+        stats = self._measure({"dense": "dense"}, frames, self.settings.rounds)["dense"]
+        write_json(path, {**identity, "stages_ms": stages_ms(stats)})
+        self.console.print(f"  {stats.median_ms:.1f} ms = {stats.fps:.2f} FPS")
+        return stages_ms(stats)
+
+    def _latency_model(self, space: PruningSpace, table: LatencyTable, reference: dict[str, float]) -> LatencyModel:
+        model = LatencyModel.from_dense(space, table, reference)
+        for line in model.explanation:
+            self.console.print(f"  {line}")
+        return model
+
+    def _save(self, slim: nn.Module, plan: PruningPlan, weights: str, search: PlanSearch) -> None:
+        plan.save(self.work_dir / "plan.json")
+        search.solution.problem.save(self.work_dir / "problem.npz")
+        save_slim_checkpoint(self.work_dir / "pruned.pth", slim, plan, weights)
+        write_slim_config(self.work_dir / "pruned_config.py", self.config)
+        self._export(slim, "pruned", plan, weights)
+
+    def _report(self, space: PruningSpace, importance: ImportanceTable, search: PlanSearch, plan: PruningPlan,
+                stats: dict[str, LatencyStats], drift: float, differences: dict[str, StreamDifference], weights: str,
+                stages: Stages, dense: nn.Module, slim: nn.Module) -> dict[str, Any]:
+        from mdp_mmdet3d.report.summary import build_report, model_figures
+
+        share = search.budget_ms * drift
+        figures = {name: model_figures(model, self.work_dir / "onnx" / name, stats[name], predicted)
+                   for name, model, predicted in (("dense", dense, search.dense_predicted_ms),
+                                                  ("pruned", slim, search.predicted_ms))}
+        return build_report(
+            space=space, importance=importance, plan=plan, solution=search.solution, figures=figures,
+            budget=self.settings.budget, budget_ms=share, reference_budget_ms=search.budget_ms,
+            session_drift=drift, speedup=speedup(stats["dense"], stats["pruned"]),
+            not_prunable_ms=search.latency.total_fixed_ms, interpolated_entries=search.interpolated_entries,
+            calibrations=search.calibrations, breakdown_ms=search.breakdown(),
+            differences={name: {"logits": d.max_logits, "boxes": d.max_boxes} for name, d in differences.items()},
+            weights=weights, device=device_fingerprint(), seconds=stages.seconds)

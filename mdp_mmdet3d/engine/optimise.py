@@ -1,0 +1,121 @@
+"""Search for the plan of a budget: solve, measure what the plan uses, solve again; calibrate on what was measured."""
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from rich.console import Console
+
+from mdp_mmdet3d.deploy.measure import LatencyStats
+from mdp_mmdet3d.importance.table import ImportanceTable
+from mdp_mmdet3d.latency.backends.base import Backend
+from mdp_mmdet3d.latency.measure import measure_latency
+from mdp_mmdet3d.latency.predict import LatencyModel, Measured
+from mdp_mmdet3d.latency.sampling import entries_of
+from mdp_mmdet3d.solver import PruningProblem, SolveOptions, SolveResult, solve
+from mdp_mmdet3d.solver.build import LATENCY
+from mdp_mmdet3d.solver.rerank import RankedSolution, solve_ranked
+from mdp_mmdet3d.space.types import PruningSpace
+from mdp_mmdet3d.surgery.plan import PruningPlan
+
+ACTIVE_ROUNDS = 8
+
+
+def stages_ms(stats: LatencyStats) -> dict[str, float]:
+    """Median milliseconds per engine that runs every frame."""
+    return {"image_encoder": stats.encoder_ms, "head": stats.head_ms}
+
+
+@dataclass
+class PlanSearch:
+    """State of the search for one budget.
+
+    Attributes:
+        space: What may be pruned.
+        importance: What each part is worth.
+        latency: What each part costs; replaced as measuring and calibration go on.
+        backend: Measures entries that the plan uses and the table lacks.
+        table_path: Where the table is kept.
+        budget_ms: End-to-end budget per frame.
+        time_limit_s: Limit of one solve.
+        console: Where progress is printed.
+    """
+
+    space: PruningSpace
+    importance: ImportanceTable
+    latency: LatencyModel
+    backend: Backend
+    table_path: Path
+    budget_ms: float
+    time_limit_s: float
+    console: Console
+    calibrations: int = 0
+    _solution: RankedSolution | None = field(default=None, repr=False)
+
+    @property
+    def solution(self) -> RankedSolution:
+        """Of the last `solve`."""
+        if self._solution is None:
+            raise RuntimeError("solve() has not been called")
+        return self._solution
+
+    def solve(self) -> PruningPlan:
+        """Solve until every table entry that the plan uses was measured.
+
+        Raises:
+            InfeasibleBudgetError: No structure meets the budget.
+        """
+        for _ in range(ACTIVE_ROUNDS):
+            self._solution = solve_ranked(self.space, self.importance, self.latency, self._solve_once)
+            plan = self.plan()
+            widths, removed = plan.widths(self.space), set(plan.removed)
+            missing = [p for p in entries_of(self.space, widths, removed) if self.latency.table.get(*p) is None]
+            result = self.solution.result
+            self.console.print(f"  {result.status.value}: value {result.objective:.6g}, gap {result.gap:.1e}, "
+                               f"{result.costs[LATENCY]:.1f} of {self.budget_ms:.1f} ms, "
+                               f"{result.seconds.get('total', 0.0):.1f} s; {len(missing)} entries not measured yet")
+            if not missing:
+                break
+            table = measure_latency(self.space, self.backend, self.table_path, policy="none", extra=missing)
+            self.latency = replace(self.latency, table=table)
+        return self.plan()
+
+    def _solve_once(self, problem: PruningProblem) -> SolveResult:
+        return solve(problem, {LATENCY: self.budget_ms}, SolveOptions(time_limit_s=self.time_limit_s))
+
+    def plan(self) -> PruningPlan:
+        """The last solution as a plan."""
+        kept, removed = self.solution.selection
+        result = self.solution.result
+        return PruningPlan.from_selection(self.space, kept, removed, {
+            "budget_ms": self.budget_ms, "predicted_ms": result.costs[LATENCY], "status": result.status.value,
+            "objective": result.objective, "bound": result.bound})
+
+    def calibrate(self, measured_stages_ms: dict[str, float]) -> None:
+        """Tie the prediction to a whole measurement of the last plan."""
+        plan = self.plan()
+        point = Measured(plan.widths(self.space), frozenset(plan.removed), measured_stages_ms)
+        self.latency = self.latency.calibrate([point])
+        self.calibrations += 1
+
+    @property
+    def predicted_ms(self) -> float:
+        """Of the last plan."""
+        return self.solution.result.costs[LATENCY]
+
+    @property
+    def dense_predicted_ms(self) -> float:
+        """Of the dense model, under the present calibration."""
+        return self.latency.predict({})
+
+    @property
+    def interpolated_entries(self) -> int:
+        """Table entries of the last plan that were not measured."""
+        plan = self.plan()
+        return self.latency.interpolated_entries(plan.widths(self.space), set(plan.removed))
+
+    def breakdown(self) -> dict[str, dict[str, float]]:
+        """Predicted milliseconds per module, dense and pruned."""
+        plan = self.plan()
+        return {"dense": self.latency.breakdown({}),
+                "pruned": self.latency.breakdown(plan.widths(self.space), set(plan.removed))}

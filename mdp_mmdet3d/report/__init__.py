@@ -1,0 +1,1 @@
+"""What came out, for people and programs: ``report.json``, the closing table, pictures."""

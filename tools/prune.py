@@ -1,0 +1,57 @@
+"""Prune a detector to a latency budget on this machine: space, importance, latency, solve, cut, export, measure."""
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from pathlib import Path
+
+from mmengine.config import Config, DictAction
+from mmengine.logging import MMLogger
+from rich.console import Console
+
+from mdp_mmdet3d.engine.job import PruneJob
+from mdp_mmdet3d.engine.settings import PruneSettings
+from mdp_mmdet3d.errors import MdpError
+from mdp_mmdet3d.report.summary import print_summary
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("config", help="config with a prune section, e.g. configs/streampetr_mdp.py")
+    parser.add_argument("--checkpoint", help="weights of the dense model (official .pth or one of this project)")
+    parser.add_argument("--budget", help="0.55 (share of the dense latency), 120ms or 8fps")
+    parser.add_argument("--frames", type=int, help="frames for the importance")
+    parser.add_argument("--work-dir", help="default: work_dirs/<name of the config>")
+    parser.add_argument("--cfg-options", nargs="+", action=DictAction, help="override settings, key=value ...")
+    return parser.parse_args()
+
+
+def main() -> int:
+    args = parse_args()
+    console = Console(soft_wrap=True)
+    MMLogger.get_instance("mdp", log_level="WARNING")  # initialisers and data sets are talkative
+    try:
+        if not Path(args.config).is_file():
+            raise MdpError(f"config {args.config} does not exist; the main one is configs/streampetr_mdp.py")
+        config = Config.fromfile(args.config)
+        if args.cfg_options:
+            config.merge_from_dict(args.cfg_options)
+        settings = PruneSettings.from_config(config.get("prune", {}))
+        overrides = {k: v for k, v in (("budget", args.budget), ("frames", args.frames)) if v is not None}
+        work_dir = Path(args.work_dir or Path("work_dirs") / Path(args.config).stem)
+        job = PruneJob(config, dataclasses.replace(settings, **overrides), work_dir,
+                       args.checkpoint or config.get("checkpoint"), console)
+        print_summary(job.run(), console)
+    except MdpError as error:
+        console.print(f"[bold red]error:[/bold red] {error}", highlight=False)
+        return 2
+    except KeyboardInterrupt:
+        console.print("stopped; run the same command again to go on")
+        return 130
+    console.print(f"written to {work_dir}: plan.json, pruned.pth, pruned_config.py, onnx/, report.json, structure.png")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
