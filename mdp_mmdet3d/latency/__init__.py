@@ -5,6 +5,7 @@
 
 from mdp_mmdet3d.latency.predict import LatencyModel, Measured
 from mdp_mmdet3d.latency.sampling import entries_of, exact_points, grid_points
+from mdp_mmdet3d.latency.structures import Structure, calibration_structures, dense_structure, smallest_structure
 from mdp_mmdet3d.latency.table import (
     Device,
     Entry,
@@ -23,7 +24,11 @@ __all__ = [
     "Measured",
     "MeasurementProtocol",
     "NotMeasuredError",
+    "Structure",
+    "calibration_structures",
+    "dense_structure",
     "entries_of",
     "exact_points",
     "grid_points",
+    "smallest_structure",
 ]

@@ -102,9 +102,7 @@ class _Builder:
         )
 
     def linear(self, x: str, output: str, fan_in: int, fan_out: int) -> str:
-        product = self.node(
-            "MatMul", [x, self.weight(f"{output}.weight", fan_in, fan_in, fan_out)], f"{output}.matmul"
-        )
+        product = self.node("MatMul", [x, self.weight(f"{output}.weight", fan_in, fan_in, fan_out)], f"{output}.matmul")
         return self.node("Add", [product, self.bias(f"{output}.bias", fan_out)], output)
 
     def layer_norm(self, x: str, output: str, size: int) -> str:
@@ -112,9 +110,7 @@ class _Builder:
         return self.node("LayerNormalization", [x, gain, self.bias(f"{output}.bias", size)], output, axis=-1)
 
     def reshape(self, x: str, output: str, *shape: int) -> str:
-        return self.node(
-            "Reshape", [x, self.constant(f"{output}.shape", np.array(shape, dtype=np.int64))], output
-        )
+        return self.node("Reshape", [x, self.constant(f"{output}.shape", np.array(shape, dtype=np.int64))], output)
 
     def pool_sink(self, x: str, output: str = "sink") -> None:
         """End in a global average: one value per channel leaves the model, no map is reordered."""
@@ -132,10 +128,7 @@ class _Builder:
         graph = helper.make_graph(
             self._nodes,
             "operator",
-            [
-                helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
-                for name, shape in self.inputs.items()
-            ],
+            [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in self.inputs.items()],
             [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in self._outputs],
             self._initializers,
         )
@@ -150,9 +143,7 @@ def _conv(build: _Builder, signature: OperatorSignature, widths: tuple[int, ...]
     if ci < SOURCE_CHANNELS:
         x = build.input("image", batch, ci, height, width)
     else:
-        x = build.conv(
-            build.input("seed", batch, SOURCE_CHANNELS, height, width), "source", SOURCE_CHANNELS, ci
-        )
+        x = build.conv(build.input("seed", batch, SOURCE_CHANNELS, height, width), "source", SOURCE_CHANNELS, ci)
     out = "target"
     if signature["residual"]:
         rows = (height + 2 * padding - kernel[0]) // stride + 1
@@ -164,14 +155,10 @@ def _conv(build: _Builder, signature: OperatorSignature, widths: tuple[int, ...]
             SOURCE_CHANNELS,
             co,
         )
-        x = build.conv(
-            x, "target", ci, co, kernel=kernel, stride=stride, padding=padding, groups=signature["groups"]
-        )
+        x = build.conv(x, "target", ci, co, kernel=kernel, stride=stride, padding=padding, groups=signature["groups"])
         out = build.node("Add", [x, shortcut], "target_sum")
     else:
-        out = build.conv(
-            x, "target", ci, co, kernel=kernel, stride=stride, padding=padding, groups=signature["groups"]
-        )
+        out = build.conv(x, "target", ci, co, kernel=kernel, stride=stride, padding=padding, groups=signature["groups"])
     if signature["relu"]:
         out = build.node("Relu", [out], "target_relu")
     build.pool_sink(out)
@@ -261,12 +248,8 @@ def _attention(build: _Builder, signature: OperatorSignature, widths: tuple[int,
             qk_width,
             (0, 2, 1, 3),
         )
-        k = _heads(
-            build, build.linear(key, f"{name}_k", size, heads * qk_width), keys, heads, qk_width, (0, 2, 3, 1)
-        )
-        v = _heads(
-            build, build.linear(value, f"{name}_v", size, heads * v_width), keys, heads, v_width, (0, 2, 1, 3)
-        )
+        k = _heads(build, build.linear(key, f"{name}_k", size, heads * qk_width), keys, heads, qk_width, (0, 2, 3, 1))
+        v = _heads(build, build.linear(value, f"{name}_v", size, heads * v_width), keys, heads, v_width, (0, 2, 1, 3))
         scale = build.constant(f"{name}_scale", np.array(qk_width**-0.5, dtype=np.float32))
         scores = build.node("Mul", [build.node("MatMul", [q, k], f"{name}_product"), scale], f"{name}_scores")
         weights = build.node("Softmax", [scores], f"{name}_softmax", axis=-1)

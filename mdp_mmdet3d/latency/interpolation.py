@@ -56,9 +56,7 @@ def measured_grid(entries: Mapping[tuple[int, ...], float]) -> Grid | None:
     ]
     while not _complete(axes, entries):
         gaps = [
-            (_gap(axes, rank, width, entries), rank, width)
-            for rank, axis in enumerate(axes)
-            for width in axis[1:-1]
+            (_gap(axes, rank, width, entries), rank, width) for rank, axis in enumerate(axes) for width in axis[1:-1]
         ]
         _, rank, width = max(gaps)
         axes[rank].remove(width)

@@ -1,13 +1,14 @@
-"""End-to-end latency of a structure, from the table and one measurement of the whole dense model."""
+"""End-to-end latency of a structure, from the table and a few structures that were measured whole."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from mdp_mmdet3d.latency.sampling import kept_terms, term_widths
+from mdp_mmdet3d.latency.structures import Structure
 from mdp_mmdet3d.latency.table import LatencyTable, NotMeasuredError
 from mdp_mmdet3d.space import CostTerm, PruningSpace
 
@@ -17,19 +18,17 @@ class Measured:
     """A structure that was measured whole.
 
     Attributes:
-        widths: Kept count per dimension; missing ones are dense.
-        removed: Removed blocks.
+        structure: What was measured.
         stages_ms: Milliseconds per engine, e.g. ``{"image_encoder": 812.0, "head": 240.0}``.
     """
 
-    widths: Mapping[str, int]
-    removed: frozenset[str]
+    structure: Structure
     stages_ms: Mapping[str, float]
 
 
 @dataclass(frozen=True)
 class LatencyModel:
-    """Predicts milliseconds per frame: for each engine, ``scale * (fixed + sum of its terms)``.
+    """Predicts milliseconds per frame: for each engine, ``fixed + scale * sum of its terms``.
 
     Attributes:
         space: What may be pruned.
@@ -46,50 +45,51 @@ class LatencyModel:
     explanation: tuple[str, ...] = field(default=())
 
     @classmethod
-    def from_dense(
-        cls, space: PruningSpace, table: LatencyTable, dense_ms: Mapping[str, float]
-    ) -> LatencyModel:
-        """Take the fixed part as what the dense model needs beyond its terms.
+    def fit(cls, space: PruningSpace, table: LatencyTable, points: Sequence[Measured]) -> LatencyModel:
+        """Fit the scale and the fixed part of each engine to structures that were measured whole.
 
-        Where the terms alone exceed the whole (an operator may be a little slower in its own small model), the
-        fixed part is 0 and the scale falls below 1 instead; `explanation` says so.
+        Both are found by least squares of the relative error with the fixed part at least 0. The dense and the
+        smallest structure must be among the points (`structures.calibration_structures`), so that every prediction
+        lies between measured ones: from the dense model alone, a fixed part cannot be told from a scale.
 
         Args:
             space: What may be pruned.
             table: Covers every term of the space.
-            dense_ms: Milliseconds of each engine that runs every frame, measured whole.
+            points: Whole measurements.
 
         Raises:
-            ValueError: An engine of the space is missing in ``dense_ms``, or a time is not positive.
+            ValueError: A point lacks an engine or holds no positive time, or the points are too much alike: per
+                engine, the largest sum of operators must be twice the smallest.
         """
-        stages = dict.fromkeys(term.stage for term in space.frame_terms())
-        if missing := [stage for stage in stages if stage not in dense_ms]:
-            raise ValueError(
-                f"the dense latency of {', '.join(missing)} is missing; measured were "
-                f"{', '.join(dense_ms) or 'none'}"
-            )
-        raw = cls(space, table, dict.fromkeys(dense_ms, 0.0), dict.fromkeys(dense_ms, 1.0)).predict_stages(
-            {}, ()
-        )
+        stages = tuple(dict.fromkeys(term.stage for term in space.frame_terms()))
+        unit = cls(space, table, dict.fromkeys(stages, 0.0), dict.fromkeys(stages, 1.0))
+        sums = [unit.predict_stages(point.structure.widths, point.structure.removed) for point in points]
         fixed, scale, explanation = {}, {}, []
-        for stage, whole in dense_ms.items():
-            if not (np.isfinite(whole) and whole > 0):
-                raise ValueError(f"dense latency of {stage} is {whole!r} ms, not a positive time")
-            fixed[stage] = max(whole - raw[stage], 0.0)
-            scale[stage] = min(whole / raw[stage], 1.0) if raw[stage] > 0 else 1.0
-            if scale[stage] < 1:
-                explanation.append(
-                    f"{stage}: the dense terms sum to {raw[stage]:.2f} ms, the whole takes {whole:.2f} "
-                    f"ms; fixed part 0, scale {scale[stage]:.4f}"
+        for stage in stages:
+            for point in points:
+                if not point.stages_ms.get(stage, 0.0) > 0:
+                    raise ValueError(f"a calibration point has no time of {stage}: {dict(point.stages_ms)}")
+            x = np.array([total[stage] for total in sums])
+            if len(x) < 2 or x.max() < 2 * x.min():
+                raise ValueError(
+                    f"the calibration points are too much alike for {stage} (sums of operators "
+                    f"{np.round(x, 2).tolist()} ms): measure the dense and the smallest structure"
                 )
-            else:
-                explanation.append(f"{stage}: {fixed[stage]:.2f} of {whole:.2f} ms are not prunable")
+            scale[stage], fixed[stage] = _fit_line(x, np.array([point.stages_ms[stage] for point in points]))
+            errors = [
+                (scale[stage] * total[stage] + fixed[stage]) / point.stages_ms[stage] - 1
+                for total, point in zip(sums, points, strict=True)
+            ]
+            explanation.append(
+                f"{stage}: {scale[stage]:.4f} x operators + {fixed[stage]:.2f} ms; on the {len(points)} "
+                f"structures of the fit off by {100 * max(map(abs, errors)):.1f} % at most"
+            )
         return cls(space, table, fixed, scale, tuple(explanation))
 
     @property
     def total_fixed_ms(self) -> float:
         """Milliseconds per frame that no plan can save."""
-        return sum(self.scale[stage] * fixed for stage, fixed in self.fixed_ms.items())
+        return sum(self.fixed_ms.values())
 
     def cost_array(self, term: CostTerm) -> tuple[np.ndarray, np.ndarray]:
         """`LatencyTable.cost_array` with the scale of the term's engine.
@@ -116,8 +116,8 @@ class LatencyModel:
         self._check(widths, removed)
         totals = dict(self.fixed_ms)
         for term, ms, _ in self._terms(widths, removed):
-            totals[term.stage] = totals[term.stage] + ms
-        return {stage: self.scale[stage] * total for stage, total in totals.items()}
+            totals[term.stage] += self.scale[term.stage] * ms
+        return totals
 
     def interpolated_entries(self, widths: Mapping[str, int], removed: Collection[str] = ()) -> int:
         """How many distinct table entries of this structure are not measured but interpolated."""
@@ -148,40 +148,10 @@ class LatencyModel:
             module = ".".join(term.name.split(".")[:depth])
             rows[module] = rows.get(module, 0.0) + self.scale[term.stage] * ms
         for stage, fixed in self.fixed_ms.items():
-            rows[f"{stage}: not prunable"] = self.scale[stage] * fixed
+            rows[f"{stage}: not prunable"] = fixed
         return dict(sorted(rows.items(), key=lambda row: -row[1]))
 
-    def calibrate(self, points: Sequence[Measured]) -> LatencyModel:
-        """Fit one scale per engine to structures that were measured whole, the dense one among them.
-
-        The scale minimises the squared relative error; no offset is fitted, because offsets fail outside the
-        range that they were fitted on.
-
-        Raises:
-            ValueError: No point, or a point lacks an engine.
-        """
-        if not points:
-            raise ValueError("calibration needs at least one measured structure")
-        scale = {}
-        for stage in self.fixed_ms:
-            ratios = []
-            for point in points:
-                if stage not in point.stages_ms:
-                    raise ValueError(f"a calibration point has no measurement of {stage}")
-                unscaled = self.predict_stages(point.widths, point.removed)[stage] / self.scale[stage]
-                if unscaled > 0:
-                    ratios.append(unscaled / point.stages_ms[stage])
-            scale[stage] = float(np.sum(ratios) / np.sum(np.square(ratios))) if ratios else self.scale[stage]
-        note = "; ".join(f"{stage} {value:.4f}" for stage, value in scale.items())
-        return replace(
-            self,
-            scale=scale,
-            explanation=(*self.explanation, f"scale fitted to {len(points)} whole networks: {note}"),
-        )
-
-    def _terms(
-        self, widths: Mapping[str, int], removed: Collection[str]
-    ) -> list[tuple[CostTerm, float, bool]]:
+    def _terms(self, widths: Mapping[str, int], removed: Collection[str]) -> list[tuple[CostTerm, float, bool]]:
         result = []
         for term in kept_terms(self.space, removed):
             found = self.table.lookup(term.signature, term_widths(self.space, term, widths))
@@ -195,3 +165,17 @@ class LatencyModel:
             raise NotMeasuredError(
                 f"{', '.join(unknown[:3])} is no dimension or block of the space of {self.space.model}"
             )
+
+
+def _fit_line(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
+    """Slope and offset >= 0 that minimise the squared relative error of ``slope * x + offset`` against ``y``."""
+    columns = np.stack([x / y, 1 / y], axis=1)
+    (slope, offset), *_ = np.linalg.lstsq(columns, np.ones(len(y)), rcond=None)
+    if offset < 0:
+        slope, offset = columns[:, 0].sum() / np.square(columns[:, 0]).sum(), 0.0
+    if slope <= 0:
+        raise ValueError(
+            f"measured times {np.round(y, 2).tolist()} ms do not grow with the sums of operators "
+            f"{np.round(x, 2).tolist()} ms: the machine was busy, measure the calibration points again"
+        )
+    return float(slope), float(offset)

@@ -27,9 +27,7 @@ def sampled_widths(options: tuple[int, ...], count: int | None) -> tuple[int, ..
     if count is None or len(options) <= count:
         return options
     targets = [options[0] + (options[-1] - options[0]) * step / (count - 1) for step in range(count)]
-    return tuple(
-        sorted({min(options, key=lambda option: (abs(option - target), option)) for target in targets})
-    )
+    return tuple(sorted({min(options, key=lambda option: (abs(option - target), option)) for target in targets}))
 
 
 def grid_points(space: PruningSpace) -> list[Point]:
@@ -80,8 +78,7 @@ def kept_terms(space: PruningSpace, removed: Collection[str]) -> list[CostTerm]:
 def term_widths(space: PruningSpace, term: CostTerm, widths: Mapping[str, int]) -> tuple[int, ...]:
     """Counts per role of ``term``; a dimension that ``widths`` does not name keeps its dense size."""
     return tuple(
-        width if isinstance(width, int) else widths.get(width, space.by_name[width].size)
-        for width in term.widths
+        width if isinstance(width, int) else widths.get(width, space.by_name[width].size) for width in term.widths
     )
 
 

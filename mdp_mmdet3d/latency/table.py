@@ -138,9 +138,7 @@ class LatencyTable:
     def add(self, signature: OperatorSignature, widths: tuple[int, ...], entry: Entry) -> None:
         """Add or replace an entry; raises `ValueError` if it is no finite time >= 0 of this operator."""
         if len(widths) != len(WIDTH_ROLES[signature.kind]) or any(width < 0 for width in widths):
-            raise ValueError(
-                f"{signature.key}: widths {widths} do not fit the roles {WIDTH_ROLES[signature.kind]}"
-            )
+            raise ValueError(f"{signature.key}: widths {widths} do not fit the roles {WIDTH_ROLES[signature.kind]}")
         for name in ("ms", "spread", "reference_ms"):
             value = getattr(entry, name)
             if not (isinstance(value, (int, float)) and math.isfinite(value) and value >= 0):
@@ -150,9 +148,7 @@ class LatencyTable:
 
     def disturbed(self) -> list[tuple[OperatorSignature, tuple[int, ...]]]:
         """Points measured while the reference operator was `DISTURBED` times slower than at its fastest."""
-        limit = DISTURBED * min(
-            (entry.reference_ms for _, _, entry in self if entry.reference_ms > 0), default=0.0
-        )
+        limit = DISTURBED * min((entry.reference_ms for _, _, entry in self if entry.reference_ms > 0), default=0.0)
         return [(signature, widths) for signature, widths, entry in self if entry.reference_ms > limit]
 
     def lookup(self, signature: OperatorSignature, widths: tuple[int, ...]) -> Lookup:
@@ -227,9 +223,7 @@ class LatencyTable:
             )
         grid = self._grids[signature]
         if grid is None:
-            raise NotMeasuredError(
-                f"the latency table holds no complete grid of {signature.key}; run measure_latency"
-            )
+            raise NotMeasuredError(f"the latency table holds no complete grid of {signature.key}; run measure_latency")
         covered = inside(grid, widths)
         if stairs:
             blocked = (widths[:, 0] % 4 == 0) | np.isin(widths[:, 0], grid[0][0])
@@ -241,8 +235,7 @@ class LatencyTable:
                 )
         if not covered.all():
             ranges = ", ".join(
-                f"{role} {axis[0]}..{axis[-1]}"
-                for role, axis in zip(WIDTH_ROLES[signature.kind], grid[0], strict=True)
+                f"{role} {axis[0]}..{axis[-1]}" for role, axis in zip(WIDTH_ROLES[signature.kind], grid[0], strict=True)
             )
             raise NotMeasuredError(
                 f"{signature.key}: widths {widths[~covered][0].tolist()} lie outside the measured "
@@ -300,8 +293,7 @@ class LatencyTable:
                         "operator": signature.kind,
                         "attributes": dict(signature.attributes),
                         "entries": [
-                            {"widths": list(widths), **asdict(entry)}
-                            for widths, entry in sorted(entries.items())
+                            {"widths": list(widths), **asdict(entry)} for widths, entry in sorted(entries.items())
                         ],
                     }
                     for signature, entries in sorted(self._entries.items(), key=lambda item: item[0].key)
@@ -331,9 +323,7 @@ class LatencyTable:
                     values = {name: value for name, value in entry.items() if name != "widths"}
                     table.add(signature, tuple(entry["widths"]), _build(Entry, values))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise FileFormatError(
-                f"latency table {path} is damaged ({error}); delete it and measure again"
-            ) from error
+            raise FileFormatError(f"latency table {path} is damaged ({error}); delete it and measure again") from error
         if device is not None and not force:
             table.require(device, what=f"latency table {path}")
         return table

@@ -32,9 +32,7 @@ class FakeBackend:
         cost: Callable[[OperatorSignature, tuple[int, ...]], float] = product_cost,
         processor: str = "fake processor",
     ) -> None:
-        self.protocol = MeasurementProtocol(
-            "computed", warmup=0, runs=1, statistic="minimum", staircase=False
-        )
+        self.protocol = MeasurementProtocol("computed", warmup=0, runs=1, statistic="minimum", staircase=False)
         self.calls: list[Point] = []
         self._cost = cost
         self._processor = processor

@@ -11,9 +11,7 @@ def processor_name() -> str:
     """Model name of the CPU as the operating system states it."""
     info = Path("/proc/cpuinfo")
     if info.is_file():
-        fields = dict(
-            line.split(":", 1) for line in info.read_text(encoding="utf-8").splitlines() if ":" in line
-        )
+        fields = dict(line.split(":", 1) for line in info.read_text(encoding="utf-8").splitlines() if ":" in line)
         names = {key.strip(): value.strip() for key, value in fields.items()}
         model = names.get("model name") or names.get("Model") or names.get("CPU part")
         if model:

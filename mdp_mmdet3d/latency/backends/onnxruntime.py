@@ -55,9 +55,7 @@ class OnnxRuntimeBackend:
         tolerance: Stop once the three fastest runs lie within this share of each other.
     """
 
-    def __init__(
-        self, *, warmup: int = 2, min_runs: int = 4, max_runs: int = 16, tolerance: float = 0.03
-    ) -> None:
+    def __init__(self, *, warmup: int = 2, min_runs: int = 4, max_runs: int = 16, tolerance: float = 0.03) -> None:
         if warmup < 0 or not 1 <= min_runs <= max_runs or tolerance <= 0:
             raise ValueError(
                 f"warmup {warmup}, min_runs {min_runs}, max_runs {max_runs} and tolerance {tolerance} "
@@ -108,13 +106,9 @@ class OnnxRuntimeBackend:
         fastest = sorted(totals)[:3]
         ms = statistics.median(fastest) / graph.copies
         spread = (max(totals) - min(totals)) / statistics.median(totals)
-        return Entry(
-            max(ms, 0.0), spread, len(totals), datetime.now(timezone.utc).isoformat(timespec="milliseconds")
-        )
+        return Entry(max(ms, 0.0), spread, len(totals), datetime.now(timezone.utc).isoformat(timespec="milliseconds"))
 
-    def _session(
-        self, graph: OperatorGraph, profile: Path | None = None
-    ) -> tuple[ort.InferenceSession, Feed]:
+    def _session(self, graph: OperatorGraph, profile: Path | None = None) -> tuple[ort.InferenceSession, Feed]:
         """A session on one thread, with its inputs; it profiles into ``profile``."""
         options = ort.SessionOptions()
         options.intra_op_num_threads = 1
@@ -123,13 +117,8 @@ class OnnxRuntimeBackend:
         if profile is not None:
             options.enable_profiling = True
             options.profile_file_prefix = str(profile)
-        session = ort.InferenceSession(
-            graph.model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
-        feed = {
-            name: self._random.standard_normal(shape, dtype=np.float32)
-            for name, shape in graph.inputs.items()
-        }
+        session = ort.InferenceSession(graph.model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        feed = {name: self._random.standard_normal(shape, dtype=np.float32) for name, shape in graph.inputs.items()}
         return session, feed
 
     def _reference_ms(self, session: ort.InferenceSession, feed: Feed, runs: int) -> float:
