@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
 from mdp_mmdet3d.latency.sampling import kept_terms, term_widths
-from mdp_mmdet3d.latency.structures import Structure
 from mdp_mmdet3d.latency.table import LatencyTable, NotMeasuredError
 from mdp_mmdet3d.space import CostTerm, PruningSpace
+
+# Below this ratio of the largest to the smallest sum of operators, a slope and an offset cannot both be fitted.
+ALIKE = 1.3
 
 
 @dataclass(frozen=True)
@@ -18,11 +20,13 @@ class Measured:
     """A structure that was measured whole.
 
     Attributes:
-        structure: What was measured.
+        widths: Kept count per dimension; missing ones are dense.
+        removed: Removed blocks.
         stages_ms: Milliseconds per engine, e.g. ``{"image_encoder": 812.0, "head": 240.0}``.
     """
 
-    structure: Structure
+    widths: Mapping[str, int]
+    removed: Collection[str]
     stages_ms: Mapping[str, float]
 
 
@@ -36,55 +40,75 @@ class LatencyModel:
         fixed_ms: Per engine, what is not prunable.
         scale: Per engine, how the sum of operators relates to the whole.
         explanation: How `fixed_ms` and `scale` came about, for reports.
+        points: Whole measurements that they were fitted to.
     """
 
     space: PruningSpace
     table: LatencyTable
     fixed_ms: Mapping[str, float]
     scale: Mapping[str, float]
-    explanation: tuple[str, ...] = field(default=())
+    explanation: tuple[str, ...] = ()
+    points: tuple[Measured, ...] = ()
+
+    @classmethod
+    def from_dense(cls, space: PruningSpace, table: LatencyTable, dense_ms: Mapping[str, float]) -> LatencyModel:
+        """Start from the dense model alone; `calibrate` with a much smaller structure as soon as there is one.
+
+        Args:
+            space: What may be pruned.
+            table: Covers every term of the space.
+            dense_ms: Milliseconds of each engine that runs every frame, measured whole.
+
+        Raises:
+            ValueError: An engine of the space is missing in ``dense_ms``, or a time is not positive.
+        """
+        return cls.fit(space, table, [Measured({}, (), dense_ms)])
 
     @classmethod
     def fit(cls, space: PruningSpace, table: LatencyTable, points: Sequence[Measured]) -> LatencyModel:
         """Fit the scale and the fixed part of each engine to structures that were measured whole.
 
-        Both are found by least squares of the relative error with the fixed part at least 0. The dense and the
-        smallest structure must be among the points (`structures.calibration_structures`), so that every prediction
-        lies between measured ones: from the dense model alone, a fixed part cannot be told from a scale.
+        Both are found by least squares of the relative error with the fixed part at least 0. With the dense and the
+        smallest structure among the points (`structures.calibration_structures`) every prediction lies between
+        measured ones. If the points are alike, a fixed part cannot be told from a scale: then all that the operators
+        do not explain counts as fixed, `explanation` says so, and small structures are predicted too slow.
 
         Args:
             space: What may be pruned.
             table: Covers every term of the space.
-            points: Whole measurements.
+            points: Whole measurements, at least one.
 
         Raises:
-            ValueError: A point lacks an engine or holds no positive time, or the points are too much alike: per
-                engine, the largest sum of operators must be twice the smallest.
+            ValueError: There is no point, or one lacks an engine or holds no positive time.
         """
+        if not points:
+            raise ValueError("a latency model needs at least the dense structure measured whole")
         stages = tuple(dict.fromkeys(term.stage for term in space.frame_terms()))
         unit = cls(space, table, dict.fromkeys(stages, 0.0), dict.fromkeys(stages, 1.0))
-        sums = [unit.predict_stages(point.structure.widths, point.structure.removed) for point in points]
+        sums = [unit.predict_stages(point.widths, point.removed) for point in points]
         fixed, scale, explanation = {}, {}, []
         for stage in stages:
             for point in points:
                 if not point.stages_ms.get(stage, 0.0) > 0:
-                    raise ValueError(f"a calibration point has no time of {stage}: {dict(point.stages_ms)}")
+                    raise ValueError(f"a whole measurement has no positive time of {stage}: {dict(point.stages_ms)}")
             x = np.array([total[stage] for total in sums])
-            if len(x) < 2 or x.max() < 2 * x.min():
-                raise ValueError(
-                    f"the calibration points are too much alike for {stage} (sums of operators "
-                    f"{np.round(x, 2).tolist()} ms): measure the dense and the smallest structure"
-                )
-            scale[stage], fixed[stage] = _fit_line(x, np.array([point.stages_ms[stage] for point in points]))
-            errors = [
-                (scale[stage] * total[stage] + fixed[stage]) / point.stages_ms[stage] - 1
-                for total, point in zip(sums, points, strict=True)
-            ]
+            y = np.array([point.stages_ms[stage] for point in points])
+            alike = x.max() < ALIKE * x.min()
+            scale[stage], fixed[stage] = _residual(x, y) if alike else _fit_line(x, y)
+            error = np.abs((scale[stage] * x + fixed[stage]) / y - 1).max()
             explanation.append(
-                f"{stage}: {scale[stage]:.4f} x operators + {fixed[stage]:.2f} ms; on the {len(points)} "
-                f"structures of the fit off by {100 * max(map(abs, errors)):.1f} % at most"
+                f"{stage}: {scale[stage]:.4f} x operators + {fixed[stage]:.2f} ms, from {len(points)} whole "
+                + (
+                    "measurement that cannot tell a scale from a fixed part"
+                    if alike
+                    else f"measurements, off by {error:.1%} at most"
+                )
             )
-        return cls(space, table, fixed, scale, tuple(explanation))
+        return cls(space, table, fixed, scale, tuple(explanation), tuple(points))
+
+    def calibrate(self, points: Sequence[Measured]) -> LatencyModel:
+        """Fit again with further structures that were measured whole; see `fit`."""
+        return self.fit(self.space, self.table, [*self.points, *points])
 
     @property
     def total_fixed_ms(self) -> float:
@@ -165,6 +189,12 @@ class LatencyModel:
             raise NotMeasuredError(
                 f"{', '.join(unknown[:3])} is no dimension or block of the space of {self.space.model}"
             )
+
+
+def _residual(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
+    """Scale 1 and what is left as the fixed part, or a scale below 1 where nothing is left."""
+    offset = float(np.mean(y - x))
+    return (1.0, offset) if offset >= 0 else (float(np.mean(y) / np.mean(x)), 0.0)
 
 
 def _fit_line(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
