@@ -114,7 +114,7 @@ def measure_interleaved(
         for name in names[first:] + names[:first]:
             if position == 0:
                 runners[name].reset()
-            output = runners[name].step(frame.img, frame.ego_pose, frame.timestamp, frame.scene_token)
+            output = runners[name].step(frame)
             if index >= warmup:
                 encoder_ms[name].append(output.encoder_ms)
                 head_ms[name].append(output.head_ms)

@@ -24,7 +24,7 @@ class Frame:
     Attributes:
         img: (N, 3, H, W) float32, resized, cropped and normalised as the manifest says.
         ego_pose: (4, 4) float64, global <- lidar. Any global frame will do: only relative motion is used.
-        timestamp: Seconds, float64; strictly increasing inside a scene.
+        timestamp: Seconds; strictly increasing inside a scene.
         intrinsics: (N, 4, 4) camera matrices after resize and crop, padded to 4x4.
         lidar2img: (N, 4, 4) pixels <- lidar, after resize and crop.
         scene_token: The memory is reset when it changes.
@@ -111,7 +111,6 @@ class StreamRunner:
     def reset(self) -> None:
         """Forget the past: the next frame is the first of a stream."""
         self.memory = None
-        self._timestamp = -np.inf
 
     def set_rig(self, intrinsics: np.ndarray, lidar2img: np.ndarray) -> None:
         """Compute the position embedding of a camera rig; does nothing if the rig has not changed.
@@ -143,49 +142,43 @@ class StreamRunner:
         self._rig = rig
 
     def run(self, frame: Frame) -> StreamOutput:
-        """Set the frame's rig if it differs from the last one, reset if the frame says so, then `step`."""
+        """Set the frame's rig if it differs from the last one, then `step`."""
         self.set_rig(frame.intrinsics, frame.lidar2img)
-        if not frame.prev_exists:
-            self.reset()
-        return self.step(frame.img, frame.ego_pose, frame.timestamp, frame.scene_token)
+        return self.step(frame)
 
-    def step(self, img: np.ndarray, ego_pose: np.ndarray, timestamp: float, scene_token: str = "") -> StreamOutput:
-        """Detect in one frame and update the memory.
-
-        Args:
-            img: (N, 3, H, W) float32.
-            ego_pose: (4, 4), global <- lidar.
-            timestamp: Seconds.
-            scene_token: The memory is reset when it changes.
+    def step(self, frame: Frame) -> StreamOutput:
+        """Detect in one frame with the rig of `set_rig`, and update the memory; a refused frame changes nothing.
 
         Raises:
             DeploymentError: The rig is not set, a shape or dtype is wrong, or time does not advance.
         """
         if self._rig is None:
             raise DeploymentError("the camera rig is not known yet: call set_rig(intrinsics, lidar2img) first")
-        pose = np.array(ego_pose, np.float64)
+        pose = np.array(frame.ego_pose, np.float64)
         if pose.shape != (4, 4) or not np.isfinite(pose).all() or not abs(np.linalg.det(pose)) > 0.5:
             raise DeploymentError(f"ego_pose must be a rigid (4, 4) transform, got shape {pose.shape}:\n{pose}")
-        if scene_token != self._scene:
-            self.reset()
-        if not timestamp > self._timestamp:
+        if not np.isfinite(frame.timestamp):
+            raise DeploymentError(f"timestamp must be a number of seconds, got {frame.timestamp}")
+        memory = self.memory if frame.scene_token == self._scene and frame.prev_exists else None
+        if memory is None:
+            memory = self.initial_memory(pose, frame.timestamp)
+        elif frame.timestamp <= self._timestamp:
             raise DeploymentError(
-                f"timestamp {timestamp!r} s does not come after {self._timestamp!r} s in the same scene; "
+                f"timestamp {frame.timestamp!r} s does not come after {self._timestamp!r} s in the same scene; "
                 "drop the frame, or call reset() at a cut"
             )
         start = time.perf_counter()
-        features = self._encoder.run({"img": img[None]})["img_feats"]
+        features = self._encoder.run({"img": frame.img[None]})["img_feats"]
         encoded = time.perf_counter()
-        memory = self.memory or self.initial_memory(pose, timestamp)
-        outputs = self._head.run(self._head_inputs(features, memory, pose, timestamp))
-        self.memory = self._next_memory(outputs, pose, timestamp)
-        self._scene, self._timestamp = scene_token, timestamp
+        outputs = self._head.run(self._head_inputs(features, memory, pose, frame.timestamp))
+        self.memory = self._next_memory(outputs, pose, frame.timestamp)
+        self._scene, self._timestamp = frame.scene_token, frame.timestamp
         done = time.perf_counter()
         return StreamOutput(
             outputs["all_cls_scores"],
             outputs["all_bbox_preds"],
-            1e3 * (encoded - start),
-            1e3 * (done - encoded),
+            encoder_ms=1e3 * (encoded - start),
+            head_ms=1e3 * (done - encoded),
         )
 
     def decode(self, output: StreamOutput) -> Detections:

@@ -25,8 +25,8 @@ class FakeRunner:
     def reset(self):
         self.log.append((self.name, "reset"))
 
-    def step(self, img, ego_pose, timestamp, scene_token):
-        self.log.append((self.name, timestamp))
+    def step(self, frame):
+        self.log.append((self.name, frame.timestamp))
         return StreamOutput(np.zeros(1), np.zeros(1), next(self.latencies), 1.0)
 
 
