@@ -48,8 +48,8 @@ def frustum_points(
     """
     height, width = int(pad_hw[0]), int(pad_hw[1])
     # Divided and multiplied back like the reference, so that an exported graph keeps pad_hw as a live input.
-    v = (torch.arange(height // stride, device=depths.device) * stride + stride / 2) / height * pad_hw[0]
-    u = (torch.arange(width // stride, device=depths.device) * stride + stride / 2) / width * pad_hw[1]
+    v = (torch.arange(height // stride).to(depths) * stride + stride / 2) / height * pad_hw[0]
+    u = (torch.arange(width // stride).to(depths) * stride + stride / 2) / width * pad_hw[1]
     grid_v, grid_u, grid_d = torch.meshgrid(v, u, depths, indexing="ij")
     scale = grid_d.clamp(min=1e-5)
     pixels = torch.stack((grid_u * scale, grid_v * scale, grid_d, torch.ones_like(grid_d)), dim=-1)

@@ -1,0 +1,228 @@
+"""Loading of public checkpoints: names, strictness, safety, and the conversion of AWML's."""
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from mmdet3d.registry import MODELS
+from mmengine.config import Config
+from mmengine.logging import MessageHub
+
+from mdp_mmdet3d.errors import FileFormatError, StructureMismatchError
+from projects.streampetr.checkpoint import (
+    AWML_CLASSES,
+    CONSTANTS,
+    OFFICIAL_CLASSES,
+    convert_awml,
+    load_checkpoint,
+    load_state_dict,
+    read_checkpoint,
+)
+
+ROOT = Path(__file__).resolve().parents[2]
+POINTS = "pts_bbox_head.pseudo_reference_points"
+
+
+def full_state(model, seed: int = 1) -> dict[str, torch.Tensor]:
+    """A state dict as public files have it: other weights than the model's, and an auxiliary head."""
+    generator = torch.Generator().manual_seed(seed)
+    state = {}
+    for key, value in model.state_dict().items():
+        first = key.replace(key.split(".")[2], "0", 1) if "_branches." in key else key
+        if value.is_floating_point() and key not in CONSTANTS:
+            state[key] = state[first] if first in state else torch.rand(value.shape, generator=generator)
+        else:
+            state[key] = value.clone()
+    state["img_roi_head.cls.weight"] = torch.zeros(10, 256, 1, 1)
+    state["img_roi_head.cls.bias"] = torch.zeros(10)
+    return state
+
+
+def assert_holds(model, state: dict[str, torch.Tensor]) -> None:
+    for key, value in model.state_dict().items():
+        torch.testing.assert_close(value, state[key], msg=key)
+
+
+def test_names_and_shapes_of_the_reference(build_small, tiny_shapes) -> None:
+    own = {key: list(value.shape) for key, value in build_small().state_dict().items()}
+    assert own == {key: shape for key, shape in tiny_shapes.items() if not key.startswith("img_roi_head.")}
+
+
+def test_official_r50_list_loads_strictly(r50_shapes) -> None:
+    assert len(r50_shapes) == 591
+    config = Config.fromfile(ROOT / "configs/_base_/models/streampetr_r50_704x256_428q.py")
+    model = MODELS.build(config.model)
+    own = model.state_dict()
+    state = {key: own[key] if key in own else torch.zeros(shape) for key, shape in r50_shapes.items()}
+    assert {key: list(value.shape) for key, value in state.items()} == r50_shapes
+    report = load_state_dict(model, state)
+    assert len(report.dropped) == 16 and not report.filled
+    assert len(own) == 575
+    # Specification section 5: 36.07 M parameters without the auxiliary head.
+    assert sum(parameter.numel() for parameter in model.parameters()) == 36_072_280
+
+
+@pytest.mark.parametrize("name", ["r50_704x256_428q", "r50_704x256_900q", "vov99_800x320_900q"])
+def test_complete_configs_name_registered_parts(name: str) -> None:
+    config = Config.fromfile(ROOT / f"configs/streampetr/streampetr_{name}.py")
+    assert config.model.type == "StreamPETR" and config.default_scope == "mmdet3d"
+    assert config.test_dataloader.dataset.type == "StreamNuScenesDataset"
+    head = config.model.pts_bbox_head
+    expected = (300, 128, 512, 128) if "428q" in name else (644, 256, 1024, 256)
+    assert (head.num_query, head.num_propagated, head.memory_len, head.topk_proposals) == expected
+    assert config.model.img_backbone.type == ("VoVNet" if "vov99" in name else "mmdet.ResNet")
+
+
+@pytest.mark.parametrize("layout", ["official", "bare", "module.", "model."])
+def test_layouts_of_checkpoint_files(build_small, tmp_path: Path, layout: str) -> None:
+    model = build_small()
+    state = full_state(model)
+    prefix = layout if layout.endswith(".") else ""
+    data = {prefix + key: value for key, value in state.items()}
+    torch.save(data if layout == "bare" else {"state_dict": data}, tmp_path / "a.pth")
+    report = load_checkpoint(model, tmp_path / "a.pth")
+    assert report.dropped == ("img_roi_head.cls.weight", "img_roi_head.cls.bias")
+    assert_holds(model, state)
+
+
+def test_constants_and_counters_may_be_absent(build_small) -> None:
+    model = build_small()
+    state = full_state(model)
+    reduced = {k: v for k, v in state.items() if k not in CONSTANTS and not k.endswith("num_batches_tracked")}
+    assert set(load_state_dict(model, reduced).filled) == set(state) - set(reduced)
+    assert_holds(model, state)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("pts_bbox_head.pc_range", torch.ones(6), r"pts_bbox_head\.pc_range is \[1\.0"),
+        (
+            "pts_bbox_head.cls_branches.3.6.bias",
+            torch.zeros(10),
+            r"cls_branches\.3\.6\.bias differs from pts_bbox_head\.cls_branches\.0\.6\.bias",
+        ),
+        ("pts_bbox_head.reference_points.weight", torch.zeros(7, 3), r"expected \(60, 3\), found \(7, 3\)"),
+        ("img_backbone.conv1.weight", None, r"img_backbone\.conv1\.weight expected .* not found"),
+        ("backbone.extra", torch.zeros(2), r"backbone\.extra not expected, found \(2,\)"),
+    ],
+)
+def test_another_model_is_refused_and_nothing_is_changed(build_small, key: str, value, message: str) -> None:
+    model = build_small()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    state = full_state(model)
+    state.pop(key, None)
+    if value is not None:
+        state[key] = value
+    with pytest.raises(StructureMismatchError, match=message):
+        load_state_dict(model, state, "a.pth")
+    assert_holds(model, before)
+
+
+def test_missing_and_broken_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(FileFormatError, match=r"none\.pth does not exist"):
+        read_checkpoint(tmp_path / "none.pth")
+    whole = tmp_path / "whole.pth"
+    torch.save({"state_dict": {"a": torch.zeros(1000)}}, whole)
+    (tmp_path / "half.pth").write_bytes(whole.read_bytes()[:2000])
+    (tmp_path / "text.pth").write_text("no checkpoint at all")
+    torch.save([1, 2], tmp_path / "list.pth")
+    torch.save({"model": 3}, tmp_path / "other.pth")
+    for name in ("half", "text", "list", "other"):
+        with pytest.raises(FileFormatError, match=rf"{name}\.pth"):
+            read_checkpoint(tmp_path / f"{name}.pth")
+
+
+class Exploit:
+    def __reduce__(self):
+        return os.mkdir, ("exploited",)
+
+
+class AttributeExploit:
+    def __reduce__(self):
+        return getattr, (MessageHub, "get_instance")
+
+
+@pytest.mark.parametrize("payload", [Exploit, AttributeExploit])
+def test_code_in_a_checkpoint_is_not_run(tmp_path: Path, monkeypatch, payload: type) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"state_dict": {"a": torch.zeros(1)}, "meta": {"x": payload()}}, "bad.pth")
+    with pytest.raises(FileFormatError, match=r"bad\.pth is corrupt or holds more than tensors"):
+        read_checkpoint("bad.pth")
+    assert not Path("exploited").exists()
+
+
+def test_checkpoints_of_mmengine_can_be_read(tmp_path: Path) -> None:
+    hub = MessageHub("streampetr-checkpoint-test")
+    hub.update_scalar("loss", 0.25)
+    torch.save({"state_dict": {"a": torch.ones(2)}, "message_hub": hub.state_dict()}, tmp_path / "m.pth")
+    data = read_checkpoint(tmp_path / "m.pth")
+    assert data["message_hub"]["log_scalars"]["loss"].current() == 0.25
+    assert data["meta"] == {}
+
+
+def awml_state(model) -> dict[str, torch.Tensor]:
+    state = full_state(model)
+    state[POINTS] = state.pop(POINTS + ".weight")
+    return state
+
+
+def test_awml_names_and_class_order(build_small) -> None:
+    model = build_small()
+    source = awml_state(model)
+    converted = convert_awml(source)
+    load_state_dict(model, converted)
+    torch.testing.assert_close(converted[POINTS + ".weight"], source[POINTS])
+    for leaf in ("weight", "bias"):
+        key = f"pts_bbox_head.cls_branches.5.6.{leaf}"
+        for row, name in enumerate(OFFICIAL_CLASSES):
+            torch.testing.assert_close(converted[key][row], source[key][AWML_CLASSES.index(name)])
+    inner = "pts_bbox_head.cls_branches.0.3.weight"
+    torch.testing.assert_close(converted[inner], source[inner])
+
+
+def test_awml_with_other_classes_is_refused(build_small) -> None:
+    source = awml_state(build_small())
+    with pytest.raises(StructureMismatchError, match="are not the target's"):
+        convert_awml(source, source_classes=("car", "bus"))
+    with pytest.raises(StructureMismatchError, match="has 10 rows, not 2"):
+        convert_awml(source, source_classes=("car", "bus"), target_classes=("bus", "car"))
+
+
+@pytest.fixture
+def convert(monkeypatch) -> Callable[..., int]:
+    """Function that runs the tool in this process and returns its exit status."""
+    spec = importlib.util.spec_from_file_location("convert_checkpoint", ROOT / "tools/convert_checkpoint.py")
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+
+    def run(*arguments: object) -> int:
+        monkeypatch.setattr(sys, "argv", ["convert_checkpoint.py", *map(str, arguments)])
+        return tool.main()
+
+    return run
+
+
+def test_conversion_tool(build_small, tmp_path: Path, convert) -> None:
+    source, target = tmp_path / "awml.pth", tmp_path / "converted.pth"
+    torch.save({"state_dict": awml_state(build_small())}, source)
+    assert convert(source, target, "--from", "awml") == 0
+    with pytest.raises(StructureMismatchError, match=r"trained with eps=0\.0001, the model has 1e-05"):
+        load_checkpoint(build_small(), target)
+    model = build_small(eps=1e-4)
+    load_checkpoint(model, target)
+    torch.testing.assert_close(model.pts_bbox_head.pseudo_reference_points.weight, awml_state(model)[POINTS])
+
+
+def test_conversion_tool_refuses_another_model(build_small, tmp_path: Path, convert, capsys) -> None:
+    source, target = tmp_path / "small.pth", tmp_path / "converted.pth"
+    torch.save({"state_dict": full_state(build_small())}, source)
+    config = ROOT / "configs/streampetr/streampetr_r50_704x256_428q.py"
+    assert convert(source, target, "--config", config) == 2
+    assert "is of another model" in capsys.readouterr().err
+    assert not target.exists()
