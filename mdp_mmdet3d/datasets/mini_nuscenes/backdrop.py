@@ -7,13 +7,14 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from mdp_mmdet3d.datasets.mini_nuscenes.ground import Ground
+from mdp_mmdet3d.datasets.mini_nuscenes.ground import RESOLUTION_M, Ground
 from mdp_mmdet3d.datasets.mini_nuscenes.rig import Camera
 
 CLOUD_HEIGHT_M = 300.0
 _CLOUD_TEXEL_M = 3.0
 _DETAIL_TEXEL_M = 0.02
 _GRAIN_SHIFT = 64
+_CLOUD = (240.0, 244.0, 246.0)
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Backdrop:
             [np.cos(azimuth) * np.cos(elevation), np.sin(azimuth) * np.cos(elevation), np.sin(elevation)]
         )
         self.haze = tuple((np.array([218, 208, 198]) * rng.uniform(0.88, 1.0)).tolist())
-        self._zenith = np.array([205, 150, 100]) * rng.uniform(0.75, 1.05)
+        self._zenith = tuple((np.array([205, 150, 100]) * rng.uniform(0.75, 1.05)).tolist())
         self._clouds = _clouds(rng)
         self._detail = rng.normal(128, 14, (512, 512)).clip(0, 255).astype(np.uint8)
         self._grain: NDArray[np.int16] | None = None
@@ -77,51 +78,91 @@ class Backdrop:
             self._grain = self._rng.normal(0, 2.5, shape).astype(np.int16)
         return cv2.add(image, self._grain[y : y + height, x : x + width], dtype=cv2.CV_8U).astype(np.uint8)
 
-    def _sky(self, camera: Camera, global2cam: NDArray, elevation: NDArray[np.float32]) -> NDArray[np.uint8]:
+    def _sky(
+        self, camera: Camera, global2cam: NDArray, elevation: NDArray[np.float32]
+    ) -> NDArray[np.uint8]:
         rows, width = elevation.shape
         if rows == 0:
             return np.empty((0, width, 3), np.uint8)
-        height = np.clip(elevation, 0, 1)
-        shade = np.sqrt(height)[..., None]
-        sky = np.float32(self.haze) * (1 - shade) + self._zenith.astype(np.float32) * shade
         ceiling = global2cam[:3, 3] + CLOUD_HEIGHT_M * global2cam[:3, 2]
         plane = camera.intrinsics @ np.stack([global2cam[:3, 0], global2cam[:3, 1], ceiling], 1)
         texel2world = np.diag([_CLOUD_TEXEL_M, _CLOUD_TEXEL_M, 1.0])
-        cover = cv2.warpPerspective(self._clouds, plane @ texel2world, (width, rows), borderMode=cv2.BORDER_WRAP)
-        cover = (cover.astype(np.float32) / 255 * np.clip(height * 5 - 0.3, 0, 1))[..., None]
-        return (sky * (1 - cover) + np.float32([246, 244, 240]) * cover).clip(0, 255).astype(np.uint8)
+        cover = cv2.warpPerspective(
+            self._clouds, plane @ texel2world, (width, rows), borderMode=cv2.BORDER_WRAP
+        )
+        cover *= np.clip(elevation * 5 - 0.3, 0, 1)
+        shade = np.sqrt(np.clip(elevation, 0, 1))
+        sky = _blend(self._zenith, self.haze, shade)
+        return cv2.blendLinear(_constant(_CLOUD, sky.shape), sky, cover, 1 - cover).astype(np.uint8)
 
     def _floor(
         self, plane: NDArray, inverse_depth: NDArray[np.float32], camera: Camera, first: int
     ) -> NDArray[np.uint8]:
         """Rows from ``first`` on, as if the ground reached everywhere."""
-        width, height = camera.image_size
-        lift = np.array([[1, 0, 0], [0, 1, -first], [0, 0, 1.0]])
-        size = (width, height - first)
-        border = dict(borderMode=cv2.BORDER_CONSTANT, borderValue=self._ground.mean_colour)
-        fine2image = lift @ plane @ self._ground.image2world
-        # A coarse texel is eight fine ones; its centre lies 3.5 fine texels after its corner.
-        coarse2fine = np.array([[8, 0, 3.5], [0, 8, 3.5], [0, 0, 1.0]])
-        fine = cv2.warpPerspective(self._ground.image, fine2image, size, flags=cv2.INTER_LINEAR, **border)
-        coarse = cv2.warpPerspective(
-            self._ground.coarse, fine2image @ coarse2fine, size, flags=cv2.INTER_LINEAR, **border
-        )
-        if width >= 800:
-            origin = self._ground.image2world.copy()
-            origin[0, 0] = origin[1, 1] = _DETAIL_TEXEL_M
-            detail = cv2.warpPerspective(self._detail, lift @ plane @ origin, size, borderMode=cv2.BORDER_WRAP)
-            fine = cv2.multiply(fine, cv2.merge([detail] * 3), scale=1 / 128)
         z = inverse_depth[first:]
         # Rows per 0.1 m texel, foreshortened: where it falls below one, the fine image would alias.
         sharp = np.clip(camera.intrinsics[1, 1] * 0.15 * z * z, 0, 1)
-        haze = np.clip(1.2 - z * 60, 0, 0.6)
-        far = np.full_like(coarse, np.asarray(self.haze))
-        coarse = cv2.blendLinear(coarse, far, 1 - haze, haze)
-        return cv2.blendLinear(fine, coarse, sharp, 1 - sharp).astype(np.uint8)
+        rows, width = z.shape
+        edges = sharp[:, [0, -1]]
+        begin = int((edges.max(1) > 0.02).argmax()) if edges.max() > 0.02 else rows
+        end = int((edges.min(1) >= 1).argmax()) if edges[-1].min() >= 1 else rows
+        result = np.empty((rows, width, 3), np.uint8)
+        far = self._layer(self._ground.coarse, 8 * RESOLUTION_M, plane, first, width, end)
+        haze = np.clip(1.2 - z[:end] * 60, 0, 0.6)
+        far = cv2.blendLinear(_constant(self.haze, far.shape), far, haze, 1 - haze)
+        near = self._layer(self._ground.image, RESOLUTION_M, plane, first + begin, width, rows - begin)
+        if width >= 800:
+            detail = self._layer(
+                self._detail, _DETAIL_TEXEL_M, plane, first + begin, width, rows - begin, cv2.BORDER_WRAP
+            )
+            near = cv2.multiply(near, cv2.merge([detail, detail, detail]), scale=1 / 128)
+        result[:begin] = far[:begin]
+        share = sharp[begin:end]
+        if end > begin:
+            result[begin:end] = cv2.blendLinear(near[: end - begin], far[begin:], share, 1 - share)
+        result[max(begin, end) :] = near[max(end - begin, 0) :]
+        return result
+
+    def _layer(
+        self,
+        image: NDArray[np.uint8],
+        texel_m: float,
+        plane: NDArray,
+        first: int,
+        width: int,
+        rows: int,
+        border: int = cv2.BORDER_CONSTANT,
+    ) -> NDArray[np.uint8]:
+        """An image of the ground with texels of ``texel_m`` as the camera sees it, from row ``first`` on."""
+        if rows <= 0:
+            return np.empty((0, width, *image.shape[2:]), np.uint8)
+        texel2world = self._ground.image2world.copy()
+        texel2world[0, 0] = texel2world[1, 1] = texel_m
+        # Texel centres lie half a texel after the corner of the image.
+        texel2world[:2, 2] += (texel_m - RESOLUTION_M) / 2
+        lift = np.array([[1, 0, 0], [0, 1, -first], [0, 0, 1.0]])
+        return cv2.warpPerspective(
+            image, lift @ plane @ texel2world, (width, rows), borderMode=border,
+            borderValue=self._ground.mean_colour,
+        ).astype(np.uint8, copy=False)
 
 
-def _clouds(rng: np.random.Generator) -> NDArray[np.uint8]:
-    """(512, 512) cloud cover that tiles, 0 to 255."""
+def _constant(colour: tuple[float, float, float], shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    image = np.empty(shape, np.uint8)
+    image[:] = np.asarray(colour).clip(0, 255)
+    return image
+
+
+def _blend(
+    upper: tuple[float, float, float], lower: tuple[float, float, float], share: NDArray[np.float32]
+) -> NDArray[np.uint8]:
+    """Two colours mixed by the (H, W) ``share`` of the first."""
+    channels = [cv2.convertScaleAbs(share, alpha=a - b, beta=b) for a, b in zip(upper, lower)]
+    return cv2.merge(channels).astype(np.uint8, copy=False)
+
+
+def _clouds(rng: np.random.Generator) -> NDArray[np.float32]:
+    """(512, 512) cloud cover that tiles, 0 to 1."""
     cover = np.zeros((512, 512), np.float32)
     for cells, strength in ((4, 1.0), (8, 0.6), (16, 0.35), (64, 0.15)):
         noise = rng.normal(0, strength, (cells, cells)).astype(np.float32)
@@ -130,4 +171,4 @@ def _clouds(rng: np.random.Generator) -> NDArray[np.uint8]:
         large = cv2.resize(wrapped, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
         cover += large[2 * scale : 2 * scale + 512, 2 * scale : 2 * scale + 512]
     bias = rng.uniform(-0.9, 0.5)
-    return (np.clip((cover + bias) * 0.8, 0, 1) * 235).astype(np.uint8)
+    return (np.clip((cover + bias) * 0.8, 0, 1) * 0.92).astype(np.float32)

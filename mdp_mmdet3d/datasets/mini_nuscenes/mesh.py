@@ -58,18 +58,22 @@ class MeshBuilder:
         """
         arrays = [np.asarray(face, np.float64) for face in faces]
         centre = np.concatenate(arrays).mean(0)
-        planes = []
-        for face, colour, texture in zip(arrays, colours, textures or [-1] * len(arrays)):
-            normal = np.cross(face[1] - face[0], face[2] - face[0])
-            normal /= np.linalg.norm(normal)
-            if normal @ (face[0] - centre) < 0:
-                face, normal = face[::-1], -normal
-            planes.append([*normal, normal @ face[0]])
-            self._polygons.append(np.concatenate([face, np.repeat(face[-1:], MAX_VERTICES - len(face), 0)]))
-            self._colours.append(colour)
-            self._textures.append(texture)
+        polygons = np.stack(
+            [np.concatenate([face, np.repeat(face[-1:], MAX_VERTICES - len(face), 0)]) for face in arrays]
+        )
+        normals = np.cross(polygons[:, 1] - polygons[:, 0], polygons[:, 2] - polygons[:, 0])
+        normals /= np.linalg.norm(normals, axis=1, keepdims=True)
+        inward = np.einsum("ij,ij->i", normals, polygons[:, 0] - centre) < 0
+        normals[inward] *= -1
+        for i in np.flatnonzero(inward):
+            face = arrays[i][::-1]
+            polygons[i, : len(face)], polygons[i, len(face) :] = face, face[-1]
+        planes = np.column_stack([normals, np.einsum("ij,ij->i", normals, polygons[:, 0])])
+        self._polygons.append(polygons)
+        self._colours += colours
+        self._textures += textures or [-1] * len(arrays)
         if solid:
-            self._solids.append(np.asarray(planes))
+            self._solids.append(planes)
             self._intensities.append(float(np.clip(np.mean(colours) * 0.4, 2, 120)))
 
     def prism(
@@ -167,7 +171,7 @@ class MeshBuilder:
         for padded, planes in zip(solids, self._solids):
             padded[: len(planes)] = planes
         return Mesh(
-            polygons=np.stack(self._polygons),
+            polygons=np.concatenate(self._polygons),
             colours=np.asarray(self._colours, np.float64),
             textures=np.asarray(self._textures, np.int64),
             solids=solids,

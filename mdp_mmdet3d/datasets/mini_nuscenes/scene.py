@@ -129,8 +129,7 @@ class SceneWriter:
         for camera in self._rig.cameras:
             fired_us = timestamp_us - camera.lead_us + int(self._rng.integers(-800, 801))
             view = self._photograph(camera, fired_us)
-            seen, counts = np.unique(view.owners, return_counts=True)
-            shown.update({int(i): int(n) for i, n in zip(seen, counts) if i >= 0})
+            shown.update(view.visible)
             silhouettes.update(view.silhouettes)
             path = self._add_data(sample, camera.name, fired_us, frame, calibrations, camera.image_size)
             if not cv2.imwrite(str(path), view.image, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]):
@@ -161,7 +160,8 @@ class SceneWriter:
             vertices=np.concatenate([part[0] for part in parts]),
             colours=np.concatenate([part[1] for part in parts]),
             textures=np.concatenate([part[2] for part in parts]),
-            owners=np.concatenate([np.full(len(part[0]), part[3]) for part in parts]),
+            things=np.repeat(np.arange(len(parts)), [len(part[0]) for part in parts]),
+            owners=np.array([part[3] for part in parts]),
         )
         return render(camera, cam2global, polygons, self._backdrop, shadows, scenery.textures)
 

@@ -134,7 +134,7 @@ def _bus(b: MeshBuilder, w: float, l: float, h: float, rng: np.random.Generator)
             GLASS, solid=False)
     b.box((-0.504 * l, -0.49 * l), (-0.4 * w, 0.4 * w), (0.58 * h, 0.82 * h), GLASS, solid=False)
     b.box((0.48 * l, 0.497 * l), (-0.3 * w, 0.3 * w), (0.87 * h, 0.95 * h), (40, 150, 230), solid=False)
-    _lamps(b, 0.497 * l, 0.43 * w, 0.22 * h, 0.05 * h)
+    _lamps(b, 0.5 * l, 0.43 * w, 0.22 * h, 0.05 * h)
     _wheels(b, (0.33 * l, -0.3 * l), 0.14 * h, 0.484 * w)
 
 
@@ -174,11 +174,12 @@ def _barrier(b: MeshBuilder, w: float, l: float, h: float, rng: np.random.Genera
     # The long side of a nuScenes barrier is its width.
     for i in range(4):
         low = -0.5 * w + i * 0.25 * w
-        b.prism(
-            [(-0.48 * l, 0.0), (0.48 * l, 0.0), (0.45 * l, 0.28 * h), (0.22 * l, 0.5 * h), (0.16 * l, h), (-0.16 * l, h),
-             (-0.22 * l, 0.5 * h), (-0.45 * l, 0.28 * h)],
-            0.125 * w, panels[i % 2], low + 0.125 * w,
-        )
+        middle = low + 0.125 * w
+        foot = [(-0.48 * l, 0.0), (0.48 * l, 0.0), (0.45 * l, 0.28 * h), (0.22 * l, 0.5 * h), (-0.22 * l, 0.5 * h),
+                (-0.45 * l, 0.28 * h)]
+        b.prism(foot, 0.125 * w, panels[i % 2], middle)
+        b.prism([(-0.22 * l, 0.5 * h), (0.22 * l, 0.5 * h), (0.16 * l, h), (-0.16 * l, h)], 0.125 * w, panels[i % 2],
+                middle)
 
 
 def _traffic_cone(b: MeshBuilder, w: float, l: float, h: float, rng: np.random.Generator) -> None:  # noqa: E741

@@ -22,6 +22,7 @@ from mdp_mmdet3d.errors import MdpError
 
 EGO_LENGTH_M = 5.5
 EGO_LATERAL_M = -1.75
+_TOW_BAR_M = 0.8
 
 
 @dataclass(frozen=True)
@@ -133,46 +134,53 @@ class World:
                 self._add_group(kind, first + i * spacing + (i > 0) * rng.uniform(-0.3, 0.3) * spacing, rng)
 
     def _add_group(self, kind: ObjectClass, wanted_m: float, rng: np.random.Generator) -> None:
-        sizes = [tuple(float(v) for v in np.asarray(kind.size_m) * rng.uniform(0.92, 1.08, 3)) for _ in range(kind.group)]
+        """Find room for a group, or for a trailer and the truck that pulls it, and put it there."""
+        kinds = [kind] * kind.group
+        tracks = [list(kind.tracks)[i] for i in _shuffled(rng, list(kind.tracks.values()))]
+        gap = kind.gap_m
+        if kind.towed_by in self.spec.classes and tracks[0] == "lane":
+            kinds, tracks, gap = [kind, CATALOGUE[kind.towed_by]], ["lane"], _TOW_BAR_M
+        sizes = [_varied(member.size_m, rng) for member in kinds]
         # A barrier stands along the road: its width is what it takes of the road's length.
         extents = [size[0] if kind.name == "barrier" else size[1] for size in sizes]
-        needed = sum(extents) + kind.gap_m * (kind.group - 1)
-        place = self._free_place(kind, wanted_m, needed, rng)
+        needed = sum(extents) + gap * (len(kinds) - 1)
+        place = self._free_place(tracks, wanted_m, needed, kind.gap_m, rng)
         if place is None:
             raise MdpError(
                 f"{self.spec.object_count} objects within {self.spec.radius_m} m do not fit on the road "
                 f"(no room for a {kind.name}); lower object_count or raise radius_m"
             )
-        track_index, start = place
-        self._taken[track_index].append((start - kind.gap_m / 2, start + needed + kind.gap_m / 2))
-        cursor = start
-        for size, extent in zip(sizes, extents):
-            self._add(kind, size, self._tracks[track_index], cursor + extent / 2, rng)  # type: ignore[arg-type]
-            cursor += extent + kind.gap_m
+        track_index, cursor = place
+        track = self._tracks[track_index]
+        self._taken[track_index].append((cursor - kind.gap_m / 2, cursor + needed + kind.gap_m / 2))
+        members = list(zip(kinds, sizes, extents))
+        for member, size, extent in members if track.lateral_m < 0 else members[::-1]:
+            self._add(member, size, track, cursor + extent / 2, rng)
+            cursor += extent + gap
 
     def _free_place(
-        self, kind: ObjectClass, wanted_m: float, needed: float, rng: np.random.Generator
+        self, kinds: list[str], wanted_m: float, needed_m: float, gap_m: float, rng: np.random.Generator
     ) -> tuple[int, float] | None:
-        """A track and a free place on it near the wanted one; the preferred kind of track is tried first."""
-        names = list(kind.tracks)
-        preferred = rng.choice(len(names), size=len(names), replace=False, p=np.array(list(kind.tracks.values())))
-        length = self.road.length_m
-        for name in (names[i] for i in preferred):
-            candidates = [i for i, track in enumerate(self._tracks) if track.kind == name]
-            best: tuple[float, int, float] | None = None
-            for index in rng.permutation(candidates).tolist():
-                for offset in np.arange(0, length / 2, 0.5):
-                    found = next((c for c in (offset, -offset) if self._is_free(index, wanted_m + c, needed, kind)), None)
-                    if found is not None:
-                        if best is None or abs(found) < best[0] - 5:
-                            best = (abs(found), index, wanted_m + found)
+        """(track, start) of the free stretch closest to the wanted one on the first kind of track that has any."""
+        for kind in kinds:
+            found = []
+            for index in rng.permutation([i for i, track in enumerate(self._tracks) if track.kind == kind]).tolist():
+                for offset in np.arange(0, self.road.length_m / 2, 0.5).tolist():
+                    start = next(
+                        (s for s in (wanted_m + offset, wanted_m - offset) if self._is_free(index, s, needed_m, gap_m)),
+                        None,
+                    )
+                    if start is not None:
+                        # Coarse distances: among tracks that are about as close, the permutation decides.
+                        found.append((offset // 5, index, start))
                         break
-            if best is not None:
-                return best[1], best[2]
+            if found:
+                _, index, start = min(found, key=lambda item: item[0])
+                return index, start
         return None
 
-    def _is_free(self, track: int, start: float, needed: float, kind: ObjectClass) -> bool:
-        low, high = start - kind.gap_m / 2, start + needed + kind.gap_m / 2
+    def _is_free(self, track: int, start: float, needed_m: float, gap_m: float) -> bool:
+        low, high = start - gap_m / 2, start + needed_m + gap_m / 2
         length = self.road.length_m
         for taken_low, taken_high in self._taken[track]:
             shift = np.mod(low - taken_low, length)
@@ -243,6 +251,16 @@ def _tracks(rng: np.random.Generator) -> list[Track]:
             Track("kerb", side * 14.9),
         ]
     return lanes + sides
+
+
+def _shuffled(rng: np.random.Generator, shares: list[float]) -> list[int]:
+    """All indices in random order, those with larger shares rather first."""
+    return rng.choice(len(shares), size=len(shares), replace=False, p=shares).tolist()
+
+
+def _varied(size_m: tuple[float, float, float], rng: np.random.Generator) -> tuple[float, float, float]:
+    width, length, height = (np.asarray(size_m) * rng.uniform(0.92, 1.08, 3)).tolist()
+    return width, length, height
 
 
 def _attribute(name: str, track: Track, rider: bool) -> str:
