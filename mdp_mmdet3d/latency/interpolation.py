@@ -40,7 +40,7 @@ def measured_grid(entries: Mapping[tuple[int, ...], float]) -> Grid | None:
     axes = [sorted({widths[rank] for widths in entries}) for rank in ranks]
     while not _complete([(axis[0], axis[-1]) for axis in axes], entries):
         extremes = [
-            (_count(entries, rank, axis[end]), rank, end)
+            (_count(entries, axes, rank, axis[end]), rank, end)
             for rank, axis in enumerate(axes)
             if len(axis) > 1
             for end in (0, -1)
@@ -68,8 +68,10 @@ def _complete(axes: Sequence[Sequence[int]], entries: Mapping[tuple[int, ...], f
     return all(widths in entries for widths in product(*axes))
 
 
-def _count(entries: Mapping[tuple[int, ...], float], rank: int, width: int) -> int:
-    return sum(widths[rank] == width for widths in entries)
+def _count(entries: Mapping[tuple[int, ...], float], axes: Sequence[Sequence[int]], rank: int, width: int) -> int:
+    """How many measured points have ``width``, the other widths being on ``axes``."""
+    line = [*axes[:rank], [width], *axes[rank + 1 :]]
+    return sum(point in entries for point in product(*line))
 
 
 def _gap(axes: list[list[int]], rank: int, width: int, entries: Mapping[tuple[int, ...], float]) -> float:

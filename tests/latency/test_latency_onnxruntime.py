@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from latency_spaces import CONV, CROSS_ATTENTION, EVERY_OPERATOR, RESIDUAL
+
+from mdp_mmdet3d.errors import MdpError
+from mdp_mmdet3d.latency import LatencyTable
+from mdp_mmdet3d.latency.backends.onnxruntime import OnnxRuntimeBackend, _totals_ms
+from mdp_mmdet3d.latency.graphs import DECODER_COPIES, operator_graph
+from mdp_mmdet3d.space import OperatorSignature
+
+ROOT = Path(__file__).resolve().parents[2]
+every_operator = pytest.mark.parametrize("signature, widths", EVERY_OPERATOR.values(), ids=EVERY_OPERATOR.keys())
+
+
+def run(graph):
+    session = ort.InferenceSession(graph.model.SerializeToString(), providers=["CPUExecutionProvider"])
+    rng = np.random.default_rng(0)
+    return session.run(None, {k: rng.standard_normal(v).astype(np.float32) for k, v in graph.inputs.items()})
+
+
+def initializers(graph):
+    return {tensor.name: tuple(tensor.dims) for tensor in graph.model.graph.initializer}
+
+
+@every_operator
+def test_operator_graphs_are_valid_and_run(signature, widths):
+    graph = operator_graph(signature, widths)
+    onnx.checker.check_model(onnx.shape_inference.infer_shapes(graph.model), full_check=True)
+    assert all(np.isfinite(output).all() for output in run(graph))
+
+
+def test_weights_have_the_shapes_of_the_widths():
+    assert initializers(operator_graph(CONV, (32, 48)))["target.weight"] == (48, 32, 3, 3)
+    attention = initializers(operator_graph(CROSS_ATTENTION, (3, 8, 4)))
+    for copy in range(DECODER_COPIES):
+        assert attention[f"target{copy}_q.weight"] == attention[f"target{copy}_k.weight"] == (32, 24)
+        assert attention[f"target{copy}_v.weight"] == (32, 12)
+        assert attention[f"target{copy}_out.weight"] == (12, 32)
+
+
+def test_the_residual_is_produced_by_a_convolution_and_read_by_the_addition_only():
+    graph = operator_graph(RESIDUAL, (16, 64)).model.graph
+    add = next(node for node in graph.node if node.op_type == "Add")
+    for value in add.input:
+        assert [node.op_type for node in graph.node if value in node.output] == ["Conv"]
+        assert sum(value in node.input for node in graph.node) == 1
+
+
+@every_operator
+def test_every_operator_is_measured(signature, widths):
+    backend = OnnxRuntimeBackend(max_runs=4)
+    [(point, entry)] = list(backend.measure([(signature, widths)]))
+    assert point == (signature, widths)
+    assert entry.runs == 4 and entry.attempts == 1 and entry.reference_ms > 0
+    assert entry.ms > 0 or signature.kind == "upsample_add"
+    table = LatencyTable(backend.fingerprint(), backend.protocol)
+    table.add(signature, widths, entry)
+
+
+def test_kernels_of_the_context_are_left_out_and_offsets_subtracted():
+    def event(name, ms):
+        return {"name": f"{name}_kernel_time", "dur": ms * 1000}
+
+    events = [event(name, ms) for ms in (1, 2) for name in ("source_nchwc", "target_nchwc", "target_sum", "sink",
+                                                            "ReorderInput", "ReorderOutput_token_3")]
+    events += [event("offset_fine", 0.5)] * 2 + [{"name": "model_run", "dur": 9e9}]
+    assert _totals_ms(events, 2) == [1.5, 3.5]
+    with pytest.raises(MdpError, match="expected 3"):
+        _totals_ms(events, 3)
+
+
+def test_removed_operators_and_unknown_fusions_are_refused():
+    with pytest.raises(ValueError, match="widths"):
+        operator_graph(CONV, (0, 16))
+    odd = OperatorSignature.make("linear", tokens=4, norm="batch", activation="none")
+    with pytest.raises(ValueError, match="norm must be"):
+        operator_graph(odd, (16, 16))
+
+
+@pytest.mark.parametrize("options", [{"warmup": -1}, {"min_runs": 0}, {"min_runs": 9, "max_runs": 8}, {"tolerance": 0}])
+def test_impossible_protocols_are_refused(options):
+    with pytest.raises(ValueError, match="must satisfy"):
+        OnnxRuntimeBackend(**options)
+
+
+def test_tables_need_neither_torch_nor_a_runtime():
+    program = ("import sys; import mdp_mmdet3d.latency; "
+               "heavy = {'torch', 'mmengine', 'mmcv', 'onnx', 'onnxruntime', 'scipy'} & set(sys.modules); "
+               "sys.exit(', '.join(heavy) or 0)")
+    result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr

@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from latency_spaces import small_space
+
+from mdp_mmdet3d.latency import LatencyModel, Measured, NotMeasuredError, calibration_structures, exact_points
+from mdp_mmdet3d.latency.backends.fake import FakeBackend, product_cost
+from mdp_mmdet3d.latency.measure import measure_latency
+from mdp_mmdet3d.latency.structures import random_structure
+
+SCALE = {"image_encoder": 1.05, "head": 0.9}
+FIXED = {"image_encoder": 0.0, "head": 2.5}
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    return measure_latency(small_space(), FakeBackend(), tmp_path_factory.mktemp("t") / "table.json", policy="exact",
+                           progress=False)
+
+
+def truth(structure) -> dict[str, float]:
+    """Whole measurement of a machine whose engines follow SCALE and FIXED."""
+    space, totals = small_space(), dict(FIXED)
+    for term in space.frame_terms():
+        if structure.removed.isdisjoint(space.chain(term.block)):
+            widths = tuple(w if isinstance(w, int) else structure.widths[w] for w in term.widths)
+            totals[term.stage] += SCALE[term.stage] * product_cost(term.signature, widths)
+    return totals
+
+
+def fitted(table, count: int = 4) -> LatencyModel:
+    points = [Measured(s.widths, s.removed, truth(s)) for s in calibration_structures(small_space(), count)]
+    return LatencyModel.fit(small_space(), table, points)
+
+
+def test_scale_and_fixed_part_are_recovered(table):
+    model = fitted(table)
+    assert model.scale == pytest.approx(SCALE)
+    assert model.fixed_ms == pytest.approx(FIXED, abs=1e-6)
+    assert model.total_fixed_ms == pytest.approx(2.5)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_structures_outside_the_fit_are_predicted(table, seed):
+    structure = random_structure(small_space(), seed, skew=seed % 2 == 0)
+    expected = truth(structure)
+    model = fitted(table)
+    assert model.predict_stages(structure.widths, structure.removed) == pytest.approx(expected)
+    assert model.predict(structure.widths, structure.removed) == pytest.approx(sum(expected.values()))
+    rows = model.breakdown(structure.widths, structure.removed)
+    assert sum(rows.values()) == pytest.approx(sum(expected.values()))
+    assert list(rows.values()) == sorted(rows.values(), reverse=True)
+
+
+def test_cost_arrays_and_the_fixed_part_add_up_to_the_prediction(table):
+    space, model = small_space(), fitted(table)
+    structure = random_structure(space, 11)
+    total = model.total_fixed_ms
+    for term in space.frame_terms():
+        if structure.removed.isdisjoint(space.chain(term.block)):
+            ms, _ = model.cost_array(term)
+            total += ms[tuple(space.by_name[n].options.index(structure.widths[n]) for n in term.dimensions)]
+    assert total == pytest.approx(model.predict(structure.widths, structure.removed))
+
+
+def test_the_fixed_part_is_never_negative(table):
+    dense = LatencyModel.from_dense(small_space(), table, {"image_encoder": 1e-3, "head": 1e-3})
+    assert dense.fixed_ms == {"image_encoder": 0.0, "head": 0.0}
+    assert dense.predict({}) == pytest.approx(2e-3)
+    points = [Measured(s.widths, s.removed, {k: v**1.1 for k, v in truth(s).items()})
+              for s in calibration_structures(small_space(), 5)]
+    assert min(LatencyModel.fit(small_space(), table, points).fixed_ms.values()) >= 0
+
+
+def test_the_dense_model_alone_is_matched_exactly_and_the_doubt_is_stated(table):
+    whole = {"image_encoder": 100.0, "head": 30.0}
+    model = LatencyModel.from_dense(small_space(), table, whole)
+    assert model.predict_stages({}) == pytest.approx(whole)
+    assert all("cannot tell" in line for line in model.explanation)
+
+
+def test_calibration_adds_to_what_was_measured_before(table):
+    dense, *others = calibration_structures(small_space(), 5)
+    model = LatencyModel.from_dense(small_space(), table, truth(dense))
+    model = model.calibrate([Measured(s.widths, s.removed, truth(s)) for s in others])
+    assert model.scale == pytest.approx(SCALE)
+    assert len(model.points) == 5
+
+
+def test_interpolated_entries_are_counted_once(tmp_path):
+    space = small_space()
+    model = LatencyModel.from_dense(space, measure_latency(space, FakeBackend(), tmp_path / "t.json", progress=False),
+                                    {"image_encoder": 1e3, "head": 1e3})
+    assert model.interpolated_entries({}) == 0
+    assert model.interpolated_entries({"stage": 48}) == 3  # 48 x 128, 128 x 48 and 48 x 64
+    assert model.interpolated_entries({"stage": 48}, {"block"}) == 1
+
+
+@pytest.mark.parametrize("stages", [{"image_encoder": 5.0}, {"image_encoder": 5.0, "head": 0.0},
+                                    {"image_encoder": float("nan"), "head": 1.0}])
+def test_missing_or_impossible_times_are_refused(table, stages):
+    with pytest.raises(ValueError, match="no positive time"):
+        LatencyModel.from_dense(small_space(), table, stages)
+
+
+def test_names_that_the_space_does_not_have_are_refused(table):
+    with pytest.raises(NotMeasuredError, match="stagge"):
+        fitted(table).predict({"stagge": 16})
+
+
+def test_whole_times_that_fall_with_the_operators_are_refused(table):
+    points = [Measured(s.widths, s.removed, {k: 10.0 / v for k, v in truth(s).items()})
+              for s in calibration_structures(small_space(), 2)]
+    with pytest.raises(ValueError, match="do not grow"):
+        LatencyModel.fit(small_space(), table, points)
+
+
+def test_the_exact_table_needs_no_interpolation(table):
+    assert len(table) == len(exact_points(small_space()))
+    assert not any(table.cost_array(small_space(), term)[1].any() for term in small_space().frame_terms())
+    assert np.isfinite(fitted(table).predict({}))
