@@ -70,8 +70,8 @@ class LatencyModel:
 
         Both are found by least squares of the relative error with the fixed part at least 0. With the dense and the
         smallest structure among the points (`structures.calibration_structures`) every prediction lies between
-        measured ones. If the points are alike, a fixed part cannot be told from a scale: then all that the operators
-        do not explain counts as fixed, `explanation` says so, and small structures are predicted too slow.
+        measured ones. Points that are all alike cannot tell a fixed part from a scale: then the engines share one
+        scale, the largest that leaves no fixed part negative, and `explanation` says so.
 
         Args:
             space: What may be pruned.
@@ -79,30 +79,34 @@ class LatencyModel:
             points: Whole measurements, at least one.
 
         Raises:
-            ValueError: There is no point, or one lacks an engine or holds no positive time.
+            ValueError: There is no point, one lacks an engine or holds no positive time, or times fall while the
+                operators grow.
         """
         if not points:
             raise ValueError("a latency model needs at least the dense structure measured whole")
         stages = tuple(dict.fromkeys(term.stage for term in space.frame_terms()))
         unit = cls(space, table, dict.fromkeys(stages, 0.0), dict.fromkeys(stages, 1.0))
-        sums = [unit.predict_stages(point.widths, point.removed) for point in points]
-        fixed, scale, explanation = {}, {}, []
-        for stage in stages:
-            for point in points:
+        for point in points:
+            for stage in stages:
                 if not point.stages_ms.get(stage, 0.0) > 0:
                     raise ValueError(f"a whole measurement has no positive time of {stage}: {dict(point.stages_ms)}")
-            x = np.array([total[stage] for total in sums])
-            y = np.array([point.stages_ms[stage] for point in points])
-            alike = x.max() < ALIKE * x.min()
-            scale[stage], fixed[stage] = _residual(x, y) if alike else _fit_line(x, y)
-            error = np.abs((scale[stage] * x + fixed[stage]) / y - 1).max()
+        sums = [unit.predict_stages(point.widths, point.removed) for point in points]
+        x = {stage: np.array([total[stage] for total in sums]) for stage in stages}
+        y = {stage: np.array([point.stages_ms[stage] for point in points]) for stage in stages}
+        shared = min(float((y[stage] / x[stage]).min()) for stage in stages)
+        fixed, scale, explanation = {}, {}, []
+        for stage in stages:
+            alike = x[stage].max() < ALIKE * x[stage].min()
+            if alike:
+                scale[stage], fixed[stage] = shared, max(0.0, float(np.mean(y[stage] - shared * x[stage])))
+                doubt = "one scale for all engines, as these points cannot tell it from a fixed part"
+            else:
+                scale[stage], fixed[stage] = _fit_line(x[stage], y[stage])
+                error = np.abs((scale[stage] * x[stage] + fixed[stage]) / y[stage] - 1).max()
+                doubt = f"off by {error:.1%} at most"
             explanation.append(
-                f"{stage}: {scale[stage]:.4f} x operators + {fixed[stage]:.2f} ms, from {len(points)} whole "
-                + (
-                    "measurement that cannot tell a scale from a fixed part"
-                    if alike
-                    else f"measurements, off by {error:.1%} at most"
-                )
+                f"{stage}: {scale[stage]:.4f} x operators + {fixed[stage]:.2f} ms, from {len(points)} "
+                f"whole measurements; {doubt}"
             )
         return cls(space, table, fixed, scale, tuple(explanation), tuple(points))
 
@@ -189,12 +193,6 @@ class LatencyModel:
             raise NotMeasuredError(
                 f"{', '.join(unknown[:3])} is no dimension or block of the space of {self.space.model}"
             )
-
-
-def _residual(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
-    """Scale 1 and what is left as the fixed part, or a scale below 1 where nothing is left."""
-    offset = float(np.mean(y - x))
-    return (1.0, offset) if offset >= 0 else (float(np.mean(y) / np.mean(x)), 0.0)
 
 
 def _fit_line(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
