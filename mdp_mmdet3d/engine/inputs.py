@@ -68,7 +68,8 @@ def deployment_frames(config: Config, model: nn.Module, count: int) -> list[Fram
     frames = []
     for batch in islice(importance_batches(config), count):
         data = model.data_preprocessor(dict(batch), False)
-        frames += [frame_of(imgs, sample.metainfo) for imgs, sample in zip(data["inputs"]["imgs"], data["data_samples"])]
+        pairs = zip(data["inputs"]["imgs"], data["data_samples"])
+        frames += [frame_of(imgs, sample.metainfo) for imgs, sample in pairs]
     if not frames:
         raise MdpError("the importance data set has no frames")
     return frames[:count]

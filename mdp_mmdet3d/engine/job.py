@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Any
 
 from mmengine.config import Config
 from rich.console import Console
+from rich.progress import Progress
 from torch import nn
 
 from mdp_mmdet3d.deploy.compare import StreamDifference, compare_stream
@@ -18,16 +19,17 @@ from mdp_mmdet3d.deploy.measure import LatencyStats, device_fingerprint, measure
 from mdp_mmdet3d.deploy.stream import Frame
 from mdp_mmdet3d.deploy.streampetr import export_streampetr
 from mdp_mmdet3d.engine.inputs import RANDOM, build_dense, deployment_frames, importance_batches
-from mdp_mmdet3d.engine.optimise import PlanSearch, stages_ms
+from mdp_mmdet3d.engine.optimise import PlanSearch
 from mdp_mmdet3d.engine.outputs import save_slim_checkpoint, write_slim_config
 from mdp_mmdet3d.engine.settings import PruneSettings, budget_ms
+from mdp_mmdet3d.engine.wholes import load_wholes, measure_wholes, stages_ms
 from mdp_mmdet3d.errors import FileFormatError, StructureMismatchError
-from mdp_mmdet3d.files import read_json, write_json
+from mdp_mmdet3d.files import write_json
 from mdp_mmdet3d.importance.collect import collect_importance
 from mdp_mmdet3d.importance.table import ImportanceTable
 from mdp_mmdet3d.latency.backends.onnxruntime import OnnxRuntimeBackend
 from mdp_mmdet3d.latency.measure import measure_latency
-from mdp_mmdet3d.latency.predict import LatencyModel
+from mdp_mmdet3d.latency.predict import LatencyModel, Measured
 from mdp_mmdet3d.latency.table import LatencyTable
 from mdp_mmdet3d.report.structure import plot_structure
 from mdp_mmdet3d.space.builder import SpaceOptions
@@ -38,7 +40,6 @@ from mdp_mmdet3d.surgery.plan import PruningPlan
 
 MEASURED_FRAMES = 4   # distinct frames that an end-to-end measurement cycles through
 COMPARED_FRAMES = 3   # frames on which ONNX Runtime is compared with PyTorch
-DENSE_LATENCY_VERSION = 1
 
 
 class Stages:
@@ -94,13 +95,14 @@ class PruneJob:
             importance = self._importance(dense, space, weights)
         with stages("export dense"):
             self._export(dense, "dense", None, weights)
-        with stages("dense latency"):
-            reference = self._dense_latency(space, frames)
+        with stages("whole networks"):
+            wholes = self._wholes(space, dense, frames, weights)
+        reference_ms = sum(wholes[0].stages_ms.values())
+        budget = budget_ms(self.settings.budget, reference_ms)
         with stages("latency table"):
             backend = OnnxRuntimeBackend()
             table = measure_latency(space, backend, self.work_dir / "latency_table.json")
-        budget = budget_ms(self.settings.budget, sum(reference.values()))
-        search = PlanSearch(space, importance, self._latency_model(space, table, reference), backend,
+        search = PlanSearch(space, importance, self._latency_model(space, table, wholes), backend,
                             self.work_dir / "latency_table.json", budget, self.settings.time_limit_s, self.console)
         for refinement in range(self.settings.refinements + 1):
             with stages("solve"):
@@ -109,8 +111,8 @@ class PruneJob:
                 slim = apply_plan(build_dense(self.config, self.checkpoint)[0], plan)
                 self._save(slim, plan, weights, search)
             with stages("measure"):
-                stats = self._measure({"dense": "dense", "pruned": "pruned"}, frames, self.settings.rounds)
-            drift = stats["dense"].median_ms / sum(reference.values())
+                stats = self._measure(("dense", "pruned"), frames)
+            drift = stats["dense"].median_ms / reference_ms
             measured = stats["pruned"].median_ms / drift
             deviation = measured / budget - 1
             self.console.print(f"  predicted {search.predicted_ms:.1f} ms, measured {measured:.1f} ms, budget "
@@ -159,35 +161,34 @@ class PruneJob:
             except FileFormatError as error:
                 self.console.print(f"  exported again: {error}")
         export_streampetr(model, folder, class_names=list(self.config.class_names),
-                          input_size=tuple(self.settings.input_size), plan_hash=plan.hash if plan else None,
+                          input_size=self.settings.input_size, plan_hash=plan.hash if plan else None,
                           weights=weights, on_stage=lambda stage: self.console.print(f"  {stage}"))
 
-    def _measure(self, candidates: dict[str, str], frames: list[Frame], rounds: int) -> dict[str, LatencyStats]:
-        from rich.progress import Progress
-
-        folders = {name: self.work_dir / "onnx" / folder for name, folder in candidates.items()}
+    def _measure(self, names: Sequence[str], frames: list[Frame]) -> dict[str, LatencyStats]:
+        folders = {name: self.work_dir / "onnx" / name for name in names}
         with Progress(console=self.console, transient=True) as bar:
             task = bar.add_task("end to end", total=None)
-            return measure_interleaved(folders, frames[:MEASURED_FRAMES], rounds=rounds,
+            return measure_interleaved(folders, frames[:MEASURED_FRAMES], rounds=self.settings.rounds,
                                        on_round=lambda done, total: bar.update(task, completed=done, total=total))
 
-    def _dense_latency(self, space: PruningSpace, frames: list[Frame]) -> dict[str, float]:
-        """Milliseconds per engine of the dense model: the reference session that the table is tied to."""
-        path = self.work_dir / "dense_latency.json"
-        identity = {"schema_version": DENSE_LATENCY_VERSION, "device": device_fingerprint(),
-                    "fingerprint": space.fingerprint, "input_size": list(self.settings.input_size)}
-        if path.exists():
-            data = read_json(path, what="dense latency", schema_version=DENSE_LATENCY_VERSION)
-            if {key: data.get(key) for key in identity} == identity:
-                self.console.print(f"  reused: {sum(data['stages_ms'].values()):.1f} ms")
-                return data["stages_ms"]
-        stats = self._measure({"dense": "dense"}, frames, self.settings.rounds)["dense"]
-        write_json(path, {**identity, "stages_ms": stages_ms(stats)})
-        self.console.print(f"  {stats.median_ms:.1f} ms = {stats.fps:.2f} FPS")
-        return stages_ms(stats)
+    def _wholes(self, space: PruningSpace, dense: nn.Module, frames: list[Frame], weights: str) -> list[Measured]:
+        """Whole networks measured in one session: the reference that table and budget are tied to."""
+        path = self.work_dir / "whole_latency.json"
+        identity = {"device": device_fingerprint(), "fingerprint": space.fingerprint,
+                    "input_size": list(self.settings.input_size), "count": self.settings.calibration_networks}
+        points = load_wholes(path, identity)
+        if points is None:
+            points = measure_wholes(path, identity, space, dense, self.work_dir / "onnx",
+                                    lambda model, name, plan: self._export(model, name, plan, weights),
+                                    lambda names: self._measure(names, frames),
+                                    count=self.settings.calibration_networks)
+        dense_ms = sum(points[0].stages_ms.values())
+        self.console.print(f"  dense: {dense_ms:.1f} ms = {1e3 / dense_ms:.2f} FPS; "
+                           f"{len(points)} networks for calibration")
+        return points
 
-    def _latency_model(self, space: PruningSpace, table: LatencyTable, reference: dict[str, float]) -> LatencyModel:
-        model = LatencyModel.from_dense(space, table, reference)
+    def _latency_model(self, space: PruningSpace, table: LatencyTable, wholes: list[Measured]) -> LatencyModel:
+        model = LatencyModel.fit(space, table, wholes)
         for line in model.explanation:
             self.console.print(f"  {line}")
         return model

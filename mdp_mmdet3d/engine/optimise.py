@@ -6,11 +6,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from mdp_mmdet3d.deploy.measure import LatencyStats
 from mdp_mmdet3d.importance.table import ImportanceTable
 from mdp_mmdet3d.latency.backends.base import Backend
 from mdp_mmdet3d.latency.measure import measure_latency
-from mdp_mmdet3d.latency.predict import LatencyModel, Measured
+from mdp_mmdet3d.latency.predict import LatencyModel
 from mdp_mmdet3d.latency.sampling import entries_of
 from mdp_mmdet3d.solver import PruningProblem, SolveOptions, SolveResult, solve
 from mdp_mmdet3d.solver.build import LATENCY
@@ -19,11 +18,6 @@ from mdp_mmdet3d.space.types import PruningSpace
 from mdp_mmdet3d.surgery.plan import PruningPlan
 
 ACTIVE_ROUNDS = 8
-
-
-def stages_ms(stats: LatencyStats) -> dict[str, float]:
-    """Median milliseconds per engine that runs every frame."""
-    return {"image_encoder": stats.encoder_ms, "head": stats.head_ms}
 
 
 @dataclass
@@ -92,10 +86,14 @@ class PlanSearch:
             "objective": result.objective, "bound": result.bound})
 
     def calibrate(self, measured_stages_ms: dict[str, float]) -> None:
-        """Tie the prediction to a whole measurement of the last plan."""
+        """Scale the prediction of every engine so that it is exact for the last plan, which was measured whole."""
         plan = self.plan()
-        point = Measured(plan.widths(self.space), frozenset(plan.removed), measured_stages_ms)
-        self.latency = self.latency.calibrate([point])
+        predicted = self.latency.predict_stages(plan.widths(self.space), set(plan.removed))
+        ratio = {stage: measured_stages_ms[stage] / ms for stage, ms in predicted.items()}
+        self.latency = replace(
+            self.latency,
+            fixed_ms={stage: ms * ratio[stage] for stage, ms in self.latency.fixed_ms.items()},
+            scale={stage: scale * ratio[stage] for stage, scale in self.latency.scale.items()})
         self.calibrations += 1
 
     @property

@@ -31,7 +31,8 @@ def save_slim_checkpoint(path: str | Path, model: nn.Module, plan: PruningPlan, 
         torch.save({"meta": meta, "state_dict": state}, temporary)
 
 
-def write_slim_config(path: str | Path, config: Config, plan: str = "plan.json", checkpoint: str = "pruned.pth") -> None:
+def write_slim_config(path: str | Path, config: Config, plan: str = "plan.json",
+                      checkpoint: str = "pruned.pth") -> None:
     """Write a config of the slim model; plan and checkpoint are looked for beside it.
 
     Args:

@@ -30,6 +30,7 @@ class PruneSettings:
             calibrated on the plan and the program is solved again.
         refinements: How often that may happen.
         rounds: Timed rounds of an end-to-end measurement.
+        calibration_networks: Whole networks that the latency model is fitted to, the dense one included.
         time_limit_s: Limit of one solve.
     """
 
@@ -45,6 +46,7 @@ class PruneSettings:
     tolerance: float = 0.03
     refinements: int = 3
     rounds: int = 16
+    calibration_networks: int = 4
     time_limit_s: float = 300.0
 
     @classmethod
@@ -69,8 +71,9 @@ class PruneSettings:
             value = getattr(self, name)
             if not isinstance(value, (int, float)) or isinstance(value, bool) or value <= 0:
                 raise MdpError(f"prune.{name} = {value!r} must be positive")
-        if not isinstance(self.rounds, int) or self.rounds < 2:
-            raise MdpError(f"prune.rounds = {self.rounds!r} must be at least 2")
+        for name in ("rounds", "calibration_networks"):
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 2:
+                raise MdpError(f"prune.{name} = {getattr(self, name)!r} must be a whole number of at least 2")
         if not 0 <= self.min_keep <= 1:
             raise MdpError(f"prune.min_keep = {self.min_keep!r} must lie in 0 ... 1")
         if len(self.input_size) != 2 or any(size % 32 for size in self.input_size):

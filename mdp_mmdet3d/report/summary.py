@@ -99,4 +99,4 @@ def print_summary(report: Mapping[str, Any], console: Console) -> None:
     worst = report["differences"]["pruned"]
     console.print(f"ONNX Runtime against PyTorch (pruned): logits {worst['logits']:.1e}, boxes {worst['boxes']:.1e}")
     if report["weights"] == "random":
-        console.print("[bold red]weights: random[/bold red]: the plan shows that the line works, nothing about accuracy")
+        console.print("[bold red]weights: random[/bold red]: the plan shows that the line works, not what accuracy stays")

@@ -85,7 +85,7 @@ def build_problem(space: PruningSpace, importance: ImportanceTable, latency: Lat
     terms = [term("not prunable", (), None, latency.total_fixed_ms)]
     terms += [term(t.name, t.dimensions, t.block, latency.cost_array(t)[0]) for t in space.frame_terms()]
     for dimension in space.dimensions:
-        for block, scores in importance.scores[dimension.name].items():
+        for block, scores in importance.scores.get(dimension.name, {}).items():
             names, value = _value(space, dimension, scores, ranking)
             terms.append(term(f"value of {dimension.name}", names, block, 0.0, value))
     return PruningProblem(
