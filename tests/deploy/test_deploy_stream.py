@@ -11,6 +11,7 @@ import torch
 
 from mdp_mmdet3d.deploy import DeploymentError, OrtEngine, StreamRunner
 from mdp_mmdet3d.deploy.decode import decode, last_level
+from mdp_mmdet3d.deploy.synthetic import synthetic_frames
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -202,3 +203,12 @@ def test_the_runtime_imports_neither_torch_nor_mmdetection():
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_synthetic_frames_run(runner, tiny_deployment):
+    frames = synthetic_frames(runner.manifest, count=2)
+    scores, boxes = run_all(runner, frames)
+    assert np.isfinite(scores).all() and np.isfinite(boxes).all()
+    # Straight ahead of the first camera is the middle of its image.
+    ahead = frames[0].lidar2img[0] @ [0.0, 10.0, 0.0, 1.0]
+    np.testing.assert_allclose(ahead[:2] / ahead[2], [88.0, 32.0])

@@ -1,0 +1,47 @@
+"""Latency of exported models, measured side by side: ``python benchmarks/deployed_latency.py DIR [DIR ...]``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from rich.progress import Progress
+
+from mdp_mmdet3d.deploy import StreamRunner, device_fingerprint, measure_interleaved, speedup
+from mdp_mmdet3d.deploy.synthetic import synthetic_frames
+from mdp_mmdet3d.errors import MdpError
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folders", nargs="+", type=Path, help="deployment folders; the first one is the baseline")
+    parser.add_argument("--rounds", type=int, default=30, help="timed rounds")
+    parser.add_argument("--warmup", type=int, default=2, help="rounds that are not counted")
+    parser.add_argument("--threads", type=int, default=1, help="threads inside one operator")
+    args = parser.parse_args()
+    try:
+        runners = {str(folder): StreamRunner(folder, args.threads) for folder in args.folders}
+        frames = synthetic_frames(next(iter(runners.values())).manifest, count=4)
+        with Progress(transient=True) as bar:
+            task = bar.add_task("rounds")
+            stats = measure_interleaved(
+                runners,
+                frames,
+                rounds=args.rounds,
+                warmup=args.warmup,
+                on_round=lambda done, total: bar.update(task, completed=done, total=total),
+            )
+    except MdpError as error:
+        parser.exit(2, f"error: {error}\n")
+    baseline = next(iter(stats.values()))
+    print("| deployment | median ms | min ms | p90 ms | IQR ms | encoder ms | head ms | FPS | speed-up |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    for name, item in stats.items():
+        figures = (item.median_ms, item.minimum_ms, item.p90_ms, item.spread_ms, item.encoder_ms, item.head_ms)
+        milliseconds = " | ".join(f"{value:.1f}" for value in figures)
+        print(f"| {name} | {milliseconds} | {item.fps:.2f} | {speedup(baseline, item):.3f} |")
+    print(", ".join(f"{key}: {value}" for key, value in device_fingerprint(args.threads).items()))
+
+
+if __name__ == "__main__":
+    main()
