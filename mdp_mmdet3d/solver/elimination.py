@@ -1,8 +1,9 @@
-"""Exact maximisation over the group graph by eliminating one variable after the other (max-plus messages)."""
+"""Exact maximisation over the group graph: max-plus messages along an elimination tree."""
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -11,22 +12,39 @@ from mdp_mmdet3d.solver.graph import FactorGraph
 
 @dataclass(frozen=True)
 class View:
-    """How a table is laid out over the axes (variable, *separator) of a bucket."""
+    """How a table is laid out over the axes (variable, *separator) of a bucket.
+
+    Attributes:
+        source: Index of the table.
+        axes: Per axis of the table, the bucket's axis.
+        permutation: Order of the table's axes among the bucket's.
+        index: Inserts an axis of size 1 where the table has none.
+    """
 
     source: int
+    axes: tuple[int, ...]
     permutation: tuple[int, ...]
     index: tuple[slice | None, ...]
 
     @classmethod
     def make(cls, source: int, scope: tuple[int, ...], target: tuple[int, ...]) -> View:
         """View of table ``source`` over ``scope`` among the axes ``target``."""
-        present = [v for v in target if v in scope]
-        return cls(source, tuple(scope.index(v) for v in present),
-                   tuple(slice(None) if v in scope else None for v in target))
+        return cls(
+            source,
+            tuple(target.index(v) for v in scope),
+            tuple(scope.index(v) for v in target if v in scope),
+            tuple(slice(None) if v in scope else None for v in target),
+        )
 
     def of(self, tables: Sequence[np.ndarray]) -> np.ndarray:
-        """The table with one axis per target axis, of size 1 where it does not depend on it."""
+        """The table, broadcastable to the bucket's axes."""
         return tables[self.source].transpose(self.permutation)[self.index]
+
+    def reduced(self, array: np.ndarray) -> np.ndarray:
+        """Largest entries of an array over the bucket's axes, as a table over the view's own scope."""
+        others = tuple(axis for axis in range(array.ndim) if axis not in self.axes)
+        result = array.max(axis=others) if others else array
+        return result.transpose(np.argsort(self.permutation))
 
 
 @dataclass(frozen=True)
@@ -47,48 +65,88 @@ class Bucket:
 
 
 class Elimination:
-    """Elimination of a graph's variables in its order; one instance serves any multipliers."""
+    """Elimination of a graph's variables in its order; the last bucket is the root of one tree."""
 
     def __init__(self, graph: FactorGraph) -> None:
         self.graph = graph
         self.buckets = _buckets(graph)
-        self.joint: list[np.ndarray] = []
-        self.messages: list[np.ndarray] = []
 
-    def maximise(self, tables: Sequence[np.ndarray]) -> float:
-        """Largest sum of ``tables`` (one per factor, in the graph's axis order) over all assignments."""
-        self.joint, self.messages = [], []
-        total = 0.0
+    def sweep(self, tables: Sequence[np.ndarray]) -> Sweep:
+        """Upward messages for ``tables``, one per factor in the graph's axis order."""
+        joints: list[np.ndarray] = []
+        messages: list[np.ndarray] = []
         sizes = self.graph.sizes
         for bucket in self.buckets:
             joint = np.zeros((sizes[bucket.variable], *(sizes[v] for v in bucket.separator)))
             for view in bucket.factors:
                 joint += view.of(tables)
             for view in bucket.children:
-                joint += view.of(self.messages)
-            self.joint.append(joint)
-            self.messages.append(joint.max(axis=0))
-            if not bucket.separator:
-                total += float(self.messages[-1])
-        return total
+                joint += view.of(messages)
+            joints.append(joint)
+            messages.append(joint.max(axis=0))
+        return Sweep(self, joints, messages)
 
-    def best_assignment(self) -> list[int]:
-        """An assignment that reaches the last maximum."""
-        chosen = [0] * len(self.graph.sizes)
-        for bucket, joint in zip(reversed(self.buckets), reversed(self.joint)):
+    def sweep_weighted(self, weight: float, multipliers: np.ndarray) -> Sweep:
+        """Sweep over ``weight * value - multipliers @ costs``; structures only, whatever the weight."""
+        return self.sweep([factor.weighted(weight, multipliers) for factor in self.graph.factors])
+
+
+class Sweep:
+    """The tables of one elimination.
+
+    Attributes:
+        joints: Per bucket ``(variable, *separator)``: best sum of everything below it.
+        messages: Per bucket ``(*separator)``: the same, maximised over the variable.
+    """
+
+    def __init__(self, tree: Elimination, joints: list[np.ndarray], messages: list[np.ndarray]) -> None:
+        self.tree = tree
+        self.joints = joints
+        self.messages = messages
+
+    @property
+    def total(self) -> float:
+        """The maximum over all assignments."""
+        return float(self.messages[-1])
+
+    def assignment(self) -> list[int]:
+        """An assignment that reaches the maximum."""
+        chosen = [0] * len(self.tree.graph.sizes)
+        for bucket, joint in zip(reversed(self.tree.buckets), reversed(self.joints)):
             column = joint[(slice(None), *(chosen[v] for v in bucket.separator))]
             chosen[bucket.variable] = int(np.argmax(column))
         return chosen
 
+    @cached_property
+    def outer(self) -> list[np.ndarray]:
+        """Per bucket ``(*separator)``: best sum of everything that is not below it."""
+        outer: list[np.ndarray] = [np.zeros(())] * len(self.joints)
+        for index in reversed(range(len(self.joints))):
+            children = self.tree.buckets[index].children
+            if children:
+                belief = self.joints[index] + outer[index]
+                for view in children:
+                    outer[view.source] = view.reduced(belief - view.of(self.messages))
+        return outer
+
+    def state_marginals(self) -> list[np.ndarray]:
+        """Per variable and state, the maximum over all assignments that use the state."""
+        marginals: list[np.ndarray] = [np.zeros(0)] * len(self.joints)
+        for bucket, joint, outer in zip(self.tree.buckets, self.joints, self.outer):
+            belief = joint + outer
+            marginals[bucket.variable] = belief.reshape(len(belief), -1).max(axis=1)
+        return marginals
+
 
 def _buckets(graph: FactorGraph) -> tuple[Bucket, ...]:
-    position = {variable: index for index, variable in enumerate(graph.order)}
-    factors: list[list[int]] = [[] for _ in position]
-    children: list[list[int]] = [[] for _ in position]
+    order = graph.order
+    position = {variable: index for index, variable in enumerate(order)}
+    factors: list[list[int]] = [[] for _ in order]
+    children: list[list[int]] = [[] for _ in order]
     for index, factor in enumerate(graph.factors):
         factors[min(position[v] for v in factor.scope)].append(index)
     buckets: list[Bucket] = []
-    for index, variable in enumerate(graph.order):
+    for index, variable in enumerate(order):
         scopes = [graph.factors[f].scope for f in factors[index]]
         scopes += [buckets[c].separator for c in children[index]]
         separator = tuple(sorted({v for scope in scopes for v in scope} - {variable}))
@@ -98,6 +156,7 @@ def _buckets(graph: FactorGraph) -> tuple[Bucket, ...]:
             tuple(View.make(f, graph.factors[f].scope, target) for f in factors[index]),
             tuple(View.make(c, buckets[c].separator, target) for c in children[index]),
         ))
-        if separator:
-            children[min(position[v] for v in separator)].append(index)
+        # Independent parts meet in the last bucket.
+        if index < len(order) - 1:
+            children[min((position[v] for v in separator), default=len(order) - 1)].append(index)
     return tuple(buckets)

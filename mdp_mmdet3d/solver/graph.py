@@ -5,6 +5,7 @@ block with such a dimension needs no variable of its own; any other is a variabl
 """
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -32,9 +33,10 @@ class Factor:
     value: np.ndarray
     costs: np.ndarray
 
-    def weighted(self, multipliers: np.ndarray) -> np.ndarray:
-        """``value - multipliers @ costs``."""
-        return self.value - np.tensordot(multipliers, self.costs, 1)
+    def weighted(self, weight: float, multipliers: np.ndarray) -> np.ndarray:
+        """``weight * value - multipliers @ costs``, hardly anything where it is no structure."""
+        value = weight * self.value if weight else np.where(self.value > FORBIDDEN / 2, 0.0, FORBIDDEN)
+        return value - np.tensordot(multipliers, self.costs, 1)
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class FactorGraph:
         states: Per variable, which of its original states are left. For a dimension with K options, state
             k < K is option k and state K is "off"; a block variable has the states 0 removed, 1 kept.
         factors: Tables with distinct scopes.
+        homes: Per dimension, the innermost block that holds all of its terms.
         witness: Per block, the variable that tells whether it is kept.
         offset_value: Value that every plan has.
         offset_costs: ``(M,)``, costs that every plan has.
@@ -56,6 +59,7 @@ class FactorGraph:
     metrics: tuple[str, ...]
     states: tuple[np.ndarray, ...]
     factors: tuple[Factor, ...]
+    homes: tuple[int | None, ...]
     witness: tuple[int, ...]
     offset_value: float
     offset_costs: np.ndarray
@@ -77,6 +81,63 @@ class FactorGraph:
                                   np.stack([costs[index] for costs in factor.costs])))
         states = tuple(states[mask] for states, mask in zip(self.states, keep))
         return replace(self, states=states, factors=tuple(factors))
+
+    def with_all_blocks(self) -> FactorGraph:
+        """The graph of the plans that remove no block."""
+        keep = [np.ones(len(states), dtype=bool) for states in self.states]
+        for block in range(len(self.witness)):
+            keep[self.witness[block]] = self.kept_states(block)
+        return self.restrict(keep)
+
+    def locate(self, plan: PlanIndices) -> list[int] | None:
+        """The assignment of a plan, None where it uses a state that is not left."""
+        count = len(self.problem.dimensions)
+        wanted = [
+            option if home is None or plan.kept[home] else len(dimension.options)
+            for option, home, dimension in zip(plan.options, self.homes, self.problem.dimensions)
+        ]
+        wanted += [0] * (len(self.states) - count)
+        for block, variable in enumerate(self.witness):
+            if variable >= count:
+                wanted[variable] = int(plan.kept[block])
+        positions = [np.flatnonzero(states == state) for states, state in zip(self.states, wanted)]
+        return [int(p[0]) for p in positions] if all(len(p) for p in positions) else None
+
+    def rescaled(self, value_unit: float) -> FactorGraph:
+        """The graph with values in units of ``value_unit`` of its present unit."""
+        factors = tuple(
+            replace(factor, value=np.where(factor.value > FORBIDDEN / 2, factor.value / value_unit, FORBIDDEN))
+            for factor in self.factors
+        )
+        return replace(self, factors=factors, offset_value=self.offset_value / value_unit)
+
+    def without_entries_beyond(self, limits: np.ndarray, largest_value: float) -> FactorGraph:
+        """Forbid table entries that alone exceed a limit or are worth more than any plan within the limits."""
+        factors = []
+        for factor in self.factors:
+            beyond = factor.value > largest_value
+            for cost, limit in zip(factor.costs, limits):
+                beyond |= cost > limit
+            # Their numbers may be so large that sums with them would lose the others' digits.
+            factors.append(Factor(factor.scope, np.where(beyond, FORBIDDEN, factor.value),
+                                  np.where(beyond, 0.0, factor.costs)))
+        return replace(self, factors=tuple(factors))
+
+    def measure(self, assignment: Sequence[int]) -> tuple[float, np.ndarray]:
+        """Value and ``(M,)`` costs of an assignment, without the offsets."""
+        value, costs = 0.0, np.zeros(len(self.metrics))
+        for factor in self.factors:
+            index = tuple(assignment[v] for v in factor.scope)
+            value += float(factor.value[index])
+            costs += np.array([cost[index] for cost in factor.costs])
+        return value, costs
+
+    def kept_states(self, block: int) -> np.ndarray:
+        """Which states of a block's witness mean that the block is kept."""
+        witness = self.witness[block]
+        if witness < len(self.problem.dimensions):
+            return self.states[witness] < len(self.problem.dimensions[witness].options)
+        return self.states[witness] == 1
 
     def decode(self, assignment: Sequence[int]) -> PlanIndices:
         """The canonical plan of an assignment (position among the states left, per variable)."""
@@ -100,7 +161,7 @@ class FactorGraph:
         left = set(range(len(sizes)))
         order = []
         while left:
-            best = min(left, key=lambda v: (np.prod([float(sizes[u]) for u in neighbours[v]]), v))
+            best = min(left, key=lambda v: (math.prod(1.0 + sizes[u] for u in neighbours[v]), v))
             left.remove(best)
             order.append(best)
             clique = neighbours[best] - {best}
@@ -134,6 +195,8 @@ def build_graph(problem: PruningProblem, metrics: Sequence[str], value_unit: flo
         else:
             witness.append(len(on))
             on.append(np.array([False, True]))
+    if not on:
+        on.append(np.array([True]))  # every sum runs over at least one variable
     tables = _Tables(on, len(metrics))
     for term in problem.terms:
         value = np.zeros(_shape(problem, term)) if term.value is None else term.value / value_unit
@@ -156,6 +219,7 @@ def build_graph(problem: PruningProblem, metrics: Sequence[str], value_unit: flo
         metrics=tuple(metrics),
         states=tuple(np.arange(len(mask)) for mask in on),
         factors=tuple(Factor(scope, value, cost) for scope, (value, cost) in sorted(tables.content.items())),
+        homes=tuple(home),
         witness=tuple(witness),
         offset_value=float(constant[0]),
         offset_costs=constant[1],
@@ -180,8 +244,8 @@ class _Tables:
             full_value[removed] = 0.0
         kept = np.ix_(*(np.flatnonzero(self.on[v]) for v in scope))
         full_value[kept] = value
-        for target, cost in zip(full_costs, costs):
-            target[kept] = cost
+        for metric, cost in enumerate(costs):
+            full_costs[(metric, *kept)] = cost
         self._accumulate(scope, full_value, full_costs)
 
     def forbid(self, left: int, right: int, where: np.ndarray) -> None:

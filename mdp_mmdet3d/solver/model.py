@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +45,18 @@ class MixedBinaryModel:
     q_right: np.ndarray
     q_coefficients: np.ndarray
     start: np.ndarray
+
+    def without(self, binaries: np.ndarray) -> MixedBinaryModel:
+        """The model without one setting of the binaries (a no-good row)."""
+        signs = np.where(binaries > 0.5, 1.0, -1.0)
+        return replace(
+            self,
+            row_starts=np.append(self.row_starts, self.row_starts[-1] + self.binaries),
+            columns=np.append(self.columns, np.arange(self.binaries)),
+            coefficients=np.append(self.coefficients, signs),
+            lower=np.append(self.lower, -np.inf),
+            upper=np.append(self.upper, float((signs > 0).sum()) - 1.0),
+        )
 
     def save(self, path: str | Path) -> None:
         """Write as npz."""

@@ -128,6 +128,8 @@ class PruningProblem:
         _check_names("block", tuple(b.name for b in self.blocks))
         for dimension in self.dimensions:
             _check_options(dimension)
+        object.__setattr__(self, "dimensions", tuple(
+            ProblemDimension(d.name, tuple(int(count) for count in d.options)) for d in self.dimensions))
         object.__setattr__(self, "chains", _block_chains(self.blocks))
         object.__setattr__(self, "terms", tuple(self._checked(term) for term in self.terms))
 
@@ -148,7 +150,8 @@ class PruningProblem:
         costs = {metric: _checked_array(term.costs[metric], shape, f"{where}: cost {metric!r}")
                  for metric in self.metrics}
         value = None if term.value is None else _checked_array(term.value, shape, f"{where}: value")
-        return ProblemTerm(term.name, tuple(term.dimensions), term.block, costs, value)
+        dimensions = tuple(int(index) for index in term.dimensions)
+        return ProblemTerm(term.name, dimensions, None if term.block is None else int(term.block), costs, value)
 
     @property
     def dense_plan(self) -> PlanIndices:
@@ -196,11 +199,14 @@ class PruningProblem:
 
     def canonical(self, plan: PlanIndices) -> PlanIndices:
         """The plan with the last option on every dimension that only removed blocks use."""
-        active = {d for term in self.terms if term.block is None or plan.kept[term.block]
-                  for d in term.dimensions}
+        active = self.active_dimensions(plan)
         options = tuple(option if d in active else len(self.dimensions[d].options) - 1
                         for d, option in enumerate(plan.options))
         return PlanIndices(options, tuple(plan.kept))
+
+    def active_dimensions(self, plan: PlanIndices) -> set[int]:
+        """Dimensions that a term uses whose blocks are kept."""
+        return {d for term in self.terms if term.block is None or plan.kept[term.block] for d in term.dimensions}
 
     def counts(self, plan: PlanIndices) -> dict[str, int]:
         """Chosen count per dimension name."""
@@ -269,7 +275,8 @@ def _check_names(kind: str, names: tuple[str, ...]) -> None:
 
 def _check_options(dimension: ProblemDimension) -> None:
     options = dimension.options
-    if not options or options[0] < 0 or any(a >= b for a, b in itertools.pairwise(options)):
+    falling = any(a >= b for a, b in itertools.pairwise(options))
+    if not options or falling or options[0] < 0 or any(int(count) != count for count in options):
         raise InvalidProblemError(
             f"dimension {dimension.name!r} needs increasing counts >= 0 as options, got {list(options)}"
         )

@@ -14,8 +14,8 @@ FEASIBILITY_TOLERANCE = 1e-9
 class SolveStatus(str, Enum):
     """How a solve ended. An impossible budget is no status but an `InfeasibleBudgetError`."""
 
-    OPTIMAL = "optimal"        # the gap is closed to `SolveOptions.gap`
-    TIME_LIMIT = "time_limit"  # the plan is feasible, `SolveResult.gap` says how far from proven it is
+    OPTIMAL = "optimal"  # the gap is closed to `SolveOptions.gap`
+    LIMIT = "limit"      # the plan is feasible, `SolveResult.gap` says how far from proven it is
 
 
 class Formulation(str, Enum):
@@ -33,12 +33,20 @@ class SolveOptions:
     Attributes:
         gap: Relative gap at which a plan counts as optimal.
         time_limit_s: Wall-clock limit; the best plan found by then is returned with its gap.
+        lagrangian: Minimise the Lagrangian bound; off, the multipliers stay 0.
+        reduction: Remove options and blocks by max-marginals.
+        label_search: Search for the optimum by exact dynamic programming.
+        scip: Let SCIP prove what is left open.
         formulation: Model that SCIP gets.
         isolate: Run SCIP in a child process that can be killed.
     """
 
     gap: float = 1e-6
     time_limit_s: float = 600.0
+    lagrangian: bool = True
+    reduction: bool = True
+    label_search: bool = True
+    scip: bool = True
     formulation: Formulation = Formulation.AUTO
     isolate: bool = True
 
@@ -56,9 +64,14 @@ class SolveResult:
         budgets: Per limited metric, the budget in the metric's unit.
         costs: Per metric, the plan's cost by the original tables.
         minimum: Per limited metric, the smallest cost that any plan reaches.
-        proof: What closed the gap, e.g. ``"scip/linearised"``.
+        minimum_all_blocks: The same while every block stays.
+        proof: What closed the gap: ``"label search"``, ``"lagrangian bound"``, ``"scip/linearised"``,
+            ``"scip/folded"`` or ``""``.
         seconds: Wall-clock time per phase.
+        states_total: Options and block states before any was removed.
+        states_removed: How many of them the reduction removed.
         warnings: Limits that were hit, crashes that were answered; empty as a rule.
+        certificate: What `certify` found on the original tables.
     """
 
     plan: PlanIndices
@@ -69,11 +82,12 @@ class SolveResult:
     budgets: dict[str, float]
     costs: dict[str, float]
     minimum: dict[str, float]
+    minimum_all_blocks: dict[str, float]
     proof: str
     seconds: dict[str, float]
+    states_total: int
+    states_removed: int
     warnings: tuple[str, ...] = ()
-    states_removed: int = 0
-    states_total: int = 0
     certificate: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
@@ -86,6 +100,7 @@ class SolveResult:
             "budgets": self.budgets,
             "costs": self.costs,
             "minimum": self.minimum,
+            "minimum_all_blocks": self.minimum_all_blocks,
             "proof": self.proof,
             "seconds": self.seconds,
             "warnings": list(self.warnings),

@@ -2,157 +2,167 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
-import numpy as np
-
-from mdp_mmdet3d.errors import InfeasibleBudgetError, MdpError
+from mdp_mmdet3d.errors import MdpError
+from mdp_mmdet3d.solver.certificate import certify
+from mdp_mmdet3d.solver.deepening import Progress, deepen, surviving
 from mdp_mmdet3d.solver.elimination import Elimination
-from mdp_mmdet3d.solver.formulations import SCALE, folded, linearised
-from mdp_mmdet3d.solver.graph import build_graph
+from mdp_mmdet3d.solver.lagrangian import Dual, minimise_dual
 from mdp_mmdet3d.solver.problem import PlanIndices, PruningProblem
-from mdp_mmdet3d.solver.result import (
-    FEASIBILITY_TOLERANCE,
-    Formulation,
-    SolveOptions,
-    SolveResult,
-    SolveStatus,
-    relative_gap,
-)
-from mdp_mmdet3d.solver.scip import ScipStatus, run_scip
+from mdp_mmdet3d.solver.proof import prove
+from mdp_mmdet3d.solver.remainder import remainder
+from mdp_mmdet3d.solver.result import SolveOptions, SolveResult, SolveStatus, relative_gap
+from mdp_mmdet3d.solver.scaling import ScaledProblem, jointly_infeasible, scale
+
+_SMALL_SHARE = 1e-3
+_RESCALINGS = 8
 
 
 class NoPlanError(MdpError):
     """A limit was hit before any plan was found."""
 
 
-class Clock:
-    """Adds up wall-clock seconds per phase."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._start = time.perf_counter()
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Book the time of the block under ``name``."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
-
-    def total(self) -> float:
-        """Seconds since the start."""
-        return time.perf_counter() - self._start
-
-
-def minimum_cost(problem: PruningProblem, metric: str) -> tuple[float, PlanIndices]:
-    """Smallest reachable cost of one metric and a plan that reaches it, exact."""
-    unit = max(float(term.costs[metric].max()) for term in problem.terms) or 1.0
-    graph = build_graph(problem, [metric], 1.0, [unit])
-    elimination = Elimination(graph)
-    forbidden = [np.minimum(factor.value, 0.0) for factor in graph.factors]
-    elimination.maximise([f - factor.costs[0] for f, factor in zip(forbidden, graph.factors)])
-    plan = graph.decode(elimination.best_assignment())
-    return problem.evaluate(plan).costs[metric], plan
-
-
-def check_budgets(problem: PruningProblem, budgets: Mapping[str, float]) -> dict[str, float]:
-    """The budgets as floats in the problem's order; raises `MdpError` on an unknown name or a bad number."""
-    known = f"problem {problem.name!r} knows {', '.join(problem.metrics)}"
-    for metric, budget in budgets.items():
-        if metric not in problem.metrics:
-            raise MdpError(f"there is no metric {metric!r} to limit; {known}")
-        if not np.isfinite(budget) or budget < 0:
-            raise MdpError(f"budget for {metric!r} is {budget!r}; it must be a finite number >= 0")
-    if not budgets:
-        raise MdpError(f"no budget given; {known}")
-    return {metric: float(budgets[metric]) for metric in problem.metrics if metric in budgets}
-
-
-def within(budget: float, cost: float) -> bool:
-    """Whether a cost keeps a budget, up to `FEASIBILITY_TOLERANCE`."""
-    return cost <= budget * (1.0 + FEASIBILITY_TOLERANCE)
-
-
-def solve(problem: PruningProblem, budgets: Mapping[str, float],
-          options: SolveOptions | None = None) -> SolveResult:
+def solve(problem: PruningProblem, budgets: Mapping[str, float], options: SolveOptions | None = None,
+          hints: Sequence[PlanIndices] = ()) -> SolveResult:
     """Choose the most valuable structure within the budgets, with proof (METHOD.md, sections 2 and 5).
+
+    Among plans of equal value the cheaper one is chosen (first metric first), then the lexicographically larger.
 
     Args:
         problem: What may be chosen.
         budgets: Upper limit per metric in the metric's unit, e.g. ``{"latency_ms": 120.0}``.
         options: Tolerance, limits, phases.
+        hints: Plans of earlier solves, within the budgets or not: they speed up the bound.
 
     Raises:
         InfeasibleBudgetError: No plan keeps the budgets; the message tells the smallest reachable cost.
-        NoPlanError: The time limit passed without any plan.
+        NoPlanError: A limit was hit before any plan was found.
         MdpError: A budget has an unknown name or is no number.
     """
-    options = options or SolveOptions()
-    budgets = check_budgets(problem, budgets)
-    clock = Clock()
-    with clock.phase("minimum"):
-        minimum = {}
-        for metric, budget in budgets.items():
-            minimum[metric], cheapest = minimum_cost(problem, metric)
-            if not within(budget, minimum[metric]):
-                raise infeasible(problem, metric, budget, minimum[metric])
-    start = cheapest if len(budgets) == 1 else None
-    with clock.phase("scip"):
-        plan, bound, proof, warnings = _scip(problem, budgets, options, start, minimum)
-    evaluation = problem.evaluate(plan)
-    for metric, budget in budgets.items():
-        if not within(budget, evaluation.costs[metric]):
-            cost = evaluation.costs[metric]
-            raise MdpError(f"internal error: the plan's {metric} is {cost!r}, over the budget of {budget!r}")
-    gap = relative_gap(evaluation.value, bound)
-    clock.seconds["total"] = clock.total()
-    return SolveResult(
-        plan=plan,
-        objective=evaluation.value,
-        bound=max(bound, evaluation.value),
-        gap=gap,
-        status=SolveStatus.OPTIMAL if gap <= options.gap else SolveStatus.TIME_LIMIT,
-        budgets=budgets,
-        costs=evaluation.costs,
-        minimum=minimum,
-        proof=proof,
-        seconds=clock.seconds,
-        warnings=warnings,
-    )
+    route = _Route(options or SolveOptions())
+    with route.phase("minimum"):
+        scaled = scale(problem, budgets)
+    with route.phase("lagrangian"):
+        route.bound(scaled, hints)
+    if route.options.label_search:
+        with route.phase("labels"):
+            route.search()
+    if route.open and route.options.scip:
+        with route.phase("scip"):
+            route.prove()
+    return route.result()
 
 
-def infeasible(problem: PruningProblem, metric: str, budget: float, minimum: float) -> InfeasibleBudgetError:
-    """The error for a budget below the smallest reachable cost."""
-    return InfeasibleBudgetError(
-        f"budget of {budget:.6g} for {metric!r} cannot be reached by {problem.name!r}: the cheapest allowed "
-        f"structure takes {minimum:.6g}. Raise the budget to {minimum:.6g} or allow more to be pruned.",
-        minimum,
-    )
+class _Route:
+    """State of one solve: what is known after each phase."""
 
+    scaled: ScaledProblem
+    dual: Dual
+    progress: Progress
 
-def _scip(
-    problem: PruningProblem, budgets: dict[str, float], options: SolveOptions, start: PlanIndices | None,
-    minimum: dict[str, float],
-) -> tuple[PlanIndices, float, str, tuple[str, ...]]:
-    linear = options.formulation is not Formulation.FOLDED
-    build = linearised if linear else folded
-    unit = (problem.dense.value or 1.0) / SCALE
-    form = build(problem, budgets, unit, start)
-    answer = run_scip(form.model, time_limit_s=options.time_limit_s, gap=options.gap / 2,
-                      isolate=options.isolate)
-    if answer.status is ScipStatus.INFEASIBLE:
-        raise InfeasibleBudgetError(
-            f"no structure of {problem.name!r} keeps the budgets {budgets} at once, although each alone can "
-            "be reached. Raise one of them.", next(iter(minimum.values())))
-    if answer.binaries is None:
-        raise NoPlanError(f"SCIP found no plan in {options.time_limit_s:.0f} s; raise time_limit_s")
-    warnings: tuple[str, ...] = ()
-    if answer.status is ScipStatus.LIMIT:
-        warnings = (f"SCIP stopped at its limit of {options.time_limit_s:.0f} s",)
-    plan = problem.canonical(form.decode(answer.binaries))
-    bound = answer.bound * form.value_unit + form.value_offset
-    return plan, bound, "scip/linearised" if linear else "scip/folded", warnings
+    def __init__(self, options: SolveOptions) -> None:
+        self.options = options
+        self.start = time.perf_counter()
+        self.deadline = self.start + options.time_limit_s
+        self.seconds: dict[str, float] = {}
+        self.warnings: list[str] = []
+        self.proof = "lagrangian bound"
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Book the time of the block under ``name``."""
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = time.perf_counter() - start
+
+    @property
+    def open(self) -> bool:
+        """Whether the gap is not closed yet."""
+        return not self.progress.exact and not self.progress.closed(self.options.gap)
+
+    def bound(self, scaled: ScaledProblem, hints: Sequence[PlanIndices]) -> None:
+        """Lagrangian bound; the unit of value follows it down, so that small optima keep their digits."""
+        for _ in range(_RESCALINGS):
+            known = [scaled.graph.locate(plan) for plan in (*scaled.cheapest, *hints)]
+            tree = Elimination(scaled.graph)
+            self.dual = dual = minimise_dual(
+                tree, scaled.limits, [place for place in known if place is not None],
+                max_sweeps=60 if self.options.lagrangian else 1)
+            if dual.bound < 0.0:
+                self._raise_infeasible(scaled)
+            if not 0.0 < dual.bound < _SMALL_SHARE:
+                break
+            scaled = scaled.rescaled(dual.bound)
+        self.scaled = scaled
+        plan = None if dual.incumbent is None else scaled.graph.decode(dual.incumbent)
+        self.progress = Progress(dual.value, dual.bound, plan)
+
+    def search(self) -> None:
+        """Label search."""
+        deepen(self.scaled, self.dual, self.progress, gap=self.options.gap, reduce=self.options.reduction,
+               deadline=self.deadline)
+        if self.progress.exact:
+            self.proof = "label search"
+            if self.progress.plan is None:
+                self._raise_infeasible(self.scaled)
+
+    def prove(self) -> None:
+        """SCIP on what the reduction leaves."""
+        scaled, progress = self.scaled, self.progress
+        graph = scaled.graph
+        if self.options.reduction:
+            keep = surviving(self.dual, scaled.limits, max(progress.lower, 0.0))
+            if all(mask.any() for mask in keep):
+                graph = graph.restrict(keep)
+        rest = remainder(graph)
+        start = None if progress.plan is None else rest.lower(progress.plan)
+        offset = graph.offset_value
+        answer = prove(
+            rest.problem, scaled.budgets, value_unit=(progress.upper + offset) * scaled.value_unit or 1.0,
+            gap=self.options.gap / 2, time_limit_s=max(self.deadline - time.perf_counter(), 1.0),
+            formulation=self.options.formulation, isolate=self.options.isolate, start=start)
+        self.warnings += answer.warnings
+        self.proof = f"scip/{answer.formulation.value}"
+        if answer.plan is not None:
+            plan = rest.lift(answer.plan)
+            value = scaled.problem.evaluate(plan).value / scaled.value_unit - offset
+            if value > progress.lower:
+                progress.plan, progress.lower = plan, value
+        elif progress.plan is None and answer.finished:
+            self._raise_infeasible(scaled)
+        progress.upper = min(progress.upper, answer.bound / scaled.value_unit - offset)
+
+    def result(self) -> SolveResult:
+        """The certified answer; raises `NoPlanError` without a plan."""
+        scaled, progress, problem = self.scaled, self.progress, self.scaled.problem
+        if progress.plan is None:
+            raise NoPlanError(
+                f"no plan for {problem.name!r} was found within {self.options.time_limit_s:.0f} s; raise "
+                "time_limit_s, or switch on the phases that are off")
+        evaluation = problem.evaluate(progress.plan)
+        upper = (progress.upper + scaled.graph.offset_value) * scaled.value_unit
+        bound = evaluation.value if progress.exact else max(upper, evaluation.value)
+        gap = relative_gap(evaluation.value, bound)
+        optimal = gap <= self.options.gap
+        if not optimal:
+            self.warnings.append(f"a limit was hit: the plan is feasible, its gap is {gap:.2e}")
+        left = sum(scaled.graph.sizes)
+        if self.options.reduction:
+            left = sum(int(mask.sum()) for mask in surviving(self.dual, scaled.limits, progress.lower))
+        self.seconds["total"] = time.perf_counter() - self.start
+        result = SolveResult(
+            plan=progress.plan, objective=evaluation.value, bound=bound, gap=gap,
+            status=SolveStatus.OPTIMAL if optimal else SolveStatus.LIMIT,
+            budgets=scaled.budgets, costs=evaluation.costs,
+            minimum=scaled.minimum, minimum_all_blocks=scaled.minimum_all_blocks,
+            proof=self.proof if optimal else "", seconds=self.seconds,
+            states_total=scaled.states_total, states_removed=scaled.states_total - left,
+            warnings=tuple(self.warnings),
+        )
+        return replace(result, certificate=certify(problem, result))
+
+    def _raise_infeasible(self, scaled: ScaledProblem) -> None:
+        raise jointly_infeasible(scaled.problem, scaled.budgets, scaled.minimum)

@@ -1,0 +1,156 @@
+"""Label search with a target that moves from the bound downwards until the optimum is met."""
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+from mdp_mmdet3d.solver.elimination import Elimination
+from mdp_mmdet3d.solver.labels import RESOLUTION, CompletionBound, LabelSearch, OutOfRoomError, SearchOutcome
+from mdp_mmdet3d.solver.lagrangian import Dual
+from mdp_mmdet3d.solver.packing import Packing
+from mdp_mmdet3d.solver.problem import PlanIndices
+from mdp_mmdet3d.solver.scaling import ScaledProblem
+
+EXACT_ROOM, BEAM_ROOMS = 1_000_000, (20_000, 200_000)
+_FIRST_STEP, _GROWTH = 1 / 32, ((1_000, 4.0), (30_000, 2.0), (EXACT_ROOM, 1.5))
+_SPREAD, _SPREAD_OF_MANY = (0.97, 1.03, 0.9, 1.1, 0.7, 1.5), (0.85, 1.15)
+_ROUNDING = 1e-9
+
+
+@dataclass
+class Progress:
+    """What is known about the optimum, in scaled units.
+
+    Attributes:
+        lower: Value of `plan` without what every plan is worth; -inf without one.
+        upper: No plan is worth more.
+        plan: Best plan known.
+        exact: The plan is the optimum, ties decided.
+        labels: Largest number of labels in one join.
+        rounds: Number of searches.
+    """
+
+    lower: float
+    upper: float
+    plan: PlanIndices | None
+    exact: bool = False
+    labels: int = 0
+    rounds: int = 0
+
+    def closed(self, gap: float) -> bool:
+        """Whether bound and plan are within a relative gap."""
+        return self.plan is not None and self.upper - self.lower <= gap * abs(self.lower)
+
+
+def surviving(dual: Dual, limits: np.ndarray, target: float) -> list[np.ndarray]:
+    """Per variable, which states a plan worth at least ``target`` may use, by their max-marginals."""
+    floor = target - float(dual.multipliers @ limits) - 1e-11 * (1.0 + dual.multipliers.sum())
+    return [best >= floor for best in dual.sweep.state_marginals()]
+
+
+def deepen(scaled: ScaledProblem, dual: Dual, progress: Progress, *, gap: float, reduce: bool,
+           deadline: float) -> None:
+    """Improve ``progress`` until it is exact, the deadline passes or there is no room for more labels.
+
+    A search with a target between bound and optimum comes out empty, cheaply, and lowers the bound; the first one
+    below the optimum finds it. Where labels do not fit, a beam search improves the incumbent instead.
+
+    Args:
+        scaled: The problem.
+        dual: Its Lagrangian bound.
+        progress: Changed in place.
+        gap: Relative gap that is good enough once an exact search has run out of room.
+        reduce: Remove states by max-marginals before each search.
+        deadline: `time.perf_counter` at which to stop.
+    """
+    top = progress.upper
+    step = (top - progress.lower) * _FIRST_STEP if progress.plan else 1e-3 * top
+    step = max(step, 1e-7 * top)
+    while not progress.exact and time.perf_counter() < deadline:
+        target = max(progress.lower, top - step, 0.0)
+        search = _Round(scaled, dual, target, reduce, deadline)
+        outcome = search.run(EXACT_ROOM, beam=False)
+        if outcome is None:
+            if progress.closed(gap) or not _beam(search, progress, gap, deadline):
+                return
+            continue
+        progress.rounds += 1
+        progress.labels = max(progress.labels, outcome.labels)
+        search.record(outcome, progress)
+        if progress.plan is not None and progress.lower >= target - _ROUNDING:
+            progress.upper, progress.exact = progress.lower, True
+        elif target == 0.0:
+            progress.upper, progress.exact = -np.inf, True
+        else:
+            progress.upper = min(progress.upper, target)
+            step *= next(growth for count, growth in _GROWTH if outcome.labels <= count)
+
+
+def _beam(search: _Round, progress: Progress, gap: float, deadline: float) -> bool:
+    """Look for a better incumbent; True if there is one, so that an exact search may fit now."""
+    before = progress.lower
+    for room in BEAM_ROOMS:
+        outcome = search.run(room, beam=True)
+        if outcome is not None:
+            search.record(outcome, progress)
+        if progress.closed(gap) or time.perf_counter() >= deadline:
+            return False
+    return progress.lower > before and progress.lower > search.target
+
+
+class _Round:
+    """One reduced graph with its completion bounds."""
+
+    def __init__(self, scaled: ScaledProblem, dual: Dual, target: float, reduce: bool, deadline: float) -> None:
+        self.target = target
+        self._limits = scaled.limits
+        self._deadline = deadline
+        self._tree: Elimination | None = None
+        self._packing: Packing | None = None
+        graph = scaled.graph
+        if reduce:
+            keep = surviving(dual, scaled.limits, target)
+            if not all(mask.any() for mask in keep):
+                return
+            graph = graph.restrict(keep)
+        self._tree = tree = Elimination(graph)
+        self._packing = Packing(graph)
+        self._bounds = [
+            CompletionBound(weight, multipliers, tree.sweep_weighted(weight, multipliers))
+            for weight, multipliers in _functions(dual.multipliers)
+        ]
+
+    def run(self, room: int, *, beam: bool) -> SearchOutcome | None:
+        """Search; None where there is no room or no time."""
+        if self._tree is None or self._packing is None:
+            return SearchOutcome(None, True, 0)
+        search = LabelSearch(self._tree, self._packing, self._limits, self._bounds, self.target, room, beam,
+                             self._deadline)
+        try:
+            return search.run()
+        except OutOfRoomError:
+            return None
+
+    def record(self, outcome: SearchOutcome, progress: Progress) -> None:
+        """Take over the outcome's plan if it is better, or as good and the result of a complete search."""
+        if outcome.row is None or self._packing is None:
+            return
+        value = float(outcome.row[0]) / RESOLUTION
+        if value > progress.lower + (-_ROUNDING if outcome.complete else 1e-12):
+            words = outcome.row[1 + len(self._limits):]
+            progress.plan, progress.lower = self._packing.unpack(words), value
+
+
+def _functions(multipliers: np.ndarray) -> list[tuple[float, np.ndarray]]:
+    """Weights of value and multipliers of costs whose sweeps bound what a label can still become."""
+    count = len(multipliers)
+    functions = [(1.0, multipliers)]
+    if count == 1:
+        functions += [(1.0, multipliers * factor) for factor in _SPREAD if multipliers.any()]
+    else:
+        for factor in _SPREAD_OF_MANY:
+            functions += [(1.0, multipliers * np.where(np.arange(count) == axis, factor, 1.0))
+                          for axis in range(count) if multipliers[axis] > 0]
+    return functions + [(0.0, row) for row in np.eye(count)]

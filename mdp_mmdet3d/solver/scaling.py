@@ -1,0 +1,148 @@
+"""From problem and budgets to a scaled group graph that holds only what the budgets allow."""
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from mdp_mmdet3d.errors import InfeasibleBudgetError, MdpError
+from mdp_mmdet3d.solver.elimination import Elimination
+from mdp_mmdet3d.solver.graph import FactorGraph, build_graph
+from mdp_mmdet3d.solver.problem import PlanIndices, PruningProblem
+from mdp_mmdet3d.solver.result import FEASIBILITY_TOLERANCE
+
+_INNER_TOLERANCE = 0.99 * FEASIBILITY_TOLERANCE
+"""What the search allows: what it finds must pass the check on the original tables."""
+
+
+@dataclass(frozen=True)
+class ScaledProblem:
+    """A problem under budgets, in units in which value and budgets are about 1.
+
+    Attributes:
+        problem: The original.
+        budgets: Per limited metric, in the metric's unit.
+        graph: Its group graph without the states that no budget allows.
+        limits: ``(M,)`` limits on the graph's costs, tolerance included, offsets taken off.
+        value_unit: Value of 1 in the graph.
+        minimum: Per limited metric, the smallest cost that any plan reaches.
+        minimum_all_blocks: The same while every block stays.
+        cheapest: Per limited metric, a plan that reaches the minimum.
+        states_total: States before any was dropped.
+    """
+
+    problem: PruningProblem
+    budgets: dict[str, float]
+    graph: FactorGraph
+    limits: np.ndarray
+    value_unit: float
+    minimum: dict[str, float]
+    minimum_all_blocks: dict[str, float]
+    cheapest: tuple[PlanIndices, ...]
+    states_total: int
+
+    def rescaled(self, largest_value: float) -> ScaledProblem:
+        """With ``largest_value``, which no plan within the limits exceeds, as the unit of value."""
+        graph = self.graph.rescaled(largest_value).without_entries_beyond(self.limits, 1.0 + 1e-6)
+        return replace(self, graph=graph, value_unit=self.value_unit * largest_value)
+
+
+def check_budgets(problem: PruningProblem, budgets: Mapping[str, float]) -> dict[str, float]:
+    """The budgets as floats in the problem's order; raises `MdpError` on an unknown name or a bad number."""
+    known = f"problem {problem.name!r} knows {', '.join(problem.metrics)}"
+    for metric, budget in budgets.items():
+        if metric not in problem.metrics:
+            raise MdpError(f"there is no metric {metric!r} to limit; {known}")
+        if not np.isfinite(budget) or budget < 0:
+            raise MdpError(f"budget for {metric!r} is {budget!r}; it must be a finite number >= 0")
+    if not budgets:
+        raise MdpError(f"no budget given; {known}")
+    return {metric: float(budgets[metric]) for metric in problem.metrics if metric in budgets}
+
+
+def within(budget: float, cost: float) -> bool:
+    """Whether a cost keeps a budget, up to `FEASIBILITY_TOLERANCE`."""
+    return cost <= budget * (1.0 + FEASIBILITY_TOLERANCE)
+
+
+def minimum_cost(problem: PruningProblem, metric: str, remove_blocks: bool = True) -> tuple[float, PlanIndices]:
+    """Smallest reachable cost of one metric and a plan that reaches it, exact.
+
+    Args:
+        problem: What may be chosen.
+        metric: Name of the cost.
+        remove_blocks: Whether blocks may be removed.
+    """
+    graph = build_graph(problem, [metric], 1.0, [_largest_cost(problem, metric)])
+    return _cheapest(graph if remove_blocks else graph.with_all_blocks(), 0)
+
+
+def scale(problem: PruningProblem, budgets: Mapping[str, float]) -> ScaledProblem:
+    """Normalise, check that each budget can be reached, and drop the states that none of its plans uses.
+
+    Raises:
+        MdpError: A budget has an unknown name or is no number.
+        InfeasibleBudgetError: A budget is below the smallest reachable cost.
+    """
+    budgets = check_budgets(problem, budgets)
+    metrics = tuple(budgets)
+    units = [budget if budget > 0 else _smallest_cost(problem, metric) for metric, budget in budgets.items()]
+    value_unit = sum(float(term.value.max()) for term in problem.terms if term.value is not None) or 1.0
+    graph = build_graph(problem, metrics, value_unit, units)
+    shares = np.array([budget / unit for budget, unit in zip(budgets.values(), units)])
+    limits = shares * (1.0 + _INNER_TOLERANCE) - graph.offset_costs
+    tree = Elimination(graph)
+    keep = [np.ones(len(states), dtype=bool) for states in graph.states]
+    minimum, all_blocks, cheapest = {}, {}, []
+    complete = graph.with_all_blocks()
+    for index, (metric, budget) in enumerate(budgets.items()):
+        sweep = tree.sweep_weighted(0.0, np.eye(len(metrics))[index])
+        plan = graph.decode(sweep.assignment())
+        minimum[metric] = problem.evaluate(plan).costs[metric]
+        all_blocks[metric] = _cheapest(complete, index)[0]
+        if not within(budget, minimum[metric]):
+            raise infeasible(problem, metric, budget, minimum[metric])
+        cheapest.append(plan)
+        floor = -limits[index] - 1e-11 * (1.0 + abs(limits[index]))
+        keep = [mask & (best >= floor) for mask, best in zip(keep, sweep.state_marginals())]
+    if not all(mask.any() for mask in keep):
+        raise jointly_infeasible(problem, budgets, minimum)
+    total = sum(graph.sizes)
+    graph = graph.restrict(keep).without_entries_beyond(limits, np.inf)
+    return ScaledProblem(problem, budgets, graph, limits, value_unit, minimum, all_blocks, tuple(cheapest), total)
+
+
+def infeasible(problem: PruningProblem, metric: str, budget: float, minimum: float) -> InfeasibleBudgetError:
+    """The error for a budget below the smallest reachable cost."""
+    return InfeasibleBudgetError(
+        f"budget of {budget:.6g} for {metric!r} cannot be reached by {problem.name!r}: the cheapest allowed "
+        f"structure takes {minimum:.6g}. Raise the budget to {minimum:.6g} or allow more to be pruned.",
+        minimum,
+    )
+
+
+def jointly_infeasible(problem: PruningProblem, budgets: Mapping[str, float],
+                       minimum: Mapping[str, float]) -> InfeasibleBudgetError:
+    """The error for budgets that can be reached one by one but not together."""
+    reached = ", ".join(f"{metric} {budget:.6g} (alone: {minimum[metric]:.6g})" for metric, budget in budgets.items())
+    return InfeasibleBudgetError(
+        f"no structure of {problem.name!r} keeps these budgets at once: {reached}. Raise one of them.",
+        next(iter(minimum.values())),
+    )
+
+
+def _cheapest(graph: FactorGraph, metric: int) -> tuple[float, PlanIndices]:
+    sweep = Elimination(graph).sweep_weighted(0.0, np.eye(len(graph.metrics))[metric])
+    plan = graph.decode(sweep.assignment())
+    return graph.problem.evaluate(plan).costs[graph.metrics[metric]], plan
+
+
+def _largest_cost(problem: PruningProblem, metric: str) -> float:
+    return max((float(term.costs[metric].max()) for term in problem.terms), default=0.0) or 1.0
+
+
+def _smallest_cost(problem: PruningProblem, metric: str) -> float:
+    """Smallest positive cost: under a budget of 0 it must count, in whatever unit."""
+    positive = [float(cost[cost > 0].min()) for cost in (t.costs[metric] for t in problem.terms) if (cost > 0).any()]
+    return min(positive, default=1.0)

@@ -1,0 +1,110 @@
+"""Random small problems and the exhaustive oracle."""
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from mdp_mmdet3d.solver import PlanIndices, ProblemBlock, ProblemDimension, ProblemTerm, PruningProblem
+
+TOLERANCE = 1e-9
+
+
+def make_problem(seed: int) -> PruningProblem:
+    """Up to 5 dimensions of up to 4 options, 4 nested blocks, 9 terms over 0-3 dimensions, 1-3 metrics.
+
+    The seed also decides the numbers: small integers (many ties), floats, value proportional to the first cost,
+    a spread of 1e12, or values around 1e-15 with costs around 1e-9.
+    """
+    rng = np.random.default_rng(seed)
+    style = seed % 5
+    metrics = ("latency_ms", "params", "memory_mb")[:int(rng.choice([1, 1, 1, 2, 3]))]
+    dimensions = tuple(
+        ProblemDimension(f"d{i}", tuple(np.cumsum(rng.integers(1, 9, rng.integers(1, 5))) - int(rng.integers(2))))
+        for i in range(rng.integers(1, 6))
+    )
+    blocks = tuple(
+        ProblemBlock(f"b{i}", int(rng.integers(i)) if i and rng.random() < 0.5 else None)
+        for i in range(rng.integers(0, 5))
+    )
+
+    def numbers(shape: tuple[int, ...]) -> np.ndarray:
+        if style == 0:
+            return rng.integers(0, 4, shape).astype(float)
+        if style == 3:
+            return 10.0 ** rng.uniform(-12, 0, shape)
+        return rng.random(shape) * (1e-9 if style == 4 else 1.0)
+
+    terms = []
+    for i in range(rng.integers(1, 10)):
+        axes = tuple(rng.permutation(len(dimensions))[:rng.integers(0, 4)].tolist())
+        shape = tuple(len(dimensions[d].options) for d in axes)
+        block = int(rng.integers(len(blocks))) if blocks and rng.random() < 0.7 else None
+        costs = {metric: numbers(shape) for metric in metrics}
+        if rng.random() < 0.2:
+            costs = {metric: np.zeros(shape) for metric in metrics}
+        value = numbers(shape) * (1e-6 if style == 4 else 1.0)
+        if style == 2:
+            value = costs[metrics[0]] * 3.0
+        terms.append(ProblemTerm(f"t{i}", axes, block, costs, None if rng.random() < 0.2 else value))
+    return PruningProblem(f"random {seed}", metrics, dimensions, blocks, tuple(terms))
+
+
+@dataclass(frozen=True)
+class Table:
+    """Every structure of a problem: plans, values ``(P,)``, costs ``(P, M)``."""
+
+    plans: list[PlanIndices]
+    values: np.ndarray
+    costs: np.ndarray
+
+    def best(self, limits: Mapping[int, float]) -> int | None:
+        """Index of the optimum under limits per metric index, ties decided; None where nothing is within."""
+        within = np.ones(len(self.plans), dtype=bool)
+        for metric, limit in limits.items():
+            within &= self.costs[:, metric] <= limit * (1.0 + TOLERANCE)
+        if not within.any():
+            return None
+        chosen = np.flatnonzero(within)
+        for column, sign in [(self.values, 1.0), *((self.costs[:, m], -1.0) for m in sorted(limits))]:
+            top = (sign * column[chosen]).max()
+            chosen = chosen[sign * column[chosen] >= top - 1e-11 * abs(top)]
+        return max(chosen.tolist(), key=lambda i: (self.plans[i].options, self.plans[i].kept))
+
+
+def enumerate_plans(problem: PruningProblem) -> Table:
+    """All canonical plans and their evaluation, by brute force."""
+    plans = []
+    for kept in itertools.product((False, True), repeat=len(problem.blocks)):
+        if any(k and b.parent is not None and not kept[b.parent] for k, b in zip(kept, problem.blocks)):
+            continue
+        used = {d for t in problem.terms if t.block is None or kept[t.block] for d in t.dimensions}
+        choices = [range(len(d.options)) if i in used else [len(d.options) - 1]
+                   for i, d in enumerate(problem.dimensions)]
+        plans += [PlanIndices(options, kept) for options in itertools.product(*choices)]
+    options = np.array([plan.options for plan in plans])
+    kept_flags = np.array([plan.kept for plan in plans], dtype=bool).reshape(len(plans), -1)
+    values, costs = np.zeros(len(plans)), np.zeros((len(plans), len(problem.metrics)))
+    for term in problem.terms:
+        counts = np.ones(len(plans)) if term.block is None else kept_flags[:, term.block].astype(float)
+        index = tuple(options[:, d] for d in term.dimensions)
+        if term.value is not None:
+            values += counts * term.value[index]
+        for column, metric in enumerate(problem.metrics):
+            costs[:, column] += counts * term.costs[metric][index]
+    return Table(plans, values, costs)
+
+
+@pytest.fixture(scope="session")
+def random_problem() -> Callable[[int], PruningProblem]:
+    """Problem of a seed."""
+    return make_problem
+
+
+@pytest.fixture(scope="session")
+def brute_force() -> Callable[[PruningProblem], Table]:
+    """Table of all plans of a problem."""
+    return enumerate_plans
