@@ -278,8 +278,9 @@ def _image_transform(model: nn.Module, input_size: tuple[int, int], source_size:
         resized_size=(height, width),
         crop_offset=(augmentation.crop_top, augmentation.crop_left),
         size=(input_size[0], input_size[1]),
-        mean=tuple(preprocessor.mean.flatten().tolist()),
-        std=tuple(preprocessor.std.flatten().tolist()),
+        # The preprocessor holds them in float32.
+        mean=tuple(round(value, 5) for value in preprocessor.mean.flatten().tolist()),
+        std=tuple(round(value, 5) for value in preprocessor.std.flatten().tolist()),
         # Images are loaded as BGR.
         channel_order="RGB" if preprocessor._channel_conversion else "BGR",
     )

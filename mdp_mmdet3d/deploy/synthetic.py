@@ -36,7 +36,7 @@ def synthetic_frames(manifest: DeploymentManifest, count: int, seed: int = 0) ->
                 img=rng.standard_normal((num_cams, 3, height, width), dtype=np.float32),
                 ego_pose=pose,
                 timestamp=FRAME_INTERVAL_S * index,
-                intrinsics=np.broadcast_to(camera, (num_cams, 4, 4)),
+                intrinsics=np.tile(camera, (num_cams, 1, 1)),
                 lidar2img=camera @ lidar2cam,
                 scene_token="synthetic",
             )
