@@ -124,9 +124,9 @@ class World:
         """Spread every class evenly around the loop, the first of each close to the vehicle's start."""
         total = self.spec.object_count * self.road.length_m / (2 * self.spec.radius_m)
         weights = sum(CATALOGUE[name].weight for name in self.spec.classes)
-        # Long vehicles first: small things fit into what is left.
-        for name in sorted(self.spec.classes, key=lambda name: -CATALOGUE[name].size_m[1]):
-            kind = CATALOGUE[name]
+        # What has only one place to be comes first, then long vehicles: small things fit into what is left.
+        kinds = [CATALOGUE[name] for name in self.spec.classes]
+        for kind in sorted(kinds, key=lambda kind: (len(kind.tracks), -kind.size_m[1])):
             groups = max(1, round(total * kind.weight / weights / kind.group))
             spacing = self.road.length_m / groups
             first = rng.uniform(8, 20)

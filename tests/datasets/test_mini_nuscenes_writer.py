@@ -1,0 +1,82 @@
+"""The writer is deterministic, atomic and careful with what is already there."""
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mdp_mmdet3d.datasets.mini_nuscenes import MiniNuScenesSpec, writer
+from mdp_mmdet3d.errors import MdpError
+
+TINY = dict(scenes=2, frames=1, image_size=(64, 32), object_count=15, radius_m=30.0)
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def test_equal_seeds_give_equal_bytes_and_others_do_not(tmp_path):
+    steps = []
+    first = writer.write_mini_nuscenes(tmp_path / "a", MiniNuScenesSpec(**TINY), step=lambda: steps.append(1))
+    second = writer.write_mini_nuscenes(tmp_path / "b", MiniNuScenesSpec(**TINY))
+    third = writer.write_mini_nuscenes(tmp_path / "c", MiniNuScenesSpec(**TINY, seed=1))
+    assert digests(first) == digests(second)
+    same_names = set(digests(first)) & set(digests(third))
+    fixed = {f"v1.0-mini/{name}.json" for name in ("visibility", "scene")}
+    differing = {name for name in same_names if digests(first)[name] != digests(third)[name]}
+    assert {name for name in same_names if name.startswith("samples/")} <= differing
+    assert "v1.0-mini/sample_annotation.json" in differing - fixed
+    assert len(steps) == 2
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_a_folder_with_something_in_it_is_refused_unless_overwritten(tmp_path):
+    out = tmp_path / "nuscenes"
+    out.mkdir()
+    precious = out / "precious.txt"
+    precious.write_text("mine")
+    with pytest.raises(MdpError, match="--overwrite"):
+        writer.write_mini_nuscenes(out, MiniNuScenesSpec(**TINY))
+    assert precious.read_text() == "mine"
+    writer.write_mini_nuscenes(out, MiniNuScenesSpec(**TINY), overwrite=True)
+    assert not precious.exists()
+    assert (out / "nuscenes_infos_val.pkl").is_file()
+    assert [path.name for path in tmp_path.iterdir()] == ["nuscenes"]
+
+
+def test_a_failure_leaves_nothing_at_the_destination_and_the_next_run_starts_afresh(tmp_path, monkeypatch):
+    out = tmp_path / "nuscenes"
+    with monkeypatch.context() as patch:
+        patch.setattr(writer, "create_infos", lambda *args: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            writer.write_mini_nuscenes(out, MiniNuScenesSpec(**TINY))
+    assert not out.exists()
+    writer.write_mini_nuscenes(out, MiniNuScenesSpec(**TINY))
+    assert [path.name for path in tmp_path.iterdir()] == ["nuscenes"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--scenes", "99"], "99 scenes"),
+        (["--image-size", "huge"], "WIDTHxHEIGHT"),
+        (["--easy", "--image-size", "64x32"], "--easy"),
+    ],
+)
+def test_the_tool_prints_one_line_and_fails_on_bad_arguments(tmp_path, arguments, message):
+    tool = ROOT / "tools" / "create_mini_nuscenes.py"
+    done = subprocess.run(
+        [sys.executable, tool, tmp_path / "out", *arguments], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
