@@ -12,7 +12,7 @@ from latency_spaces import CONV, CROSS_ATTENTION, EVERY_OPERATOR, RESIDUAL
 
 from mdp_mmdet3d.errors import MdpError
 from mdp_mmdet3d.latency import LatencyTable
-from mdp_mmdet3d.latency.backends.onnxruntime import OnnxRuntimeBackend, _totals_ms
+from mdp_mmdet3d.latency.backends.onnxruntime import OnnxRuntimeBackend, measured_kernels
 from mdp_mmdet3d.latency.graphs import DECODER_COPIES, operator_graph
 from mdp_mmdet3d.space import OperatorSignature
 
@@ -69,12 +69,14 @@ def test_kernels_of_the_context_are_left_out_and_offsets_subtracted():
     def event(name, ms):
         return {"name": f"{name}_kernel_time", "dur": ms * 1000}
 
-    events = [event(name, ms) for ms in (1, 2) for name in ("source_nchwc", "target_nchwc", "target_sum", "sink",
-                                                            "ReorderInput", "ReorderOutput_token_3")]
-    events += [event("offset_fine", 0.5)] * 2 + [{"name": "model_run", "dur": 9e9}]
-    assert _totals_ms(events, 2) == [1.5, 3.5]
-    with pytest.raises(MdpError, match="expected 3"):
-        _totals_ms(events, 3)
+    events = [event(name, ms) for ms in (7, 1, 2) for name in ("source_nchwc", "target_nchwc", "target_sum", "sink",
+                                                               "ReorderInput", "ReorderOutput_token_3")]
+    events += [event("offset_fine", 0.5)] * 3 + [{"name": "model_run", "dur": 9e9}]
+    assert measured_kernels(events, 1, 2) == [(1, [1, 2]), (1, [1, 2]), (-1, [0.5, 0.5])]
+    with pytest.raises(MdpError, match="expected 4"):
+        measured_kernels(events, 1, 3)
+    with pytest.raises(MdpError, match="holds no runs"):
+        measured_kernels([event("sink", 1)], 0, 1)
 
 
 def test_removed_operators_and_unknown_fusions_are_refused():

@@ -23,6 +23,7 @@ from mdp_mmdet3d.latency.table import Device, Entry, MeasurementProtocol
 from mdp_mmdet3d.space import OperatorSignature
 
 Feed = dict[str, np.ndarray]
+Kernel = tuple[int, list[float]]
 
 _NOT_MEASURED = ("source", "sink", "ReorderInput", "ReorderOutput")
 _KERNEL = "_kernel_time"
@@ -46,7 +47,8 @@ _REFERENCE_WIDTHS = (128, 128)
 class OnnxRuntimeBackend:
     """Times operators by ONNX Runtime's profiler in a context like the network's (``docs/latency.md``).
 
-    Runs go on until the fastest ones agree, because another process on the machine only ever adds time.
+    Runs go on until the fastest ones agree, and the fastest count, kernel by kernel, because another process on the
+    machine only ever adds time.
 
     Args:
         warmup: Runs of each operator that are thrown away; the first two are slower than the rest.
@@ -62,7 +64,11 @@ class OnnxRuntimeBackend:
                 "must satisfy warmup >= 0, 1 <= min_runs <= max_runs, tolerance > 0"
             )
         self.protocol = MeasurementProtocol(
-            "kernel time in a sandwich", warmup, min_runs, "median of the fastest three", staircase=True
+            "kernel time in a sandwich",
+            warmup,
+            min_runs,
+            "sum over kernels of the median of the fastest three",
+            staircase=True,
         )
         self._max_runs = max_runs
         self._tolerance = tolerance
@@ -98,15 +104,16 @@ class OnnxRuntimeBackend:
         graph = operator_graph(signature, widths)
         try:
             with tempfile.TemporaryDirectory(prefix="mdp-latency-") as folder:
-                totals = self._kernel_ms(graph, folder)
+                kernels = self._kernel_ms(graph, folder)
         except ort.capi.onnxruntime_pybind11_state.OnnxRuntimeException as error:
             raise MdpError(
                 f"ONNX Runtime {ort.__version__} cannot run {signature.key} with widths {widths}: {error}"
             ) from error
-        fastest = sorted(totals)[:3]
-        ms = statistics.median(fastest) / graph.copies
-        spread = (max(totals) - min(totals)) / statistics.median(totals)
-        return Entry(max(ms, 0.0), spread, len(totals), datetime.now(timezone.utc).isoformat(timespec="milliseconds"))
+        ms = sum(sign * statistics.median(sorted(times)[:3]) for sign, times in kernels) / graph.copies
+        totals = [sum(sign * times[run] for sign, times in kernels) for run in range(len(kernels[0][1]))]
+        spread = (max(totals) - min(totals)) / abs(statistics.median(totals))
+        now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+        return Entry(max(ms, 0.0), spread, len(totals), now)
 
     def _session(self, graph: OperatorGraph, profile: Path | None = None) -> tuple[ort.InferenceSession, Feed]:
         """A session on one thread, with its inputs; it profiles into ``profile``."""
@@ -129,8 +136,8 @@ class OnnxRuntimeBackend:
             times.append((time.perf_counter() - start) * 1000)
         return min(times)
 
-    def _kernel_ms(self, graph: OperatorGraph, folder: str) -> list[float]:
-        """Milliseconds in the measured kernels, per run that counts."""
+    def _kernel_ms(self, graph: OperatorGraph, folder: str) -> list[Kernel]:
+        """The measured kernels of all runs that count."""
         session, feed = self._session(graph, Path(folder) / "profile")
         for _ in range(self.protocol.warmup):
             session.run(None, feed)
@@ -140,28 +147,36 @@ class OnnxRuntimeBackend:
             session.run(None, feed)
             walls.append(time.perf_counter() - start)
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
-        return _totals_ms(events, self.protocol.warmup + len(walls))[self.protocol.warmup :]
+        return measured_kernels(events, self.protocol.warmup, len(walls))
 
     def _settled(self, walls: list[float]) -> bool:
         fastest = sorted(walls)[:3]
         return fastest[-1] <= fastest[0] * (1 + self._tolerance)
 
 
-def _totals_ms(events: list[dict], runs: int) -> list[float]:
-    """Sum of the measured kernels of each run; every kernel runs once per run."""
+def measured_kernels(events: list[dict], warmup: int, runs: int) -> list[Kernel]:
+    """Find the kernels of the measured operator in a profile.
+
+    Args:
+        events: What ONNX Runtime's profiler wrote.
+        warmup: Runs to leave out.
+        runs: Runs after them.
+
+    Returns:
+        Per kernel its sign (-1 for an offset) and its milliseconds in each run.
+
+    Raises:
+        MdpError: The profile does not hold every kernel once per run, or none of the operator.
+    """
     durations: dict[str, list[float]] = {}
     for event in events:
         name = event.get("name", "")
         if name.endswith(_KERNEL) and not name.startswith(_NOT_MEASURED):
             durations.setdefault(name, []).append(event["dur"] / 1000)
-    totals = [0.0] * runs
-    for name, values in durations.items():
-        if len(values) != runs:
-            raise MdpError(
-                f"ONNX Runtime's profile holds {len(values)} runs of {name.removesuffix(_KERNEL)}, "
-                f"expected {runs}; measure again with an ONNX Runtime that profiles every kernel"
-            )
-        sign = -1 if name.startswith("offset") else 1
-        for run, value in enumerate(values):
-            totals[run] += sign * value
-    return totals
+    if not durations or any(len(times) != warmup + runs for times in durations.values()):
+        found = {name.removesuffix(_KERNEL): len(times) for name, times in durations.items()}
+        raise MdpError(
+            f"ONNX Runtime's profile holds {found or 'no'} runs of the operator's kernels, expected {warmup + runs} "
+            "of each; measure with an ONNX Runtime that profiles every kernel"
+        )
+    return [(-1 if name.startswith("offset") else 1, times[warmup:]) for name, times in durations.items()]
