@@ -250,6 +250,7 @@ def _sweep_records(nusc: NuScenes, lidar: dict, global2lidar: NDArray) -> list[d
                 "sample_data_token": lidar["token"],
                 "ego2global": _as_list(ego2global),
                 "lidar_points": {
+                    "num_pts_feats": 5,
                     "lidar_path": lidar["filename"],
                     "lidar2ego": _as_list(sensor2ego),
                     "lidar2sensor": _as_list(np.linalg.inv(global2lidar @ ego2global @ sensor2ego)),

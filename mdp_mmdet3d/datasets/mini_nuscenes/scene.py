@@ -143,12 +143,9 @@ class SceneWriter:
     def _photograph(self, camera: Camera, fired_us: int) -> View:
         cam2global = self._ego(fired_us) @ camera.cam2ego
         eye = cam2global[:2, 3]
-        poses = self.world.object_poses(self._seconds(fired_us))
         parts: list[tuple[NDArray, NDArray, NDArray, int]] = []
         shadows = []
-        for item, pose in zip(self.world.objects, poses):
-            if np.hypot(*(pose[:2] - eye)) > _SIGHT_M:
-                continue
+        for item, pose in self._in_sight(fired_us):
             parts.append((placed(item.mesh.polygons, pose), item.mesh.colours, item.mesh.textures, item.index))
             shadows.append(self._shadow(item, pose))
         scenery = self._scenery
@@ -176,7 +173,7 @@ class SceneWriter:
 
     def _solid_things(self, timestamp_us: int) -> list[SolidThing]:
         things = []
-        for item, pose in zip(self.world.objects, self.world.object_poses(self._seconds(timestamp_us))):
+        for item, pose in self._in_sight(timestamp_us):
             solids = item.mesh.solids.copy()
             solids[..., :3] = solids[..., :3] @ rotation_matrix(pose[3]).T
             solids[..., 3] += solids[..., :3] @ pose[:3]
@@ -199,9 +196,9 @@ class SceneWriter:
         tables, name = self._tables, self._drive.name
         cloud = points[:, :3].astype(np.float64) @ lidar2global[:3, :3].T + lidar2global[:3, 3]
         ego = self._ego(timestamp_us)[:2, 3]
-        for item, pose in zip(self.world.objects, self.world.object_poses(self._seconds(timestamp_us))):
-            near = np.hypot(*(pose[:2] - ego)) <= self._spec.radius_m
-            if not near or shown[item.index] < self._spec.min_visible_pixels:
+        for item, pose in self._in_sight(timestamp_us):
+            far = np.hypot(*(pose[:2] - ego)) > self._spec.radius_m
+            if far or shown[item.index] < self._spec.min_visible_pixels:
                 continue
             centre = pose[:3] + [0, 0, item.size_m[2] / 2]
             instance = f"{name}/{item.index}"
@@ -276,6 +273,12 @@ class SceneWriter:
             filename=filename,
         )
         return self._root / filename
+
+    def _in_sight(self, timestamp_us: int) -> list[tuple[WorldObject, NDArray[np.float64]]]:
+        """Objects not too far from the vehicle, with their poses (x, y, z, yaw)."""
+        poses = self.world.object_poses(self._seconds(timestamp_us))
+        distance = np.linalg.norm(poses[:, :2] - self._ego(timestamp_us)[:2, 3], axis=1)
+        return [(self.world.objects[i], poses[i]) for i in np.flatnonzero(distance < _SIGHT_M)]
 
     def _ego(self, timestamp_us: int) -> NDArray[np.float64]:
         return self.world.ego_pose(self._seconds(timestamp_us))

@@ -185,9 +185,9 @@ def _barrier(b: MeshBuilder, w: float, l: float, h: float, rng: np.random.Genera
 def _traffic_cone(b: MeshBuilder, w: float, l: float, h: float, rng: np.random.Generator) -> None:  # noqa: E741
     orange, white = (25, 85, 240), (235, 235, 235)
     b.box((-0.5 * l, 0.5 * l), (-0.5 * w, 0.5 * w), (0.0, 0.06 * h), (30, 60, 170))
-    radius = 0.4 * w
-    rings = [(0.06 * h, radius), (0.36 * h, 0.72 * radius), (0.56 * h, 0.52 * radius), (0.74 * h, 0.36 * radius),
-             (0.86 * h, 0.25 * radius), (h, 0.12 * radius)]
+    heights = np.array([0.06, 0.36, 0.56, 0.74, 0.86, 1.0])
+    radii = 0.4 * w * np.interp(heights, [0.06, 1.0], [1.0, 0.12])
+    rings = list(zip((heights * h).tolist(), radii.tolist()))
     b.lathe(rings, [orange, white, orange, white, orange])
 
 
@@ -207,7 +207,7 @@ def _pedestrian(
             [(-forward * 0.8 - 0.05, 0.48 * h), (-forward * 0.8 + 0.05, 0.48 * h), (0.06, 0.8 * h), (-0.06, 0.8 * h)],
             0.06 * w, shirt, 2.4 * y,
         )
-    rings = [(0.47 * h, 0.24 * w), (0.62 * h, 0.26 * w), (0.8 * h, 0.3 * w), (0.84 * h, 0.12 * w)]
+    rings = [(0.47 * h, 0.24 * w), (0.62 * h, 0.275 * w), (0.8 * h, 0.3 * w), (0.84 * h, 0.12 * w)]
     b.lathe(rings, shirt, stretch=(0.7, 1.0))
     hair = ((35, 35, 40), (50, 80, 120), (30, 200, 230))[2 if worker else rng.integers(2)]
     b.lathe([(0.84 * h, 0.05), (0.88 * h, 0.09), (0.95 * h, 0.1), (h, 0.05)], [SKIN, SKIN, hair], sides=7)

@@ -1,7 +1,9 @@
 """Who is where and when: objects that share the road without touching, and the vehicle that carries the sensors."""
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property, partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,7 +66,7 @@ class WorldObject:
         start_m: Place along the road at time 0.
         lateral_m: Metres to the left of the centre line.
         heading: Angle to the direction of the road, radians.
-        mesh: Its looks.
+        make_mesh: Builds its looks.
     """
 
     index: int
@@ -76,7 +78,12 @@ class WorldObject:
     start_m: float
     lateral_m: float
     heading: float
-    mesh: Mesh
+    make_mesh: Callable[[], Mesh]
+
+    @cached_property
+    def mesh(self) -> Mesh:
+        """Its looks, built when it first comes into sight."""
+        return self.make_mesh()
 
 
 class World:
@@ -162,31 +169,30 @@ class World:
         self, kinds: list[str], wanted_m: float, needed_m: float, gap_m: float, rng: np.random.Generator
     ) -> tuple[int, float] | None:
         """(track, start) of the free stretch closest to the wanted one on the first kind of track that has any."""
+        offsets = np.arange(0, self.road.length_m / 2, 0.5)
+        offsets = np.stack([offsets, -offsets], 1).ravel()
         for kind in kinds:
             found = []
             for index in rng.permutation([i for i, track in enumerate(self._tracks) if track.kind == kind]).tolist():
-                for offset in np.arange(0, self.road.length_m / 2, 0.5).tolist():
-                    start = next(
-                        (s for s in (wanted_m + offset, wanted_m - offset) if self._is_free(index, s, needed_m, gap_m)),
-                        None,
-                    )
-                    if start is not None:
-                        # Coarse distances: among tracks that are about as close, the permutation decides.
-                        found.append((offset // 5, index, start))
-                        break
+                free = self._are_free(index, wanted_m + offsets, needed_m, gap_m)
+                if free.any():
+                    offset = float(offsets[free.argmax()])
+                    # Coarse distances: among tracks that are about as close, the permutation decides.
+                    found.append((abs(offset) // 5, index, wanted_m + offset))
             if found:
                 _, index, start = min(found, key=lambda item: item[0])
                 return index, start
         return None
 
-    def _is_free(self, track: int, start: float, needed_m: float, gap_m: float) -> bool:
-        low, high = start - gap_m / 2, start + needed_m + gap_m / 2
-        length = self.road.length_m
-        for taken_low, taken_high in self._taken[track]:
-            shift = np.mod(low - taken_low, length)
-            if shift < taken_high - taken_low or shift + (high - low) > length:
-                return False
-        return True
+    def _are_free(
+        self, track: int, starts: NDArray[np.float64], needed_m: float, gap_m: float
+    ) -> NDArray[np.bool_]:
+        """(n,) whether nothing is on the track from each start over ``needed_m`` and half a gap on either side."""
+        if not self._taken[track]:
+            return np.full(len(starts), needed_m + gap_m <= self.road.length_m)
+        low, high = np.array(self._taken[track]).T
+        behind = np.mod(starts[:, None] - gap_m / 2 - low, self.road.length_m)
+        return ((behind >= high - low) & (behind + needed_m + gap_m <= self.road.length_m)).all(1)
 
     def _add(
         self,
@@ -209,10 +215,12 @@ class World:
         elif kind.name in ("pedestrian", "traffic_cone") and not moving:
             heading = rng.uniform(-np.pi, np.pi)
         rider = kind.name in CYCLES and track.kind != "kerb" and (moving or track.stopped)
-        mesh = (
-            cuboid_mesh(kind.name, size_m)
+        colours = np.random.default_rng(rng.integers(2**32))
+        worker = category.endswith("construction_worker")
+        make_mesh = (
+            partial(cuboid_mesh, kind.name, size_m)
             if self.spec.cuboids
-            else object_mesh(kind.name, size_m, rng, rider, category.endswith("construction_worker"))
+            else partial(object_mesh, kind.name, size_m, colours, rider, worker)
         )
         wander = 0.15 if kind.name in ("car", "pedestrian", "motorcycle") else 0.0
         self.objects.append(
@@ -226,7 +234,7 @@ class World:
                 start_m=start_m,
                 lateral_m=track.lateral_m + rng.uniform(-wander, wander),
                 heading=heading,
-                mesh=mesh,
+                make_mesh=make_mesh,
             )
         )
 
