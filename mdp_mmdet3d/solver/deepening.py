@@ -13,9 +13,10 @@ from mdp_mmdet3d.solver.packing import Packing
 from mdp_mmdet3d.solver.problem import PlanIndices
 from mdp_mmdet3d.solver.scaling import ScaledProblem
 
-EXACT_ROOM, BEAM_ROOMS = 1_000_000, (20_000, 200_000)
-_FIRST_STEP, _GROWTH = 1 / 32, ((1_000, 4.0), (30_000, 2.0), (EXACT_ROOM, 1.5))
-_SPREAD, _SPREAD_OF_MANY = (0.97, 1.03, 0.9, 1.1, 0.7, 1.5), (0.85, 1.15)
+_ROOMS = (100_000, 600_000, 3_000_000)
+_FAILURES_PER_ROOM, _BEAM_SHARE = 3, 20
+_FIRST_STEP, _GROWTH = 1 / 32, ((1_000, 4.0), (30_000, 2.0), (_ROOMS[-1], 1.5))
+_SPREAD, _SPREAD_OF_MANY = (0.97, 1.03, 0.9, 1.1, 0.7, 1.5), (0.9, 1.1, 0.7, 1.4)
 _ROUNDING = 1e-9
 
 
@@ -55,7 +56,8 @@ def deepen(scaled: ScaledProblem, dual: Dual, progress: Progress, *, gap: float,
     """Improve ``progress`` until it is exact, the deadline passes or there is no room for more labels.
 
     A search with a target between bound and optimum comes out empty, cheaply, and lowers the bound; the first one
-    below the optimum finds it. Where labels do not fit, a beam search improves the incumbent instead.
+    below the optimum finds it. Where labels do not fit, a beam search improves the incumbent, the next target lies
+    between this one and the bound, and after some failures there is more room.
 
     Args:
         scaled: The problem.
@@ -68,15 +70,23 @@ def deepen(scaled: ScaledProblem, dual: Dual, progress: Progress, *, gap: float,
     top = progress.upper
     step = (top - progress.lower) * _FIRST_STEP if progress.plan else 1e-3 * top
     step = max(step, 1e-7 * top)
+    room, failures = _ROOMS[0], 0
     while not progress.exact and time.perf_counter() < deadline:
         target = max(progress.lower, top - step, 0.0)
         search = _Round(scaled, dual, target, reduce, deadline)
-        outcome = search.run(EXACT_ROOM, beam=False)
-        if outcome is None:
-            if progress.closed(gap) or not _beam(search, progress, gap, deadline):
-                return
-            continue
+        outcome = search.run(room, beam=False)
         progress.rounds += 1
+        if outcome is None:
+            beam = search.run(room // _BEAM_SHARE, beam=True)
+            if beam is not None:
+                search.record(beam, progress)
+            failures += 1
+            level = failures // _FAILURES_PER_ROOM
+            if progress.closed(gap) or level >= len(_ROOMS):
+                return
+            room = _ROOMS[level]
+            step = (step + top - progress.upper) / 2
+            continue
         progress.labels = max(progress.labels, outcome.labels)
         search.record(outcome, progress)
         if progress.plan is not None and progress.lower >= target - _ROUNDING:
@@ -85,19 +95,8 @@ def deepen(scaled: ScaledProblem, dual: Dual, progress: Progress, *, gap: float,
             progress.upper, progress.exact = -np.inf, True
         else:
             progress.upper = min(progress.upper, target)
-            step *= next(growth for count, growth in _GROWTH if outcome.labels <= count)
-
-
-def _beam(search: _Round, progress: Progress, gap: float, deadline: float) -> bool:
-    """Look for a better incumbent; True if there is one, so that an exact search may fit now."""
-    before = progress.lower
-    for room in BEAM_ROOMS:
-        outcome = search.run(room, beam=True)
-        if outcome is not None:
-            search.record(outcome, progress)
-        if progress.closed(gap) or time.perf_counter() >= deadline:
-            return False
-    return progress.lower > before and progress.lower > search.target
+            growth = next(factor for count, factor in _GROWTH if outcome.labels <= count)
+            step = max(step, top - progress.upper) * (growth if len(scaled.limits) == 1 else growth**0.5)
 
 
 class _Round:

@@ -54,6 +54,11 @@ class Labels:
     def __len__(self) -> int:
         return len(self.group)
 
+    @property
+    def parts(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The fields in order."""
+        return self.group, self.rows, self.slack
+
     def take(self, index: np.ndarray) -> Labels:
         """The labels at ``index``."""
         return Labels(self.group[index], self.rows[index], self.slack[index])
@@ -93,6 +98,7 @@ class LabelSearch:
                  target: float, room: int, beam: bool, deadline: float) -> None:
         self.tree = tree
         self.bounds = bounds
+        self.target = target
         self.room = room
         self.beam = beam
         self.deadline = deadline
@@ -139,13 +145,14 @@ class LabelSearch:
             assert child is not None
             child_shape = tuple(shape[axis] for axis in view.axes)
             cell_group = _flat(tuple(places[axis] for axis in view.axes), child_shape, len(cells))
-            if is_root and position == len(children) - 1 and self.metrics == 1:
-                labels = self._join_best(labels, cell_group, child)
-            else:
-                labels = self._join(labels, cell_group, child)
-                if position < len(children) - 1:
-                    labels = labels.take(undominated(labels.group, labels.rows, self.metrics))
-                    labels = self._fitting(labels, -1.0)
+            if is_root and position == len(children) - 1:
+                last_join = self._best_of_one_limit if self.metrics == 1 else self._best_of_many_limits
+                labels = last_join(labels, cell_group, child)
+                continue
+            labels = self._join(labels, cell_group, child)
+            if position < len(children) - 1:
+                labels = labels.take(undominated(labels.group, labels.rows, self.metrics))
+                labels = self._fitting(labels, -1.0)
         group = _flat(places[1:], shape[1:], len(cells))[labels.group]
         kept = undominated(group, labels.rows, self.metrics)
         group, rows = group[kept], labels.rows[kept]
@@ -180,8 +187,7 @@ class LabelSearch:
         self._largest = max(self._largest, size)
         if not parts:
             return left
-        return Labels(*(np.concatenate([getattr(part, name) for part in parts])
-                        for name in ("group", "rows", "slack")))
+        return Labels(*(np.concatenate(fields) for fields in zip(*(part.parts for part in parts))))
 
     def _pairs(self, left: Labels, right: Labels, first: np.ndarray, count: np.ndarray, begin: int,
                end: int) -> Labels:
@@ -199,7 +205,7 @@ class LabelSearch:
         within = (rows[:, 1:1 + self.metrics] <= self.limit_units).all(axis=1)
         return np.flatnonzero(within & (rows[:, 0] < LARGEST_VALUE))
 
-    def _join_best(self, left: Labels, cell_group: np.ndarray, right: Labels) -> Labels:
+    def _best_of_one_limit(self, left: Labels, cell_group: np.ndarray, right: Labels) -> Labels:
         """Per label the best partner within the single limit: the costliest, as labels are undominated."""
         order = np.lexsort((right.rows[:, 1], right.group))
         keys = _cost_keys(right.group[order], right.rows[order, 1])
@@ -210,6 +216,29 @@ class LabelSearch:
         found[found] = right.group[order[position[found]]] == group[found]
         partner = order[position[found]]
         return Labels(left.group[found], left.rows[found] + right.rows[partner], left.slack[found])
+
+    def _best_of_many_limits(self, left: Labels, cell_group: np.ndarray, right: Labels) -> Labels:
+        """The best sum; each one found raises the target for the labels that follow."""
+        left = left.take(np.argsort(-left.slack[:, 0], kind="stable"))
+        best, target = left.take(np.zeros(0, dtype=np.int64)), self.target
+        weights = np.array([bound.weight for bound in self.bounds])
+        begin = 0
+        while begin < len(left):
+            raised = Labels(left.group, left.rows, left.slack - weights * (target - self.target))
+            first, count = _partners(raised, cell_group, right)
+            ends = np.cumsum(count[begin:])
+            end = begin + max(int(np.searchsorted(ends, _PAIRS_AT_ONCE, side="right")), 1)
+            pairs = self._pairs(raised, right, first, count, begin, end)
+            self._largest = max(self._largest, len(pairs))
+            both = Labels(*(np.concatenate(parts) for parts in zip(best.parts, pairs.parts)))
+            row = best_row(both.rows, self.metrics)
+            if row is not None:
+                best = both.take(np.flatnonzero((both.rows == row).all(axis=1))[:1])
+                target = max(target, float(row[0]) / RESOLUTION)
+            begin = end
+            if time.perf_counter() > self.deadline:
+                raise OutOfRoomError
+        return best
 
     def _fitting(self, labels: Labels, sign: float) -> Labels:
         """In a beam search, at most `room` labels; ``sign`` as in `_thinned`."""
