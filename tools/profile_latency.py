@@ -1,0 +1,86 @@
+"""Measure the operators of a model on this machine into a latency table; compare and merge tables.
+
+profile_latency.py CONFIG [--policy grid|exact] [--out latency_table.json]
+profile_latency.py diff A.json B.json
+profile_latency.py merge TARGET.json OTHER.json [--force]
+"""
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from mdp_mmdet3d.errors import MdpError
+from mdp_mmdet3d.latency.compare import compare_tables, print_comparison
+from mdp_mmdet3d.latency.table import LatencyTable
+
+
+def parse_args() -> argparse.Namespace:
+    commands = ("diff", "merge")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    if len(sys.argv) > 1 and sys.argv[1] in commands:
+        parser.add_argument("command", choices=commands)
+        parser.add_argument("table", type=Path, help="latency table; merge writes into it")
+        parser.add_argument("other", type=Path, help="latency table to compare with, or to take entries from")
+        parser.add_argument("--force", action="store_true", help="merge tables of different devices or protocols")
+        return parser.parse_args()
+    parser.set_defaults(command="measure")
+    parser.add_argument("config", type=Path, help="config with a prune section, e.g. configs/streampetr_mdp.py")
+    parser.add_argument("--out", type=Path, help="default: work_dirs/<name of the config>/latency_table.json")
+    parser.add_argument("--policy", choices=("grid", "exact"), default="grid",
+                        help="a few widths per dimension, or every combination of options")
+    return parser.parse_args()
+
+
+def measure(args: argparse.Namespace, console: Console) -> None:
+    from mmengine.config import Config
+
+    from mdp_mmdet3d.engine.inputs import build_dense
+    from mdp_mmdet3d.engine.settings import PruneSettings
+    from mdp_mmdet3d.latency.backends.onnxruntime import OnnxRuntimeBackend
+    from mdp_mmdet3d.latency.measure import measure_latency
+    from mdp_mmdet3d.space.builder import SpaceOptions
+    from mdp_mmdet3d.space.trace import InputShape, trace_space
+
+    if not args.config.is_file():
+        raise MdpError(f"config {args.config} does not exist; the main one is configs/streampetr_mdp.py")
+    config = Config.fromfile(str(args.config))
+    s = PruneSettings.from_config(config.get("prune", {}))
+    options = SpaceOptions(s.max_options, s.channel_multiple, s.head_width_multiple, s.min_keep, tuple(s.freeze))
+    space = trace_space(build_dense(config, None)[0], InputShape(s.num_cams, *s.input_size), options)
+    path = args.out or Path("work_dirs") / args.config.stem / "latency_table.json"
+    table = measure_latency(space, OnnxRuntimeBackend(), path, policy=args.policy)
+    console.print(f"{path}: {len(table)} entries of {table.device}", highlight=False)
+    disturbed = len(table.disturbed())
+    if disturbed:
+        console.print(f"[yellow]{disturbed} of them were measured while the machine was busy[/yellow]: run again when "
+                      "it is idle, or expect them to be too slow")
+
+
+def main() -> int:
+    args = parse_args()
+    console = Console(soft_wrap=True)
+    try:
+        if args.command == "measure":
+            measure(args, console)
+        elif args.command == "diff":
+            first, second = LatencyTable.load(args.table), LatencyTable.load(args.other)
+            print_comparison(compare_tables(first, second), first.device, second.device, console)
+        else:
+            table = LatencyTable.load(args.table)
+            taken = table.merge(LatencyTable.load(args.other), force=args.force)
+            table.save(args.table)
+            console.print(f"{taken} entries taken over; {args.table} now holds {len(table)}")
+    except MdpError as error:
+        console.print(f"[bold red]error:[/bold red] {error}", highlight=False)
+        return 2
+    except KeyboardInterrupt:
+        console.print("stopped; run the same command again to go on")
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
