@@ -9,8 +9,8 @@ from rich.progress import track
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from mdp_mmdet3d.datasets.nuscenes_infos import SPLITS, annotate_infos, create_infos  # noqa: E402
-from mdp_mmdet3d.errors import MdpError  # noqa: E402
+from mdp_mmdet3d.datasets.nuscenes_infos import SPLITS, annotate_infos, create_infos
+from mdp_mmdet3d.errors import MdpError
 
 
 def parse_args() -> argparse.Namespace:

@@ -47,8 +47,8 @@ def main() -> int:
     args = parse_args()
     try:
         spec = spec_from(args)
-        columns = (TextColumn("key frames"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-        with Progress(*columns) as progress:
+        columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+        with Progress(TextColumn("{task.description}"), *columns) as progress:
             task = progress.add_task("key frames", total=spec.scenes * spec.frames)
             write_mini_nuscenes(args.out, spec, args.overwrite, step=lambda: progress.advance(task))
     except MdpError as error:

@@ -42,7 +42,7 @@ def test_counts_in_the_tables_equal_a_brute_force_count(mini_nusc):
 def test_first_hit_agrees_with_the_slab_method():
     rng = np.random.default_rng(0)
     low, high = np.array([4.0, -1.0, -1.5]), np.array([8.0, 1.0, 0.5])
-    directions = rng.normal(size=(40, 50, 3)) + [2, 0, 0]
+    directions = rng.normal(size=(40, 50, 3)) + np.array([2, 0, 0])
     directions /= np.linalg.norm(directions, axis=-1, keepdims=True)
     thing = box_thing(low, high)
     found, part = _first_hit(directions, thing.solids[..., :3], thing.solids[..., 3])

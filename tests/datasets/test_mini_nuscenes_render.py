@@ -81,7 +81,8 @@ def test_interpenetrating_surfaces_are_cut_pixel_by_pixel(camera):
     canvas = Canvas(camera, image, np.zeros(image.shape[:2], np.float32))
     inverse = np.linalg.inv(camera.intrinsics)
     for owner, slope in enumerate((0.3, -0.3)):
-        square = np.array([[-5, -2, 10 - 5 * slope], [5, -2, 10 + 5 * slope], [5, 2, 10 + 5 * slope], [-5, 2, 10 - 5 * slope]])
+        left, right = 10 - 5 * slope, 10 + 5 * slope
+        square = np.array([[-5, -2, left], [5, -2, right], [5, 2, right], [-5, 2, left]])
         normal = np.cross(square[1] - square[0], square[2] - square[0])
         canvas.fill(square, normal @ inverse / (normal @ square[0]), np.array([1, 2, 3], np.uint8), owner)
     visible = canvas.visible_pixels()
@@ -127,7 +128,7 @@ def test_a_wall_shows_its_texture_upright(camera, backdrop):
     texture = np.zeros((60, 80, 3), np.uint8)
     texture[:30] = 250
     polygons = PolygonSet(
-        mesh.polygons + [20, 0, 0], mesh.colours, mesh.textures, np.zeros(6, np.int64), np.array([-1])
+        mesh.polygons + np.array([20, 0, 0]), mesh.colours, mesh.textures, np.zeros(6, np.int64), np.array([-1])
     )
     image = render(camera, camera.cam2ego, polygons, backdrop, [], (texture,)).image.astype(int)
     upper = np.round(hull(camera, np.array([[20, 0, 4.5]]))[0, 0]).astype(int)

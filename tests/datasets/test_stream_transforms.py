@@ -76,7 +76,9 @@ def test_evaluation_sizes_are_those_of_the_specification(final_shape, scale, res
 
 
 @settings(max_examples=60, deadline=None)
-@given(width=st.integers(64, 2000), height=st.integers(36, 1200), rows=st.integers(16, 512), columns=st.integers(16, 900))
+@given(
+    width=st.integers(64, 2000), height=st.integers(36, 1200), rows=st.integers(16, 512), columns=st.integers(16, 900)
+)
 def test_the_evaluation_crop_lies_inside_the_resized_image(width, height, rows, columns):
     found = evaluation_augmentation(width, height, (rows, columns))
     resized_width, resized_height = int(round(width * found.scale, 6)), int(round(height * found.scale, 6))

@@ -71,7 +71,7 @@ class Backdrop:
         """The image with the softness and the grain of a real sensor."""
         height, width = image.shape[:2]
         if width >= 800:
-            image = cv2.GaussianBlur(image, (3, 3), 0.6)
+            image = cv2.GaussianBlur(image, (3, 3), 0.6).astype(np.uint8, copy=False)
         y, x = self._rng.integers(0, _GRAIN_SHIFT, 2).tolist()
         if self._grain is None or self._grain.shape[:2] != (height + _GRAIN_SHIFT, width + _GRAIN_SHIFT):
             shape = (height + _GRAIN_SHIFT, width + _GRAIN_SHIFT, 3)
@@ -90,7 +90,7 @@ class Backdrop:
         cover = cv2.warpPerspective(
             self._clouds, plane @ texel2world, (width, rows), borderMode=cv2.BORDER_WRAP
         )
-        cover *= np.clip(elevation * 5 - 0.3, 0, 1)
+        cover = cover * np.clip(elevation * 5 - 0.3, 0, 1)
         shade = np.sqrt(np.clip(elevation, 0, 1))
         sky = _blend(self._zenith, self.haze, shade)
         return cv2.blendLinear(_constant(_CLOUD, sky.shape), sky, cover, 1 - cover).astype(np.uint8)
@@ -109,13 +109,13 @@ class Backdrop:
         result = np.empty((rows, width, 3), np.uint8)
         far = self._layer(self._ground.coarse, 8 * RESOLUTION_M, plane, first, width, end)
         haze = np.clip(1.2 - z[:end] * 60, 0, 0.6)
-        far = cv2.blendLinear(_constant(self.haze, far.shape), far, haze, 1 - haze)
+        far = cv2.blendLinear(_constant(self.haze, far.shape), far, haze, 1 - haze).astype(np.uint8, copy=False)
         near = self._layer(self._ground.image, RESOLUTION_M, plane, first + begin, width, rows - begin)
         if width >= 800:
             detail = self._layer(
                 self._detail, _DETAIL_TEXEL_M, plane, first + begin, width, rows - begin, cv2.BORDER_WRAP
             )
-            near = cv2.multiply(near, cv2.merge([detail, detail, detail]), scale=1 / 128)
+            near = cv2.multiply(near, cv2.merge([detail, detail, detail]), scale=1 / 128).astype(np.uint8, copy=False)
         result[:begin] = far[:begin]
         share = sharp[begin:end]
         if end > begin:

@@ -43,7 +43,7 @@ class Canvas:
         for polygon in polygons:
             points = self._project(polygon)
             if points is not None and self._window(points) is not None:
-                cv2.fillConvexPoly(mask, points, 255, cv2.LINE_AA, _SHIFT)
+                cv2.fillConvexPoly(mask, points, [255], cv2.LINE_AA, _SHIFT)
         top = int(mask.any(1).argmax())
         gain = 255 - mask[top:] // 5 * 2
         cv2.multiply(self.image[top:], cv2.merge([gain, gain, gain]), self.image[top:], 1 / 255)
@@ -116,7 +116,7 @@ class Canvas:
         rows, columns = window
         mask = np.zeros((rows.stop - rows.start, columns.stop - columns.start), np.uint8)
         points -= np.array([columns.start * _SCALE, rows.start * _SCALE], np.int32)
-        cv2.fillConvexPoly(mask, points, 1, cv2.LINE_8, _SHIFT)
+        cv2.fillConvexPoly(mask, points, [1], cv2.LINE_8, _SHIFT)
         if owned:
             self._silhouette[window] |= mask
             self._touched.append(window)

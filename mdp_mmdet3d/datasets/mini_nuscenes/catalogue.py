@@ -38,7 +38,9 @@ CATALOGUE: dict[str, ObjectClass] = {
             "construction_vehicle", "vehicle.construction", (2.73, 6.37, 3.19), 0.03, {"parking": 0.8, "lane": 0.2}
         ),
         ObjectClass("bus", "vehicle.bus.rigid", (2.94, 11.0, 3.47), 0.04, {"lane": 0.8, "parking": 0.2}),
-        ObjectClass("trailer", "vehicle.trailer", (2.87, 9.0, 3.6), 0.04, {"lane": 0.6, "parking": 0.4}, towed_by="truck"),
+        ObjectClass(
+            "trailer", "vehicle.trailer", (2.87, 9.0, 3.6), 0.04, {"lane": 0.6, "parking": 0.4}, towed_by="truck"
+        ),
         ObjectClass("barrier", "movable_object.barrier", (2.53, 0.5, 0.98), 0.12, {"parking": 1.0}, 4, 0.8),
         ObjectClass("motorcycle", "vehicle.motorcycle", (0.77, 2.11, 1.47), 0.05, {"lane": 0.6, "parking": 0.4}),
         ObjectClass("bicycle", "vehicle.bicycle", (0.60, 1.70, 1.28), 0.06, {"bike": 0.7, "kerb": 0.3}, 1, 1.0),

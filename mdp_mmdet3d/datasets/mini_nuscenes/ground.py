@@ -99,7 +99,7 @@ def _weathered(rng: np.random.Generator, image: NDArray[np.uint8]) -> NDArray[np
     for _ in range(height * width // 60000):
         x, y = int(rng.integers(width)), int(rng.integers(height))
         axes = int(rng.integers(4, 30)), int(rng.integers(4, 14))
-        cv2.ellipse(gain, (x, y), axes, float(rng.uniform(0, 180)), 0, 360, float(rng.normal(-6, 6)), -1)
+        cv2.ellipse(gain, (x, y), axes, float(rng.uniform(0, 180)), 0, 360, [float(rng.normal(-6, 6))], -1)
     positive = gain.clip(0, 255).astype(np.uint8)
     negative = (-gain).clip(0, 255).astype(np.uint8)
     result = cv2.subtract(cv2.add(image, cv2.merge([positive] * 3)), cv2.merge([negative] * 3))
@@ -122,5 +122,5 @@ def map_mask(roads: list[Road], size_m: tuple[float, float]) -> NDArray[np.uint8
         for d, value in ((-ROAD_EDGES_M["sidewalk"], 255), (ROAD_EDGES_M["sidewalk"], 0)):
             line = road.line(d) / RESOLUTION_M
             line[:, 1] = height - line[:, 1]
-            cv2.fillPoly(mask, [np.round(line).astype(np.int32)], value)
+            cv2.fillPoly(mask, [np.round(line).astype(np.int32)], [value])
     return mask

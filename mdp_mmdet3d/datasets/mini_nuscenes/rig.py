@@ -81,7 +81,7 @@ def make_rig(rng: np.random.Generator, image_size: tuple[int, int]) -> Rig:
         cameras.append(Camera(name, pose, intrinsics, image_size, lead_us))
     lidar2ego = np.eye(4)
     lidar2ego[:3, :3] = rotation_matrix(
-        *np.radians([_LIDAR_MOUNT[0], 0.0, 0.0] + rng.normal(0, 0.3, 3))
+        *np.radians(np.array([_LIDAR_MOUNT[0], 0.0, 0.0]) + rng.normal(0, 0.3, 3))
     )
     lidar2ego[:3, 3] = np.array(_LIDAR_MOUNT[1:]) + rng.normal(0, 0.005, 3)
     return Rig(tuple(cameras), lidar2ego)

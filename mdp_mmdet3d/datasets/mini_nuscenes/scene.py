@@ -177,7 +177,7 @@ class SceneWriter:
             solids = item.mesh.solids.copy()
             solids[..., :3] = solids[..., :3] @ rotation_matrix(pose[3]).T
             solids[..., 3] += solids[..., :3] @ pose[:3]
-            centre = pose[:3] + [0, 0, item.size_m[2] / 2]
+            centre = pose[:3] + np.array([0, 0, item.size_m[2] / 2])
             things.append(SolidThing(centre, float(np.linalg.norm(item.size_m)) / 2, solids, item.mesh.intensities))
         for mesh, position, reach in zip(self._scenery.meshes, self._scenery.positions, self._scenery.reach_m):
             things.append(SolidThing(np.append(position, 0.0), float(reach), mesh.solids, mesh.intensities))
@@ -200,7 +200,7 @@ class SceneWriter:
             far = np.hypot(*(pose[:2] - ego)) > self._spec.radius_m
             if far or shown[item.index] < self._spec.min_visible_pixels:
                 continue
-            centre = pose[:3] + [0, 0, item.size_m[2] / 2]
+            centre = pose[:3] + np.array([0, 0, item.size_m[2] / 2])
             instance = f"{name}/{item.index}"
             tables.add_linked(
                 "sample_annotation",

@@ -163,10 +163,12 @@ def _construction_vehicle(b: MeshBuilder, w: float, l: float, h: float, rng: np.
     b.box((-0.47 * l, 0.18 * l), (-0.44 * w, 0.44 * w), (0.26 * h, 0.55 * h), yellow)
     b.prism([(-0.1 * l, 0.55 * h), (0.17 * l, 0.55 * h), (0.13 * l, 0.92 * h), (-0.08 * l, 0.92 * h)], 0.2 * w,
             {"side": GLASS, "top": yellow}, 0.2 * w)
-    b.prism([(0.0, 0.5 * h), (0.06 * l, 0.45 * h), (0.35 * l, 0.9 * h), (0.32 * l, 0.99 * h)], 0.07 * w, yellow, -0.1 * w)
+    b.prism([(0.0, 0.5 * h), (0.06 * l, 0.45 * h), (0.35 * l, 0.9 * h), (0.32 * l, 0.99 * h)], 0.07 * w, yellow,
+            -0.1 * w)
     b.prism([(0.32 * l, 0.98 * h), (0.36 * l, 0.93 * h), (0.47 * l, 0.3 * h), (0.43 * l, 0.3 * h)], 0.06 * w, yellow,
             -0.1 * w)
-    b.prism([(0.36 * l, 0.2 * h), (0.5 * l, 0.05 * h), (0.5 * l, 0.33 * h), (0.4 * l, 0.36 * h)], 0.2 * w, STEEL, -0.1 * w)
+    b.prism([(0.36 * l, 0.2 * h), (0.5 * l, 0.05 * h), (0.5 * l, 0.33 * h), (0.4 * l, 0.36 * h)], 0.2 * w, STEEL,
+            -0.1 * w)
 
 
 def _barrier(b: MeshBuilder, w: float, l: float, h: float, rng: np.random.Generator) -> None:  # noqa: E741
@@ -196,7 +198,7 @@ def _pedestrian(
 ) -> None:
     shirt = (30, 210, 190) if worker else CLOTHES[rng.integers(len(CLOTHES))]
     trousers = CLOTHES[rng.integers(len(CLOTHES))]
-    step = rng.uniform(0.1, 0.3) * l
+    step = rng.uniform(0.25, 0.34) * l
     for side, forward in ((0.16, step), (-0.16, -step)):
         y = side * w
         b.prism(
@@ -224,22 +226,25 @@ def _cycle(
     saddle = 0.55 * h if rider else 0.8 * h
     frame = radius * 1.1
     if motor:
-        b.prism([(-0.2 * l, frame * 0.6), (0.15 * l, frame * 0.6), (0.22 * l, saddle), (-0.3 * l, saddle * 0.92)], 0.16 * w,
-                colour)
-        b.prism([(-0.35 * l, saddle * 0.9), (0.0, saddle * 0.9), (-0.02 * l, saddle), (-0.36 * l, saddle)], 0.18 * w, DARK)
+        b.prism([(-0.2 * l, frame * 0.6), (0.15 * l, frame * 0.6), (0.22 * l, saddle), (-0.3 * l, saddle * 0.92)],
+                0.16 * w, colour)
+        b.prism([(-0.35 * l, saddle * 0.9), (0.0, saddle * 0.9), (-0.02 * l, saddle), (-0.36 * l, saddle)],
+                0.18 * w, DARK)
         b.box((0.27 * l, 0.31 * l), (-0.1 * w, 0.1 * w), (saddle * 0.85, saddle * 1.05), LAMP, solid=False)
     else:
-        b.prism([(-0.25 * l, frame), (-0.15 * l, frame * 0.8), (0.2 * l, saddle * 0.9), (0.12 * l, saddle)], 0.05 * w, colour)
-        b.prism([(-0.2 * l, saddle * 0.92), (-0.02 * l, saddle * 0.92), (-0.04 * l, saddle), (-0.2 * l, saddle)], 0.1 * w,
-                DARK)
-    b.prism([(0.27 * l, frame * 0.8), (0.31 * l, frame * 0.8), (0.24 * l, saddle * 1.2), (0.2 * l, saddle * 1.2)], 0.06 * w,
-            STEEL)
+        b.prism([(-0.25 * l, frame), (-0.15 * l, frame * 0.8), (0.2 * l, saddle * 0.9), (0.12 * l, saddle)],
+                0.05 * w, colour)
+        b.prism([(-0.2 * l, saddle * 0.92), (-0.02 * l, saddle * 0.92), (-0.04 * l, saddle), (-0.2 * l, saddle)],
+                0.1 * w, DARK)
+    b.prism([(0.27 * l, frame * 0.8), (0.31 * l, frame * 0.8), (0.24 * l, saddle * 1.2), (0.2 * l, saddle * 1.2)],
+            0.06 * w, STEEL)
     b.box((0.18 * l, 0.24 * l), (-0.47 * w, 0.47 * w), (saddle * 1.15, saddle * 1.22), DARK)
     if rider:
         shirt = CLOTHES[rng.integers(len(CLOTHES))]
         for side in (-0.17, 0.17):
-            b.prism([(0.02 * l, frame * 0.9), (0.1 * l, frame * 0.9), (0.04 * l, saddle * 1.05), (-0.14 * l, saddle * 1.05)],
-                    0.09 * w, CLOTHES[0], side * w)
+            hip = saddle * 1.05
+            leg = [(0.02 * l, frame * 0.9), (0.1 * l, frame * 0.9), (0.04 * l, hip), (-0.14 * l, hip)]
+            b.prism(leg, 0.09 * w, CLOTHES[0], side * w)
         b.prism([(-0.16 * l, saddle), (0.0, saddle), (0.1 * l, 0.86 * h), (-0.04 * l, 0.86 * h)], 0.22 * w, shirt)
         b.lathe([(0.86 * h, 0.05), (0.89 * h, 0.1), (0.96 * h, 0.11), (h, 0.06)], [SKIN, colour, colour],
                 centre=(0.04 * l, 0.0), sides=7)
