@@ -20,6 +20,10 @@ SOURCE_CHANNELS = 16
 DECODER_COPIES = 2
 
 
+_REFERENCE = OperatorSignature.make("conv", batch=1, height=32, width=88, kernel_h=3, kernel_w=3, stride=1, padding=1,
+                                    groups=1, relu=True, residual=False)
+
+
 @dataclass(frozen=True)
 class OperatorGraph:
     """An ONNX model that runs one operator.
@@ -46,6 +50,11 @@ def operator_graph(signature: OperatorSignature, widths: tuple[int, ...]) -> Ope
     builder = _Builder()
     copies = _BUILDERS[signature.kind](builder, signature, widths)
     return OperatorGraph(builder.finish(), builder.inputs, copies)
+
+
+def reference_graph() -> OperatorGraph:
+    """A few milliseconds of dense arithmetic: slows down as soon as anything else uses the core or its twin."""
+    return operator_graph(_REFERENCE, (128, 128))
 
 
 class _Builder:

@@ -12,8 +12,9 @@ from latency_spaces import CONV, CROSS_ATTENTION, EVERY_OPERATOR, RESIDUAL
 
 from mdp_mmdet3d.errors import MdpError
 from mdp_mmdet3d.latency import LatencyTable
-from mdp_mmdet3d.latency.backends.onnxruntime import OnnxRuntimeBackend, measured_kernels
+from mdp_mmdet3d.latency.backends.onnxruntime import OnnxRuntimeBackend
 from mdp_mmdet3d.latency.graphs import DECODER_COPIES, operator_graph
+from mdp_mmdet3d.latency.probe.onnxruntime_timer import measured_kernels
 from mdp_mmdet3d.space import OperatorSignature
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -73,9 +74,9 @@ def test_kernels_of_the_context_are_left_out_and_offsets_subtracted():
                                                                "ReorderInput", "ReorderOutput_token_3")]
     events += [event("offset_fine", 0.5)] * 3 + [{"name": "model_run", "dur": 9e9}]
     assert measured_kernels(events, 1, 2) == [(1, [1, 2]), (1, [1, 2]), (-1, [0.5, 0.5])]
-    with pytest.raises(MdpError, match="expected 4"):
+    with pytest.raises(RuntimeError, match="expected 4"):
         measured_kernels(events, 1, 3)
-    with pytest.raises(MdpError, match="holds no runs"):
+    with pytest.raises(RuntimeError, match="holds no runs"):
         measured_kernels([event("sink", 1)], 0, 1)
 
 
@@ -85,6 +86,12 @@ def test_removed_operators_and_unknown_fusions_are_refused():
     odd = OperatorSignature.make("linear", tokens=4, norm="batch", activation="none")
     with pytest.raises(ValueError, match="norm must be"):
         operator_graph(odd, (16, 16))
+
+
+def test_what_the_runtime_refuses_is_named():
+    seven = OperatorSignature.make("conv", **{**dict(CONV.attributes), "groups": 7})
+    with pytest.raises(MdpError, match=r"groups=7.*\(32, 48\).*refuses"):
+        list(OnnxRuntimeBackend().measure([(seven, (32, 48))]))
 
 
 @pytest.mark.parametrize("options", [{"warmup": -1}, {"min_runs": 0}, {"min_runs": 9, "max_runs": 8}, {"tolerance": 0}])
