@@ -165,7 +165,8 @@ def figures(predicted: np.ndarray, measured: np.ndarray) -> dict[str, float]:
              if abs(measured[i] - measured[j]) > 0.02 * min(measured[i], measured[j])]
     right = [(predicted[i] < predicted[j]) == (measured[i] < measured[j]) for i, j in pairs]
     return {"mean_error": float(error.mean()), "worst_error": float(error.max()),
-            "rank_correlation": float(spearmanr(predicted, measured).statistic), "pairwise": statistics.fmean(right) if right else 1.0}
+            "rank_correlation": float(spearmanr(predicted, measured).statistic),
+            "pairwise": statistics.fmean(right) if right else 1.0}
 
 
 def parse_args() -> argparse.Namespace:

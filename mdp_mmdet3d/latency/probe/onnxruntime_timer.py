@@ -71,7 +71,7 @@ class OnnxRuntimeTimer:
         with tempfile.TemporaryDirectory(prefix="mdp-latency-") as folder:
             session, feed = self._session(model, inputs, str(Path(folder) / "profile"))
             for _ in range(self._warmup):
-                session.run(None, feed)
+                self._run(session, feed)
             walls: list[float] = []
             while len(walls) < self._min_runs or (len(walls) < self._max_runs and not self._settled(walls)):
                 walls.append(self._run(session, feed))
@@ -103,7 +103,10 @@ class OnnxRuntimeTimer:
 
     def _run(self, session: Any, feed: dict[str, Any]) -> float:
         start = time.perf_counter()
-        session.run(None, feed)
+        try:
+            session.run(None, feed)
+        except Exception as error:  # ONNX Runtime's errors have no base class of their own
+            raise RuntimeError(f"ONNX Runtime {ort.__version__} fails on the model: {error}") from error
         return time.perf_counter() - start
 
     def _settled(self, walls: list[float]) -> bool:
