@@ -84,7 +84,8 @@ def test_interpenetrating_surfaces_are_cut_pixel_by_pixel(camera):
         left, right = 10 - 5 * slope, 10 + 5 * slope
         square = np.array([[-5, -2, left], [5, -2, right], [5, 2, right], [-5, 2, left]])
         normal = np.cross(square[1] - square[0], square[2] - square[0])
-        canvas.fill(square, normal @ inverse / (normal @ square[0]), np.array([1, 2, 3], np.uint8), owner)
+        (outline,) = canvas.outlines(square[None])
+        canvas.fill(outline, normal @ inverse / (normal @ square[0]), np.array([1, 2, 3], np.uint8), owner)
     visible = canvas.visible_pixels()
     assert visible[0] == pytest.approx(visible[1], rel=0.05)
     cut = int(camera.intrinsics[0, 2])

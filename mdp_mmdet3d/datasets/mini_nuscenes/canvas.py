@@ -1,6 +1,8 @@
 """An image with a depth buffer into which convex polygons are drawn."""
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -10,8 +12,17 @@ from mdp_mmdet3d.datasets.mini_nuscenes.rig import Camera
 NEAR_M = 0.25
 _SHIFT = 4
 _SCALE = 2**_SHIFT
+_SMALLEST_PX = 0.7
+_FAR_PX = 2.0**27
 
 Window = tuple[slice, slice]
+
+
+class Outline(NamedTuple):
+    """A polygon in the image: fixed-point pixels (n, 2) and the (rows, columns) that it may touch."""
+
+    points: NDArray[np.int32]
+    window: Window
 
 
 class Canvas:
@@ -37,41 +48,71 @@ class Canvas:
         self._u = np.arange(width, dtype=np.float32)[None]
         self._v = np.arange(height, dtype=np.float32)[:, None]
 
-    def darken(self, polygons: list[NDArray[np.float64]]) -> None:
-        """Cast shadows: darken everything inside polygons (n, 3) of the camera frame."""
+    def outlines(self, vertices: NDArray[np.float64]) -> list[Outline | None]:
+        """Where polygons lie in the image.
+
+        Args:
+            vertices: (F, V, 3) in the camera frame.
+
+        Returns:
+            Per polygon its outline, None where it is out of the image or too small to be seen.
+        """
+        crossing = np.flatnonzero(vertices[:, :, 2].min(1) < NEAR_M)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            points = self._project(np.where(vertices[:, :, 2:] < NEAR_M, np.nan, vertices))
+        low, high = points.min(1), points.max(1)
+        large = ((high - low) >= _SMALLEST_PX * _SCALE).any(1)
+        windows = self._windows(low, high)
+        found: list[Outline | None] = [
+            Outline(polygon, window) if window and seen else None
+            for polygon, window, seen in zip(points, windows, large.tolist())
+        ]
+        for i in crossing.tolist():
+            clipped = _clipped(vertices[i])
+            found[i] = None
+            if len(clipped) >= 3:
+                polygon = self._project(clipped)
+                window = self._windows(polygon.min(0)[None], polygon.max(0)[None])[0]
+                found[i] = Outline(polygon, window) if window else None
+        return found
+
+    def darken(self, outlines: list[Outline | None]) -> None:
+        """Cast shadows: darken everything inside the outlines."""
         mask = np.zeros(self.image.shape[:2], np.uint8)
-        for polygon in polygons:
-            points = self._project(polygon)
-            if points is not None and self._window(points) is not None:
-                cv2.fillConvexPoly(mask, points, [255], cv2.LINE_AA, _SHIFT)
+        for outline in outlines:
+            if outline is not None:
+                cv2.fillConvexPoly(mask, outline.points, [255], cv2.LINE_AA, _SHIFT)
         top = int(mask.any(1).argmax())
         gain = 255 - mask[top:] // 5 * 2
         cv2.multiply(self.image[top:], cv2.merge([gain, gain, gain]), self.image[top:], 1 / 255)
 
-    def fill(self, vertices: NDArray, plane: NDArray, colour: NDArray[np.uint8], owner: int) -> None:
+    def fill(self, outline: Outline, plane: NDArray, colour: NDArray[np.uint8], owner: int) -> None:
         """Draw a polygon in one colour where nothing is nearer.
 
         Args:
-            vertices: (n, 3) in the camera frame.
+            outline: Where it is.
             plane: (3,) such that the inverse depth of pixel (u, v) is ``plane . (u, v, 1)``.
             colour: (3,) BGR.
             owner: Index of the object, -1 for none.
         """
-        found = self._visible(vertices, plane, owner >= 0)
-        if found is not None:
-            window, visible = found
-            self.image[window][visible] = colour
-            self._owners[window][visible] = owner
+        visible = self._visible(outline, plane, owner >= 0)
+        self.image[outline.window][visible] = colour
+        self._owners[outline.window][visible] = owner
 
     def fill_textured(
-        self, vertices: NDArray, plane: NDArray, texture: NDArray[np.uint8], gain: float, veil: NDArray
+        self,
+        outline: Outline,
+        plane: NDArray,
+        corners: NDArray,
+        texture: NDArray[np.uint8],
+        gain: float,
+        veil: NDArray,
     ) -> None:
-        """Draw a quadrilateral with an image on it, multiplied by ``gain`` plus the BGR colour ``veil``."""
-        found = self._visible(vertices, plane, False)
-        if found is None or not found[1].any():
+        """Draw a quadrilateral with corners (4, 3) and an image on it, times ``gain`` plus the BGR colour ``veil``."""
+        visible = self._visible(outline, plane, False)
+        if not visible.any():
             return
-        (rows, columns), visible = found
-        corners = vertices[:4]
+        rows, columns = outline.window
         # Camera y points down: the texture's first row belongs to the upper edge.
         if corners[0, 1] > corners[2, 1]:
             corners = np.roll(corners, 2, axis=0)
@@ -105,18 +146,12 @@ class Canvas:
         counts = np.bincount(self._owners.ravel() + 1)
         return {int(i): int(counts[i + 1]) for i in np.flatnonzero(counts[1:])}
 
-    def _visible(
-        self, vertices: NDArray, plane: NDArray, owned: bool
-    ) -> tuple[Window, NDArray[np.bool_]] | None:
-        """Window of a polygon and the pixels in it where it is the nearest thing; updates the depth buffer."""
-        points = self._project(vertices)
-        window = None if points is None else self._window(points)
-        if points is None or window is None:
-            return None
-        rows, columns = window
+    def _visible(self, outline: Outline, plane: NDArray, owned: bool) -> NDArray[np.bool_]:
+        """Pixels of the outline's window where the polygon is the nearest thing; updates the depth buffer."""
+        window = rows, columns = outline.window
         mask = np.zeros((rows.stop - rows.start, columns.stop - columns.start), np.uint8)
-        points -= np.array([columns.start * _SCALE, rows.start * _SCALE], np.int32)
-        cv2.fillConvexPoly(mask, points, [1], cv2.LINE_8, _SHIFT)
+        offset = (-columns.start * _SCALE, -rows.start * _SCALE)
+        cv2.fillConvexPoly(mask, outline.points + np.array(offset, np.int32), [1], cv2.LINE_8, _SHIFT)
         if owned:
             self._silhouette[window] |= mask
             self._touched.append(window)
@@ -126,26 +161,23 @@ class Canvas:
         visible = mask.view(bool)
         visible &= depth > buffer
         np.copyto(buffer, depth, where=visible)
-        return window, visible
+        return visible
 
-    def _project(self, vertices: NDArray) -> NDArray[np.int32] | None:
-        """Fixed-point pixels (n, 2) of the part of a polygon before the camera."""
-        if vertices[:, 2].min() < NEAR_M:
-            vertices = _clipped(vertices)
-            if len(vertices) < 3:
-                return None
+    def _project(self, vertices: NDArray) -> NDArray[np.int32]:
+        """Fixed-point pixels (..., n, 2) of vertices (..., n, 3)."""
         pixels = vertices @ self._intrinsics.T
-        return np.rint(pixels[:, :2] / pixels[:, 2:] * _SCALE).astype(np.int32)
+        pixels = np.clip(pixels[..., :2] / pixels[..., 2:] * _SCALE, -_FAR_PX, _FAR_PX)
+        return np.rint(np.nan_to_num(pixels)).astype(np.int32)
 
-    def _window(self, points: NDArray[np.int32]) -> Window | None:
-        """(rows, columns) of the image that fixed-point pixels may touch."""
-        height, width = self.image.shape[:2]
-        (u0, v0), (u1, v1) = points.min(0).tolist(), points.max(0).tolist()
-        left, right = max(u0 >> _SHIFT, 0), min((u1 >> _SHIFT) + 2, width)
-        top, bottom = max(v0 >> _SHIFT, 0), min((v1 >> _SHIFT) + 2, height)
-        if left >= right or top >= bottom:
-            return None
-        return slice(top, bottom), slice(left, right)
+    def _windows(self, low: NDArray[np.int32], high: NDArray[np.int32]) -> list[Window | None]:
+        """(rows, columns) of the image that fixed-point pixels between two corners (F, 2) may touch."""
+        size = np.array([self.image.shape[1], self.image.shape[0]])
+        begin, end = np.maximum(low >> _SHIFT, 0), np.minimum((high >> _SHIFT) + 2, size)
+        inside = (begin < end).all(1)
+        return [
+            (slice(top, bottom), slice(left, right)) if seen else None
+            for (left, top), (right, bottom), seen in zip(begin.tolist(), end.tolist(), inside.tolist())
+        ]
 
 
 def _clipped(vertices: NDArray[np.float64]) -> NDArray[np.float64]:

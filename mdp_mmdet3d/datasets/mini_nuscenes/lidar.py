@@ -113,11 +113,15 @@ def _first_hit(
         normals: (S, P, 3).
         offsets: (S, P).
     """
-    speed = np.einsum("bcj,spj->bcsp", directions, normals)
+    rays = directions.reshape(-1, 3)
+    speed = normals @ rays.T
     with np.errstate(divide="ignore", invalid="ignore"):
-        crossing = offsets / speed
-    entry = np.where(speed < 0, crossing, -np.inf).max(-1)
-    leaving = np.where(speed > 0, crossing, np.where((speed == 0) & (offsets < 0), -np.inf, np.inf)).min(-1)
-    distance = np.where((entry > 0) & (entry <= leaving), entry, np.inf)
-    part = distance.argmin(-1)
-    return np.take_along_axis(distance, part[..., None], -1)[..., 0], part
+        crossing = offsets[..., None] / speed
+    entry = np.where(speed < 0, crossing, -np.inf).max(1)
+    leaving = np.where(speed > 0, crossing, np.inf).min(1)
+    # A ray along a face that lies on the wrong side of it misses.
+    missed = ((speed == 0) & (offsets[..., None] < 0)).any(1)
+    distance = np.where((entry > 0) & (entry <= leaving) & ~missed, entry, np.inf)
+    part = distance.argmin(0)
+    shape = directions.shape[:2]
+    return np.take_along_axis(distance, part[None], 0)[0].reshape(shape), part.reshape(shape)

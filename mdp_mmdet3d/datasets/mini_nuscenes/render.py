@@ -69,7 +69,8 @@ def render(
     global2cam = np.linalg.inv(cam2global)
     frame = backdrop.draw(camera, global2cam)
     canvas = Canvas(camera, frame.image, frame.inverse_depth)
-    canvas.darken([_to_camera(np.pad(polygon, ((0, 0), (0, 1))), global2cam) for polygon in shadows])
+    grounded = [_to_camera(np.pad(shadow, ((0, 0), (0, 1))), global2cam)[None] for shadow in shadows]
+    canvas.darken([outline for shadow in grounded for outline in canvas.outlines(shadow)])
 
     vertices = _to_camera(polygons.vertices, global2cam)
     normals = np.cross(vertices[:, 1] - vertices[:, 0], vertices[:, 2] - vertices[:, 0])
@@ -89,17 +90,21 @@ def render(
     colours = (polygons.colours * gains[:, None] + veils).clip(0, 255).astype(np.uint8)
     planes = normals @ np.linalg.inv(camera.intrinsics) / offsets[:, None]
 
+    outlines = dict(zip(order.tolist(), canvas.outlines(vertices[order])))
     silhouettes: dict[int, int] = {}
     for group in np.split(order, np.flatnonzero(np.diff(polygons.things[order])) + 1):
         if not len(group):
             continue
         owner = int(polygons.owners[polygons.things[group[0]]])
         for i in group.tolist():
-            texture = int(polygons.textures[i])
+            outline, texture = outlines[i], int(polygons.textures[i])
+            if outline is None:
+                continue
             if texture < 0:
-                canvas.fill(vertices[i], planes[i], colours[i], owner)
+                canvas.fill(outline, planes[i], colours[i], owner)
             else:
-                canvas.fill_textured(vertices[i], planes[i], textures[texture], float(gains[i]), veils[i])
+                image, gain = textures[texture], float(gains[i])
+                canvas.fill_textured(outline, planes[i], vertices[i, :4], image, gain, veils[i])
         if owner >= 0:
             covered = canvas.take_silhouette()
             if covered:
