@@ -6,4 +6,6 @@ from mdp_mmdet3d.engine.plan_hook import PlanHook
 from mdp_mmdet3d.engine.safe_loading import register_safe_globals
 from mdp_mmdet3d.engine.slim_model import MDPSlimModel
 
+register_safe_globals()
+
 __all__ = ["MDPSlimModel", "PlanHook", "register_safe_globals"]

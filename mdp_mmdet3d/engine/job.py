@@ -21,7 +21,7 @@ from mdp_mmdet3d.deploy.streampetr import export_streampetr
 from mdp_mmdet3d.engine.inputs import RANDOM, build_dense, deployment_frames, importance_batches
 from mdp_mmdet3d.engine.optimise import PlanSearch
 from mdp_mmdet3d.engine.outputs import save_slim_checkpoint, write_slim_config
-from mdp_mmdet3d.engine.settings import PruneSettings, budget_ms
+from mdp_mmdet3d.engine.settings import PruneSettings, budget_ms, parse_budget
 from mdp_mmdet3d.engine.wholes import load_wholes, measure_wholes, stages_ms
 from mdp_mmdet3d.errors import FileFormatError, StructureMismatchError
 from mdp_mmdet3d.files import write_json
@@ -112,8 +112,8 @@ class PruneJob:
                 self._save(slim, plan, weights, search)
             with stages("measure"):
                 stats = self._measure(("dense", "pruned"), frames)
-            drift = stats["dense"].median_ms / reference_ms
-            measured = stats["pruned"].median_ms / drift
+            drift = sum(stages_ms(stats["dense"]).values()) / reference_ms
+            measured = sum(stages_ms(stats["pruned"]).values()) / drift
             deviation = measured / budget - 1
             self.console.print(f"  predicted {search.predicted_ms:.1f} ms, measured {measured:.1f} ms, budget "
                                f"{budget:.1f} ms: {deviation:+.1%}")
@@ -196,7 +196,7 @@ class PruneJob:
     def _save(self, slim: nn.Module, plan: PruningPlan, weights: str, search: PlanSearch) -> None:
         plan.save(self.work_dir / "plan.json")
         search.solution.problem.save(self.work_dir / "problem.npz")
-        save_slim_checkpoint(self.work_dir / "pruned.pth", slim, plan, weights)
+        save_slim_checkpoint(self.work_dir / "pruned.pth", slim, plan, weights, self.config.class_names)
         write_slim_config(self.work_dir / "pruned_config.py", self.config)
         self._export(slim, "pruned", plan, weights)
 
@@ -205,14 +205,16 @@ class PruneJob:
                 stages: Stages, dense: nn.Module, slim: nn.Module) -> dict[str, Any]:
         from mdp_mmdet3d.report.summary import build_report, model_figures
 
-        share = search.budget_ms * drift
+        # A share of the dense latency means the dense latency of this session.
+        relative = parse_budget(self.settings.budget)[1] == "share"
         figures = {name: model_figures(model, self.work_dir / "onnx" / name, stats[name], predicted)
                    for name, model, predicted in (("dense", dense, search.dense_predicted_ms),
                                                   ("pruned", slim, search.predicted_ms))}
         return build_report(
             space=space, importance=importance, plan=plan, solution=search.solution, figures=figures,
-            budget=self.settings.budget, budget_ms=share, reference_budget_ms=search.budget_ms,
-            session_drift=drift, speedup=speedup(stats["dense"], stats["pruned"]),
+            budget=self.settings.budget, budget_ms=search.budget_ms * (drift if relative else 1.0),
+            reference_budget_ms=search.budget_ms, session_drift=drift,
+            speedup=speedup(stats["dense"], stats["pruned"]),
             not_prunable_ms=search.latency.total_fixed_ms, interpolated_entries=search.interpolated_entries,
             calibrations=search.calibrations, breakdown_ms=search.breakdown(),
             differences={name: {"logits": d.max_logits, "boxes": d.max_boxes} for name, d in differences.items()},

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import copy
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -15,7 +16,8 @@ from mdp_mmdet3d.files import atomic_path
 from mdp_mmdet3d.surgery.plan import PruningPlan
 
 
-def save_slim_checkpoint(path: str | Path, model: nn.Module, plan: PruningPlan, weights: str) -> None:
+def save_slim_checkpoint(path: str | Path, model: nn.Module, plan: PruningPlan, weights: str,
+                         class_names: Sequence[str]) -> None:
     """Write the slim state dict with its plan in the meta; readable with ``weights_only=True``.
 
     Args:
@@ -23,8 +25,10 @@ def save_slim_checkpoint(path: str | Path, model: nn.Module, plan: PruningPlan, 
         model: The slim model.
         plan: What was cut.
         weights: Where the dense weights came from.
+        class_names: In the order of the score columns; MMDetection3D's ``init_model`` reads them.
     """
     meta = {META_KEY: plan.to_dict(), "mdp_weights": weights, "mdp_version": __version__,
+            "dataset_meta": {"classes": list(class_names)},
             "time": time.strftime("%Y-%m-%dT%H:%M:%S")}
     state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
     with atomic_path(path) as temporary:

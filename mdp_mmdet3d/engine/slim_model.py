@@ -17,17 +17,18 @@ NAMED_DIFFERENCES = 5  # how many differing keys an error lists
 
 
 @MODELS.register_module()
-def MDPSlimModel(architecture: dict, plan: str | Path | dict, data_preprocessor: dict | None = None) -> nn.Module:
+def MDPSlimModel(architecture: dict, plan: str | Path | dict, **inherited: Any) -> nn.Module:
     """Build ``architecture`` and cut ``plan`` out of it; register name for ``model=dict(type="MDPSlimModel", ...)``.
 
-    The result is an ordinary model of the dense class, with the same state-dict names and narrower tensors, so every
+    The result is an ordinary model of the dense class, with the same state-dict names and narrower tensors: every
     MMEngine tool, DDP, EMA and the optimizer see the slim parameters from the start. It accepts only checkpoints whose
     names and shapes are its own: MMEngine's loading would merely log a mismatch.
 
     Args:
         architecture: Config of the dense model. Pretrained initialisations in it are ignored: they have dense shapes.
         plan: Plan file, or its content.
-        data_preprocessor: What MMEngine's runner passes on from the top level of a config.
+        **inherited: What MMEngine and MMDetection3D add to a model config (``data_preprocessor``, ``train_cfg``): passed
+            on to the architecture unless it is None.
 
     Raises:
         FileFormatError: The plan cannot be read.
@@ -35,8 +36,9 @@ def MDPSlimModel(architecture: dict, plan: str | Path | dict, data_preprocessor:
     """
     content = PruningPlan.from_dict(plan) if isinstance(plan, Mapping) else PruningPlan.load(plan)
     config = without_pretrained(architecture)
-    if data_preprocessor is not None:
-        config.setdefault("data_preprocessor", data_preprocessor)
+    for key, value in inherited.items():
+        if value is not None:
+            config.setdefault(key, value)
     model = apply_plan(MODELS.build(config), content)
     model.mdp_plan = content
     return load_strictly(model)

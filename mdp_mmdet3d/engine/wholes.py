@@ -22,7 +22,7 @@ SCHEMA_VERSION = 1
 
 
 def stages_ms(stats: LatencyStats) -> dict[str, float]:
-    """Median milliseconds per engine that runs every frame."""
+    """Settled milliseconds per engine that runs every frame."""
     return {"image_encoder": stats.encoder_ms, "head": stats.head_ms}
 
 

@@ -8,19 +8,18 @@ from __future__ import annotations
 import logging
 import pickle
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from mmengine.logging import HistoryBuffer
 from torch import Tensor, nn
 
+from mdp_mmdet3d.engine.safe_loading import register_safe_globals
 from mdp_mmdet3d.errors import FileFormatError, StructureMismatchError
 
 logger = logging.getLogger(__name__)
+register_safe_globals()
 
 AUXILIARY_HEAD = "img_roi_head."
 CONSTANTS = (
@@ -71,8 +70,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         FileFormatError: The file is missing, truncated, needs code to load, or holds no state dict.
     """
     try:
-        with _safe_globals():
-            data = torch.load(path, map_location="cpu", weights_only=True)
+        data = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise FileFormatError(f"checkpoint {path} does not exist") from error
     except pickle.UnpicklingError as error:
@@ -217,29 +215,3 @@ def _check_branches(state: Mapping[str, Tensor], what: str) -> None:
 
 def _first_line(error: BaseException) -> str:
     return str(error).strip().split("\n")[0] or type(error).__name__
-
-
-def _history_method(owner: Any, name: str) -> Any:
-    """Stands in for ``getattr`` while unpickling: MMEngine's log buffers name their own methods with it."""
-    if owner is not HistoryBuffer or name not in ("min", "max", "mean", "current"):
-        raise pickle.UnpicklingError(f"refused getattr({owner!r}, {name!r})")
-    return getattr(owner, name)
-
-
-def _safe_globals() -> AbstractContextManager:
-    """Allow what MMEngine checkpoints hold besides tensors; torch before 2.6 cannot be told."""
-    if torch.__version__ < (2, 6):
-        return nullcontext()
-    multiarray: Any = np.core.multiarray
-    dtypes = {type(np.dtype(name)) for name in ("float64", "float32", "int64", "int32", "bool")}
-    return torch.serialization.safe_globals(
-        [
-            HistoryBuffer,
-            (_history_method, "builtins.getattr"),
-            (multiarray._reconstruct, "numpy.core.multiarray._reconstruct"),
-            (multiarray.scalar, "numpy.core.multiarray.scalar"),
-            np.ndarray,
-            np.dtype,
-            *dtypes,
-        ]
-    )
