@@ -114,7 +114,8 @@ class _Round:
             if not all(mask.any() for mask in keep):
                 return
             graph = graph.restrict(keep)
-        self._tree = tree = Elimination(graph)
+        tree = Elimination(graph)
+        self._tree = tree
         self._packing = Packing(graph)
         self._bounds = [
             CompletionBound(weight, multipliers, tree.sweep_weighted(weight, multipliers))

@@ -1,6 +1,7 @@
 """Exact maximisation over the group graph: max-plus messages along an elimination tree."""
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -8,6 +9,9 @@ from functools import cached_property
 import numpy as np
 
 from mdp_mmdet3d.solver.graph import FactorGraph
+
+LARGEST_TABLES = 40_000_000
+"""Entries of 8 bytes; a sweep and its completion hold about three times as many."""
 
 
 @dataclass(frozen=True)
@@ -64,12 +68,23 @@ class Bucket:
     children: tuple[View, ...]
 
 
+class TooWideError(Exception):
+    """The tables of an elimination would be too large: too many dimensions depend on each other."""
+
+
 class Elimination:
-    """Elimination of a graph's variables in its order; the last bucket is the root of one tree."""
+    """Elimination of a graph's variables in its order; the last bucket is the root of one tree.
+
+    Raises:
+        TooWideError: All tables together would have more than `LARGEST_TABLES` entries.
+    """
 
     def __init__(self, graph: FactorGraph) -> None:
         self.graph = graph
         self.buckets = _buckets(graph)
+        size = sum(math.prod(graph.sizes[v] for v in (b.variable, *b.separator)) for b in self.buckets)
+        if size > LARGEST_TABLES:
+            raise TooWideError(f"elimination needs {size:.3g} table entries")
 
     def sweep(self, tables: Sequence[np.ndarray]) -> Sweep:
         """Upward messages for ``tables``, one per factor in the graph's axis order."""

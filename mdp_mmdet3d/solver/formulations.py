@@ -78,6 +78,17 @@ def folded(problem: PruningProblem, budgets: Mapping[str, float], value_unit: fl
     return draft.finish(start)
 
 
+def cheapest(problem: PruningProblem, metric: str, unit: float) -> ScipFormulation:
+    """Linearised model whose objective is minus the metric's cost, in units of ``unit``, less what every plan costs."""
+    draft = _Draft(problem, {metric: unit * SCALE}, 1.0)
+    for term in problem.terms:
+        if term.dimensions:
+            draft.book(term, draft.marginals(term.dimensions, term.block))
+        else:
+            draft.book_constant(term)
+    return draft.finish_cheapest(metric, unit)
+
+
 def homes(problem: PruningProblem) -> list[int | None]:
     """Per dimension, the innermost block that holds all of its terms; None without one or without terms."""
     chains: list[tuple[int, ...] | None] = [None] * len(problem.dimensions)
@@ -185,6 +196,12 @@ class _Draft:
             self._add_products(row, "value", 1.0 / self.value_unit)
         model = self.builder.build(None if start is None else self._encode(start))
         return ScipFormulation(model, self.value_unit, self.value_offset, self.choices, self.blocks)
+
+    def finish_cheapest(self, metric: str, unit: float) -> ScipFormulation:
+        """Minimise a metric instead; no budget rows."""
+        columns, coefficients = self._summed(metric)
+        self.builder.set_objective(columns, -coefficients / unit)
+        return ScipFormulation(self.builder.build(None), 1.0, 0.0, self.choices, self.blocks)
 
     def _summed(self, key: str) -> tuple[np.ndarray, np.ndarray]:
         total = np.zeros(self.builder.size)

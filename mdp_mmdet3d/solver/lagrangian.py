@@ -51,9 +51,18 @@ def minimise_dual(tree: Elimination, limits: np.ndarray, start: list[list[int]],
     graph = tree.graph
     planes: list[tuple[float, np.ndarray]] = []
     incumbent, best_value = None, -np.inf
+
+    def add(assignment: list[int]) -> None:
+        nonlocal incumbent, best_value
+        value, costs = graph.measure(assignment)
+        planes.append((value, costs - limits))
+        if (costs <= limits).all() and value > best_value:
+            incumbent, best_value = assignment, value
+
+    for assignment in start:
+        add(assignment)
+    multipliers, envelope = _envelope_minimum(planes) if planes else (np.zeros(len(limits)), -np.inf)
     best: tuple[float, np.ndarray, Sweep] | None = None
-    multipliers, envelope = np.zeros(len(limits)), -np.inf
-    new = list(start)
     sweeps = 0
     while sweeps < max_sweeps:
         sweeps += 1
@@ -62,13 +71,7 @@ def minimise_dual(tree: Elimination, limits: np.ndarray, start: list[list[int]],
         bound += ROUNDING * (abs(bound) + float(multipliers @ np.abs(limits)))
         if best is None or bound < best[0]:
             best = (bound, multipliers, sweep)
-        new.append(sweep.assignment())
-        for assignment in new:
-            value, costs = graph.measure(assignment)
-            planes.append((value, costs - limits))
-            if (costs <= limits).all() and value > best_value:
-                incumbent, best_value = assignment, value
-        new = []
+        add(sweep.assignment())
         # A bound below 0 proves that the limits exclude each other: every assignment is worth at least 0.
         if bound - envelope <= tolerance * abs(bound) or bound < 0.0:
             break

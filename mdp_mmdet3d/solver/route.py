@@ -5,17 +5,26 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 
 from mdp_mmdet3d.errors import MdpError
 from mdp_mmdet3d.solver.certificate import certify
 from mdp_mmdet3d.solver.deepening import Progress, deepen, surviving
-from mdp_mmdet3d.solver.elimination import Elimination
+from mdp_mmdet3d.solver.elimination import Elimination, TooWideError
 from mdp_mmdet3d.solver.lagrangian import Dual, minimise_dual
 from mdp_mmdet3d.solver.problem import PlanIndices, PruningProblem
 from mdp_mmdet3d.solver.proof import prove
 from mdp_mmdet3d.solver.remainder import remainder
 from mdp_mmdet3d.solver.result import SolveOptions, SolveResult, SolveStatus, relative_gap
-from mdp_mmdet3d.solver.scaling import ScaledProblem, jointly_infeasible, scale
+from mdp_mmdet3d.solver.scaling import (
+    ScaledProblem,
+    check_budgets,
+    infeasible,
+    jointly_infeasible,
+    minimum_cost,
+    scale,
+    within,
+)
 
 _SMALL_SHARE = 1e-3
 _RESCALINGS = 8
@@ -43,8 +52,11 @@ def solve(problem: PruningProblem, budgets: Mapping[str, float], options: SolveO
         MdpError: A budget has an unknown name or is no number.
     """
     route = _Route(options or SolveOptions())
-    with route.phase("minimum"):
-        scaled = scale(problem, budgets)
+    try:
+        with route.phase("minimum"):
+            scaled = scale(problem, budgets)
+    except TooWideError as error:
+        return _solve_by_scip(problem, check_budgets(problem, budgets), route, str(error))
     with route.phase("lagrangian"):
         route.bound(scaled, hints)
     if route.options.label_search:
@@ -137,32 +149,61 @@ class _Route:
 
     def result(self) -> SolveResult:
         """The certified answer; raises `NoPlanError` without a plan."""
-        scaled, progress, problem = self.scaled, self.progress, self.scaled.problem
-        if progress.plan is None:
+        scaled, progress = self.scaled, self.progress
+        left = sum(scaled.graph.sizes)
+        if self.options.reduction:
+            left = sum(int(mask.sum()) for mask in surviving(self.dual, scaled.limits, progress.lower))
+        upper = (progress.upper + scaled.graph.offset_value) * scaled.value_unit
+        return self.certified(
+            scaled.problem, scaled.budgets, progress.plan, float("-inf") if progress.exact else upper,
+            scaled.minimum, scaled.minimum_all_blocks, (scaled.states_total, scaled.states_total - left))
+
+    def certified(self, problem: PruningProblem, budgets: dict[str, float], plan: PlanIndices | None, upper: float,
+                  minimum: dict[str, float], minimum_all_blocks: dict[str, float],
+                  states: tuple[int, int]) -> SolveResult:
+        """The result for a plan and what bounds the others; raises `NoPlanError` without a plan."""
+        if plan is None:
             raise NoPlanError(
                 f"no plan for {problem.name!r} was found within {self.options.time_limit_s:.0f} s; raise "
                 "time_limit_s, or switch on the phases that are off")
-        evaluation = problem.evaluate(progress.plan)
-        upper = (progress.upper + scaled.graph.offset_value) * scaled.value_unit
-        bound = evaluation.value if progress.exact else max(upper, evaluation.value)
+        evaluation = problem.evaluate(plan)
+        bound = max(upper, evaluation.value)
         gap = relative_gap(evaluation.value, bound)
         optimal = gap <= self.options.gap
         if not optimal:
             self.warnings.append(f"a limit was hit: the plan is feasible, its gap is {gap:.2e}")
-        left = sum(scaled.graph.sizes)
-        if self.options.reduction:
-            left = sum(int(mask.sum()) for mask in surviving(self.dual, scaled.limits, progress.lower))
         self.seconds["total"] = time.perf_counter() - self.start
         result = SolveResult(
-            plan=progress.plan, objective=evaluation.value, bound=bound, gap=gap,
-            status=SolveStatus.OPTIMAL if optimal else SolveStatus.LIMIT,
-            budgets=scaled.budgets, costs=evaluation.costs,
-            minimum=scaled.minimum, minimum_all_blocks=scaled.minimum_all_blocks,
-            proof=self.proof if optimal else "", seconds=self.seconds,
-            states_total=scaled.states_total, states_removed=scaled.states_total - left,
-            warnings=tuple(self.warnings),
-        )
+            plan=plan, objective=evaluation.value, bound=bound, gap=gap,
+            status=SolveStatus.OPTIMAL if optimal else SolveStatus.LIMIT, budgets=budgets, costs=evaluation.costs,
+            minimum=minimum, minimum_all_blocks=minimum_all_blocks, proof=self.proof if optimal else "",
+            seconds=self.seconds, states_total=states[0], states_removed=states[1], warnings=tuple(self.warnings))
         return replace(result, certificate=certify(problem, result))
 
     def _raise_infeasible(self, scaled: ScaledProblem) -> None:
         raise jointly_infeasible(scaled.problem, scaled.budgets, scaled.minimum)
+
+
+def _solve_by_scip(problem: PruningProblem, budgets: dict[str, float], route: _Route, reason: str) -> SolveResult:
+    """Without elimination: SCIP finds the smallest costs, then the optimum."""
+    options = route.options
+    minimum, all_blocks, start = {}, {}, None
+    with route.phase("minimum"):
+        for metric, budget in budgets.items():
+            smallest = partial(minimum_cost, problem, metric, time_limit_s=options.time_limit_s,
+                               isolate=options.isolate)
+            minimum[metric], start = smallest()
+            all_blocks[metric] = smallest(remove_blocks=False)[0]
+            if not within(budget, minimum[metric]):
+                raise infeasible(problem, metric, budget, minimum[metric])
+    with route.phase("scip"):
+        answer = prove(problem, budgets, value_unit=problem.dense.value or 1.0, gap=options.gap / 2,
+                       time_limit_s=max(route.deadline - time.perf_counter(), 1.0),
+                       formulation=options.formulation, isolate=options.isolate,
+                       start=start if len(budgets) == 1 else None)
+    route.warnings += [f"without elimination: {reason}", *answer.warnings]
+    route.proof = f"scip/{answer.formulation.value}"
+    if answer.plan is None and answer.finished:
+        raise jointly_infeasible(problem, budgets, minimum)
+    states = sum(len(d.options) for d in problem.dimensions) + 2 * len(problem.blocks)
+    return route.certified(problem, budgets, answer.plan, answer.bound, minimum, all_blocks, (states, 0))

@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from mdp_mmdet3d.errors import InfeasibleBudgetError, MdpError
-from mdp_mmdet3d.solver.elimination import Elimination
+from mdp_mmdet3d.solver.elimination import Elimination, TooWideError
 from mdp_mmdet3d.solver.graph import FactorGraph, build_graph
+from mdp_mmdet3d.solver.minimum import minimum_by_scip
 from mdp_mmdet3d.solver.problem import PlanIndices, PruningProblem
 from mdp_mmdet3d.solver.result import FEASIBILITY_TOLERANCE
 
@@ -66,16 +67,23 @@ def within(budget: float, cost: float) -> bool:
     return cost <= budget * (1.0 + FEASIBILITY_TOLERANCE)
 
 
-def minimum_cost(problem: PruningProblem, metric: str, remove_blocks: bool = True) -> tuple[float, PlanIndices]:
+def minimum_cost(problem: PruningProblem, metric: str, *, remove_blocks: bool = True,
+                 time_limit_s: float = 600.0, isolate: bool = True) -> tuple[float, PlanIndices]:
     """Smallest reachable cost of one metric and a plan that reaches it, exact.
 
     Args:
         problem: What may be chosen.
         metric: Name of the cost.
         remove_blocks: Whether blocks may be removed.
+        time_limit_s: Limit for SCIP, which is asked only where elimination is out of reach.
+        isolate: Run SCIP in a child process.
     """
-    graph = build_graph(problem, [metric], 1.0, [_largest_cost(problem, metric)])
-    return _cheapest(graph if remove_blocks else graph.with_all_blocks(), 0)
+    try:
+        graph = build_graph(problem, [metric], 1.0, [_largest_cost(problem, metric)])
+        return _cheapest(graph if remove_blocks else graph.with_all_blocks(), 0)
+    except TooWideError:
+        return minimum_by_scip(problem, metric, remove_blocks=remove_blocks, time_limit_s=time_limit_s,
+                               isolate=isolate)
 
 
 def scale(problem: PruningProblem, budgets: Mapping[str, float]) -> ScaledProblem:
@@ -84,6 +92,7 @@ def scale(problem: PruningProblem, budgets: Mapping[str, float]) -> ScaledProble
     Raises:
         MdpError: A budget has an unknown name or is no number.
         InfeasibleBudgetError: A budget is below the smallest reachable cost.
+        TooWideError: Elimination is out of reach.
     """
     budgets = check_budgets(problem, budgets)
     metrics = tuple(budgets)
@@ -117,7 +126,7 @@ def infeasible(problem: PruningProblem, metric: str, budget: float, minimum: flo
     """The error for a budget below the smallest reachable cost."""
     return InfeasibleBudgetError(
         f"budget of {budget:.6g} for {metric!r} cannot be reached by {problem.name!r}: the cheapest allowed "
-        f"structure takes {minimum:.6g}. Raise the budget to {minimum:.6g} or allow more to be pruned.",
+        f"structure takes {minimum:.6g}. Raise the budget to {_rounded_up(minimum):.6g} or allow more to be pruned.",
         minimum,
     )
 
@@ -130,6 +139,11 @@ def jointly_infeasible(problem: PruningProblem, budgets: Mapping[str, float],
         f"no structure of {problem.name!r} keeps these budgets at once: {reached}. Raise one of them.",
         next(iter(minimum.values())),
     )
+
+
+def _rounded_up(number: float) -> float:
+    """At least ``number`` when printed with six digits."""
+    return number if float(f"{number:.6g}") >= number else number * (1.0 + 1e-5)
 
 
 def _cheapest(graph: FactorGraph, metric: int) -> tuple[float, PlanIndices]:

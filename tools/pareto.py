@@ -1,0 +1,45 @@
+"""Exact trade-off of a finished run: re-solves its problem for many budgets, without measuring again."""
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from mdp_mmdet3d.errors import MdpError
+from mdp_mmdet3d.solver import PruningProblem, SolveOptions
+from mdp_mmdet3d.solver.pareto import pareto
+from mdp_mmdet3d.solver.pareto_plot import plot_front
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("work_dir", type=Path, help="folder with the problem.npz of tools/prune.py")
+    parser.add_argument("--points", type=int, default=50, help="number of budgets (default 50)")
+    parser.add_argument("--step", type=float, help="distance of budgets in the metric's unit, instead of --points")
+    parser.add_argument("--time-limit", type=float, default=600.0, help="seconds per budget (default 600)")
+    return parser.parse_args()
+
+
+def main() -> int:
+    args = parse_args()
+    try:
+        problem = PruningProblem.load(args.work_dir / "problem.npz")
+        front = pareto(problem, args.points, step=args.step, options=SolveOptions(time_limit_s=args.time_limit))
+        front.save(args.work_dir / "pareto.json")
+        plot_front(front, args.work_dir / "pareto.png")
+    except MdpError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"{front.metric:>14}  of dense  importance  blocks removed  status       gap")
+    for row in front.rows():
+        print(f"{row['cost']:14.6g} {row['cost_share']:9.2%} {row['value_share']:11.4%} {row['removed_blocks']:15d}  "
+              f"{row['status']:<8} {row['gap']:8.1e}")
+    seconds = sum(row["seconds"] for row in front.rows())
+    print(f"{len(front.points)} plans, {seconds:.1f} s; wrote pareto.json and pareto.png to {args.work_dir}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
