@@ -102,14 +102,14 @@ def _tree(rng: np.random.Generator) -> MeshBuilder:
     builder = MeshBuilder()
     trunk, radius = rng.uniform(1.8, 3.0), rng.uniform(1.2, 2.2)
     builder.lathe([(0.0, 0.16), (trunk + 0.5, 0.1)], (45, 62, 82), sides=6)
-    for _ in range(3):
-        x, y = rng.uniform(-0.5, 0.5, 2) * radius
+    for _ in range(2):
+        x, y = rng.uniform(-0.4, 0.4, 2) * radius
         r, z = radius * rng.uniform(0.7, 1.0), trunk + rng.uniform(0, 1.2)
-        angles = np.linspace(-1.3, 1.35, 6)
+        angles = np.linspace(-1.3, 1.35, 5)
         rings = [(z + r + r * 1.1 * np.sin(a), r * np.cos(a)) for a in angles]
         base = np.array([rng.uniform(28, 45), rng.uniform(72, 110), rng.uniform(42, 72)])
-        bands = [tuple((base * (0.7 + 0.1 * i) * rng.uniform(0.9, 1.1)).tolist()) for i in range(5)]
-        builder.lathe(rings, bands, centre=(float(x), float(y)), sides=9)
+        bands = [tuple((base * (0.7 + 0.1 * i) * rng.uniform(0.9, 1.1)).tolist()) for i in range(4)]
+        builder.lathe(rings, bands, centre=(float(x), float(y)), sides=8)
     return builder
 
 

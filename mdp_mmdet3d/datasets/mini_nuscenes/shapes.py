@@ -180,8 +180,9 @@ def _barrier(b: MeshBuilder, w: float, l: float, h: float, rng: np.random.Genera
         foot = [(-0.48 * l, 0.0), (0.48 * l, 0.0), (0.45 * l, 0.28 * h), (0.22 * l, 0.5 * h), (-0.22 * l, 0.5 * h),
                 (-0.45 * l, 0.28 * h)]
         b.prism(foot, 0.125 * w, panels[i % 2], middle)
-        b.prism([(-0.22 * l, 0.5 * h), (0.22 * l, 0.5 * h), (0.16 * l, h), (-0.16 * l, h)], 0.125 * w, panels[i % 2],
-                middle)
+        # It reaches into the foot, whose bright upper face would show at the seam otherwise.
+        b.prism([(-0.235 * l, 0.47 * h), (0.235 * l, 0.47 * h), (0.16 * l, h), (-0.16 * l, h)], 0.125 * w,
+                panels[i % 2], middle)
 
 
 def _traffic_cone(b: MeshBuilder, w: float, l: float, h: float, rng: np.random.Generator) -> None:  # noqa: E741
