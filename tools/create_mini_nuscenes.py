@@ -51,9 +51,12 @@ def main() -> int:
         with Progress(TextColumn("{task.description}"), *columns) as progress:
             task = progress.add_task("key frames", total=spec.scenes * spec.frames)
             write_mini_nuscenes(args.out, spec, args.overwrite, step=lambda: progress.advance(task))
-    except MdpError as error:
+    except (MdpError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(f"interrupted: {args.out} is as it was; {args.out}.part may be deleted", file=sys.stderr)
+        return 130
     train, val = spec.split_sizes
     print(f"wrote {args.out}: {spec.version}, {train} + {val} scenes (train + val) of {spec.frames} key frames")
     return 0

@@ -63,6 +63,25 @@ def test_a_failure_leaves_nothing_at_the_destination_and_the_next_run_starts_afr
     assert [path.name for path in tmp_path.iterdir()] == ["nuscenes"]
 
 
+def load_tool():
+    spec = importlib.util.spec_from_file_location("create_mini_nuscenes", ROOT / "tools" / "create_mini_nuscenes.py")
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    return tool
+
+
+def test_an_interrupt_is_no_crash(tmp_path, monkeypatch, capsys):
+    tool = load_tool()
+
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tool, "write_mini_nuscenes", interrupted)
+    monkeypatch.setattr(sys, "argv", ["create_mini_nuscenes.py", str(tmp_path / "out")])
+    assert tool.main() == 130
+    assert "interrupted" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -72,9 +91,7 @@ def test_a_failure_leaves_nothing_at_the_destination_and_the_next_run_starts_afr
     ],
 )
 def test_the_tool_prints_one_line_and_fails_on_bad_arguments(tmp_path, arguments, message, monkeypatch, capsys):
-    spec = importlib.util.spec_from_file_location("create_mini_nuscenes", ROOT / "tools" / "create_mini_nuscenes.py")
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
+    tool = load_tool()
     monkeypatch.setattr(sys, "argv", ["create_mini_nuscenes.py", str(tmp_path / "out"), *arguments])
     assert tool.main() == 2
     assert message in capsys.readouterr().err
