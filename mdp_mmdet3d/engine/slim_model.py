@@ -21,14 +21,14 @@ def MDPSlimModel(architecture: dict, plan: str | Path | dict, **inherited: Any) 
     """Build ``architecture`` and cut ``plan`` out of it; register name for ``model=dict(type="MDPSlimModel", ...)``.
 
     The result is an ordinary model of the dense class, with the same state-dict names and narrower tensors: every
-    MMEngine tool, DDP, EMA and the optimizer see the slim parameters from the start. It accepts only checkpoints whose
+    MMEngine tool, DDP, EMA and the optimizer see slim parameters from the start. It accepts only checkpoints whose
     names and shapes are its own: MMEngine's loading would merely log a mismatch.
 
     Args:
         architecture: Config of the dense model. Pretrained initialisations in it are ignored: they have dense shapes.
         plan: Plan file, or its content.
-        **inherited: What MMEngine and MMDetection3D add to a model config (``data_preprocessor``, ``train_cfg``): passed
-            on to the architecture unless it is None.
+        **inherited: What MMEngine and MMDetection3D add to a model config (``data_preprocessor``,
+            ``train_cfg``): passed on to the architecture unless it is None.
 
     Raises:
         FileFormatError: The plan cannot be read.

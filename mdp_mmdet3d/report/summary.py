@@ -31,11 +31,12 @@ def model_figures(model: nn.Module, folder: Path, stats: LatencyStats, predicted
         predicted_ms: What the latency table says.
 
     Returns:
-        ``latency_ms`` (settled, end to end), ``median_ms``, ``p90_ms``, ``predicted_ms``, ``fps``, ``params`` and ``macs`` (of
-        the engines that run every frame).
+        ``latency_ms`` (settled, end to end), ``median_ms``, ``p90_ms``, ``predicted_ms``, ``fps``, ``params``,
+        ``macs`` (of the engines that run every frame).
     """
     return {
-        "latency_ms": stats.settled_ms, "median_ms": stats.median_ms, "p90_ms": stats.p90_ms, "encoder_ms": stats.encoder_ms,
+        "latency_ms": stats.settled_ms, "median_ms": stats.median_ms, "p90_ms": stats.p90_ms,
+        "encoder_ms": stats.encoder_ms,
         "head_ms": stats.head_ms, "predicted_ms": predicted_ms, "fps": stats.fps,
         "params": sum(p.numel() for p in model.parameters()),
         "macs": sum(count_macs(folder / engine) for engine in FRAME_ENGINES),
@@ -99,4 +100,4 @@ def print_summary(report: Mapping[str, Any], console: Console) -> None:
     worst = report["differences"]["pruned"]
     console.print(f"ONNX Runtime against PyTorch (pruned): logits {worst['logits']:.1e}, boxes {worst['boxes']:.1e}")
     if report["weights"] == "random":
-        console.print("[bold red]weights: random[/bold red]: the plan shows that the line works, not what accuracy stays")
+        console.print("[bold red]weights: random[/bold red]: the line works; accuracy means nothing")

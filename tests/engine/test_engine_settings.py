@@ -12,7 +12,8 @@ def test_budgets_are_understood(budget, expected):
 
 
 @pytest.mark.parametrize("budget,message", [("fast", "not understood"), ("-3ms", "not understood"),
-                                            (0, "not understood"), ("nan", "not understood"), (1.5, "write 1.5ms"), ("250ms", "not below"),
+                                            (0, "not understood"), ("nan", "not understood"), (1.5, "write 1.5ms"),
+                                            ("250ms", "not below"),
                                             ("4fps", "not below"), (1, "not below")])
 def test_budgets_that_make_no_sense_are_refused(budget, message):
     with pytest.raises(MdpError, match=message):
