@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper, numpy_helper
 
 from mdp_mmdet3d.space import OperatorSignature
 
@@ -24,12 +25,15 @@ _REFERENCE = OperatorSignature.make("conv", batch=1, height=32, width=88, kernel
                                     groups=1, relu=True, residual=False)
 
 
+Precision = Literal["float32", "float16"]
+
+
 @dataclass(frozen=True)
 class OperatorGraph:
     """An ONNX model that runs one operator.
 
     Attributes:
-        model: The model; every input and output is float32.
+        model: The model; every input and output has the precision asked for.
         inputs: Shape per graph input.
         copies: How often the operator runs in it.
     """
@@ -39,28 +43,31 @@ class OperatorGraph:
     copies: int
 
 
-def operator_graph(signature: OperatorSignature, widths: tuple[int, ...]) -> OperatorGraph:
-    """Build the model that measures ``signature`` at ``widths``.
+def operator_graph(
+    signature: OperatorSignature, widths: tuple[int, ...], precision: Precision = "float32"
+) -> OperatorGraph:
+    """Build the model that measures ``signature`` at ``widths``, all tensors in ``precision``.
 
     Raises:
         ValueError: A width is 0, or an attribute has a value that cannot be built.
     """
     if min(widths) < 1:
         raise ValueError(f"{signature.key}: cannot build an operator with widths {widths}")
-    builder = _Builder()
+    builder = _Builder(precision)
     copies = _BUILDERS[signature.kind](builder, signature, widths)
     return OperatorGraph(builder.finish(), builder.inputs, copies)
 
 
-def reference_graph() -> OperatorGraph:
+def reference_graph(precision: Precision = "float32") -> OperatorGraph:
     """A few milliseconds of dense arithmetic: slows down as soon as anything else uses the core or its twin."""
-    return operator_graph(_REFERENCE, (128, 128))
+    return operator_graph(_REFERENCE, (128, 128), precision)
 
 
 class _Builder:
     """Collects nodes, inputs and random weights of one model."""
 
-    def __init__(self) -> None:
+    def __init__(self, precision: Precision) -> None:
+        self._precision = np.dtype(precision)
         self.inputs: dict[str, tuple[int, ...]] = {}
         self._outputs: list[str] = []
         self._nodes: list[onnx.NodeProto] = []
@@ -75,7 +82,9 @@ class _Builder:
         self._nodes.append(helper.make_node(operator, inputs, [output], name=output, **attributes))
         return output
 
-    def constant(self, name: str, value: np.ndarray) -> str:
+    def constant(self, name: str, value: np.ndarray, *, keep_type: bool = False) -> str:
+        if value.dtype.kind == "f" and not keep_type:
+            value = value.astype(self._precision)
         self._initializers.append(numpy_helper.from_array(value, name))
         return name
 
@@ -134,11 +143,12 @@ class _Builder:
         self._outputs.append(self.node("Slice", [x, *bounds], "sink"))
 
     def finish(self) -> onnx.ModelProto:
+        kind = helper.np_dtype_to_tensor_dtype(self._precision)
         graph = helper.make_graph(
             self._nodes,
             "operator",
-            [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in self.inputs.items()],
-            [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in self._outputs],
+            [helper.make_tensor_value_info(name, kind, shape) for name, shape in self.inputs.items()],
+            [helper.make_tensor_value_info(name, kind, None) for name in self._outputs],
             self._initializers,
         )
         return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=8)
@@ -196,7 +206,7 @@ def _upsample_add(build: _Builder, signature: OperatorSignature, widths: tuple[i
     fine_seed = build.input("fine_seed", batch, SOURCE_CHANNELS, height, width)
     coarse_seed = build.input("coarse_seed", batch, SOURCE_CHANNELS, height // 2, width // 2)
     coarse = build.conv(coarse_seed, "source_coarse", SOURCE_CHANNELS, channels)
-    scales = build.constant("scales", np.array([1, 1, 2, 2], dtype=np.float32))
+    scales = build.constant("scales", np.array([1, 1, 2, 2], dtype=np.float32), keep_type=True)
     upsampled = build.node(
         "Resize",
         [coarse, "", scales],

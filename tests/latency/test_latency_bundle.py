@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+import ast
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from latency_spaces import EVERY_OPERATOR, small_space
+
+from mdp_mmdet3d.latency import LatencyTable, grid_points
+from mdp_mmdet3d.latency.backends.onnxruntime import OnnxRuntimeBackend
+from mdp_mmdet3d.latency.bundle import write_bundle
+
+PROBE = Path(__file__).resolve().parents[2] / "mdp_mmdet3d" / "latency" / "probe"
+POINTS = list(EVERY_OPERATOR.values())
+ALLOWED = {"numpy", "onnxruntime", "tensorrt", "tensorrt_rtx", "host", "onnxruntime_timer", "tensorrt_timer"}
+
+
+@pytest.fixture
+def bundle(tmp_path) -> Path:
+    write_bundle(POINTS, tmp_path / "bundle.zip")
+    zipfile.ZipFile(tmp_path / "bundle.zip").extractall(tmp_path / "bundle")
+    return tmp_path / "bundle"
+
+
+def probe(bundle: Path, *arguments: str) -> subprocess.CompletedProcess:
+    # -I: neither the current folder nor PYTHONPATH; this package cannot be found.
+    program = f"import sys; sys.path.insert(0, {str(bundle)!r}); import probe; sys.exit(probe.main())"
+    return subprocess.run([sys.executable, "-I", "-c", program, *arguments], cwd=bundle, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("path", sorted(PROBE.glob("*.py")), ids=lambda path: path.name)
+def test_probe_files_need_python_3_8_and_the_runtime_only(path):
+    tree = ast.parse(path.read_text(), feature_version=(3, 8))
+    for node in ast.walk(tree):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else \
+            [node.module] if isinstance(node, ast.ImportFrom) else []
+        for name in names:
+            assert name.split(".")[0] in ALLOWED | set(sys.stdlib_module_names), f"{path.name} imports {name}"
+        # New since 3.9 or 3.10 and easily overlooked.
+        assert not (isinstance(node, ast.Attribute) and node.attr in {"removesuffix", "removeprefix", "pairwise"})
+        assert not (isinstance(node, ast.keyword) and node.arg == "strict")
+
+
+def test_models_of_a_bundle_run_with_shared_weights(bundle):
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    assert sum(len(o["probes"]) for o in manifest["operators"]) == len(POINTS)
+    for operator in manifest["operators"]:
+        for item in operator["probes"]:
+            session = ort.InferenceSession(str(bundle / item["file"]), providers=["CPUExecutionProvider"])
+            feed = {name: np.ones(shape, np.float32) for name, shape in item["inputs"].items()}
+            assert all(np.isfinite(output).all() for output in session.run(None, feed))
+            model = onnx.load(str(bundle / item["file"]), load_external_data=False)
+            assert model.ByteSize() < 60_000
+
+
+def test_the_probe_writes_a_table_that_this_machine_accepts(bundle):
+    result = probe(bundle)
+    assert result.returncode == 0, result.stderr
+    table = LatencyTable.load(bundle / "latency_table.json", device=OnnxRuntimeBackend().fingerprint())
+    table.require(OnnxRuntimeBackend().fingerprint(), OnnxRuntimeBackend().protocol)
+    assert {(s, w) for s, w, _ in table} == set(POINTS)
+    before = {(s, w): e.time for s, w, e in table if e.attempts == 1 and (s, w) not in table.disturbed()}
+    assert probe(bundle).returncode == 0
+    after = {(s, w): e.time for s, w, e in LatencyTable.load(bundle / "latency_table.json")}
+    assert all(after[point] == moment for point, moment in before.items())
+
+
+def test_killed_probes_lose_no_entry(tmp_path):
+    points = grid_points(small_space())
+    write_bundle(points, tmp_path / "bundle.zip")
+    zipfile.ZipFile(tmp_path / "bundle.zip").extractall(tmp_path / "bundle")
+    bundle, out = tmp_path / "bundle", tmp_path / "bundle" / "latency_table.json"
+    kept: dict = {}
+    for delay in (0.0, 0.03, 0.11, 0.2, 0.05):
+        process = subprocess.Popen([sys.executable, bundle / "probe.py"], cwd=bundle, stdout=subprocess.PIPE)
+        os.read(process.stdout.fileno(), 1)  # the first progress message: something has been measured
+        time.sleep(delay)
+        os.kill(process.pid, signal.SIGKILL)
+        process.communicate()
+        now = {(s, w): e for s, w, e in LatencyTable.load(out)}
+        assert set(kept) < set(now) or set(now) == set(points)
+        assert all(now[point].attempts >= entry.attempts for point, entry in kept.items())
+        kept = now
+    assert probe(bundle).returncode == 0
+    assert {(s, w) for s, w, _ in LatencyTable.load(out)} == set(points)
+
+
+@pytest.mark.parametrize("damage, message", [
+    (lambda bundle: (bundle / "latency_table.json").write_text("{"), "damaged"),
+    (lambda bundle: (bundle / "manifest.json").write_text(json.dumps({"schema_version": 9})), "schema_version 9"),
+])
+def test_damaged_files_are_refused_without_a_traceback(bundle, damage, message):
+    damage(bundle)
+    result = probe(bundle)
+    assert result.returncode == 2 and message in result.stderr and "Traceback" not in result.stderr
+
+
+def test_tables_of_another_machine_are_not_continued(bundle):
+    assert probe(bundle).returncode == 0
+    path = bundle / "latency_table.json"
+    data = json.loads(path.read_text())
+    data["device"]["processor"] = "another one"
+    path.write_text(json.dumps(data))
+    result = probe(bundle)
+    assert result.returncode == 2 and "another device" in result.stderr and "processor" in result.stderr
+
+
+def test_float16_bundles_are_for_tensorrt(tmp_path):
+    write_bundle(POINTS, tmp_path / "b.zip", "float16")
+    zipfile.ZipFile(tmp_path / "b.zip").extractall(tmp_path / "b")
+    result = probe(tmp_path / "b")
+    assert result.returncode == 2 and "float16" in result.stderr
+    with pytest.raises(ValueError, match="at least one"):
+        write_bundle([], tmp_path / "empty.zip")
+    assert not (tmp_path / "empty.zip").exists()
