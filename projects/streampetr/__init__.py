@@ -2,6 +2,7 @@
 
 from . import pruning  # registers the pruning adapter
 from .assigner import StreamPETRHungarianAssigner
+from .auxiliary_head import AuxiliaryHead2D
 from .box_coder import Detections, StreamPETRBoxCoder
 from .cp_fpn import CPFPN
 from .dataset import StreamNuScenesDataset
@@ -9,6 +10,7 @@ from .decoder import StreamPETRDecoder
 from .denoising import DenoisingGenerator
 from .detector import StreamPETR
 from .frame import FrameInputs, frame_inputs
+from .grid_mask import GridMask
 from .head import HeadOutput, StreamPETRHead
 from .losses import StreamPETRLoss
 from .memory import MemoryState
@@ -17,9 +19,11 @@ from .vovnet import VoVNet
 
 __all__ = [
     "CPFPN",
+    "AuxiliaryHead2D",
     "DenoisingGenerator",
     "Detections",
     "FrameInputs",
+    "GridMask",
     "HeadOutput",
     "LoadStreamImages",
     "MemoryState",

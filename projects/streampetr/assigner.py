@@ -11,6 +11,14 @@ from torch import Tensor
 NUM_MATCHED_CODES = 8
 
 
+def focal_cost(logits: Tensor, alpha: float = 0.25, gamma: float = 2.0, eps: float = 1e-12) -> Tensor:
+    """Cost (n, num_classes) of giving query n the class: focal loss as that class minus as background."""
+    p = logits.sigmoid()
+    negative = -(1 - p + eps).log() * (1 - alpha) * p.pow(gamma)
+    positive = -(p + eps).log() * alpha * (1 - p).pow(gamma)
+    return positive - negative
+
+
 @TASK_UTILS.register_module()
 class StreamPETRHungarianAssigner:
     """Hungarian assignment on focal plus weighted L1 cost (arXiv 2303.11926, DETR3D's matching).
@@ -47,7 +55,8 @@ class StreamPETRHungarianAssigner:
             Indices of the matched queries and of their ground truth, both (min(n, m),).
         """
         k = NUM_MATCHED_CODES
-        cost = self.cls_weight * self._focal_cost(logits)[:, gt_labels] + self.bbox_weight * torch.cdist(
+        focal = focal_cost(logits, self.alpha, self.gamma)[:, gt_labels]
+        cost = self.cls_weight * focal + self.bbox_weight * torch.cdist(
             (codes * code_weights)[:, :k], (gt_codes * code_weights)[:, :k], p=1
         )
         cost = torch.nan_to_num(cost, nan=100.0, posinf=100.0, neginf=-100.0)
@@ -56,9 +65,3 @@ class StreamPETRHungarianAssigner:
             torch.as_tensor(rows, dtype=torch.long, device=logits.device),
             torch.as_tensor(columns, dtype=torch.long, device=logits.device),
         )
-
-    def _focal_cost(self, logits: Tensor, eps: float = 1e-12) -> Tensor:
-        p = logits.sigmoid()
-        negative = -(1 - p + eps).log() * (1 - self.alpha) * p.pow(self.gamma)
-        positive = -(p + eps).log() * self.alpha * (1 - p).pow(self.gamma)
-        return positive - negative

@@ -12,6 +12,7 @@ from mmdet3d.structures import Det3DDataSample, LiDARInstance3DBoxes
 from mmengine.structures import InstanceData
 from torch import Tensor
 
+from .auxiliary_head import image_targets
 from .box_coder import Detections
 from .denoising import DenoisingQueries
 from .frame import FrameInputs, frame_inputs, metainfo
@@ -34,6 +35,8 @@ class StreamPETR(Base3DDetector):
         bbox_coder: Config of the box decoding.
         criterion: Config of the 3D losses; without it the model can only predict.
         denoising: Config of the denoising queries, used in training; None trains without them.
+        img_roi_head: Config of the auxiliary 2D head, used in training; None trains without it.
+        grid_mask: Config of the mask on training images; None trains without it.
         position_level: Which neck output becomes image tokens.
         data_preprocessor: Config of the data preprocessor.
         init_cfg: Initialisation or checkpoint, as everywhere in MMEngine.
@@ -47,6 +50,8 @@ class StreamPETR(Base3DDetector):
         bbox_coder: dict,
         criterion: dict | None = None,
         denoising: dict | None = None,
+        img_roi_head: dict | None = None,
+        grid_mask: dict | None = None,
         position_level: int = 0,
         data_preprocessor: dict | None = None,
         init_cfg: dict | None = None,
@@ -60,6 +65,8 @@ class StreamPETR(Base3DDetector):
         self.bbox_coder = TASK_UTILS.build(bbox_coder)
         self.criterion = MODELS.build(criterion) if criterion else None
         self.denoising = TASK_UTILS.build(denoising) if denoising else None
+        self.img_roi_head = MODELS.build(img_roi_head) if img_roi_head else None
+        self.grid_mask = MODELS.build(grid_mask) if grid_mask else None
         self.position_level = position_level
         self.memory: MemoryState | None = None
         self._scene_tokens: list[str] | None = None
@@ -92,7 +99,10 @@ class StreamPETR(Base3DDetector):
             (B, N, C, h, w) features.
         """
         batch, cameras = imgs.shape[:2]
-        features = self.img_neck(self.img_backbone(imgs.flatten(0, 1)))[self.position_level]
+        images = imgs.flatten(0, 1)
+        if self.grid_mask is not None:
+            images = self.grid_mask(images)
+        features = self.img_neck(self.img_backbone(images))[self.position_level]
         return features.unflatten(0, (batch, cameras))
 
     def run_frame(
@@ -161,16 +171,16 @@ class StreamPETR(Base3DDetector):
     def loss(
         self, batch_inputs: dict, batch_data_samples: Sequence[Det3DDataSample], **kwargs: Any
     ) -> dict[str, Tensor]:
-        """3D losses of one frame per stream; the memory moves on by that frame.
+        """Losses of one frame per stream; the memory moves on by that frame.
 
         Args:
             batch_inputs: ``imgs`` (B, N, 3, H, W).
             batch_data_samples: With ``gt_instances_3d`` (``bboxes_3d`` 9-dim, ``labels_3d``) and the metainfo
-                of :func:`frame_inputs`.
+                of :func:`frame_inputs`; for the auxiliary head see :func:`image_targets`.
             **kwargs: Not used.
 
         Returns:
-            See :class:`StreamPETRLoss`.
+            See :class:`StreamPETRLoss` and :class:`AuxiliaryHead2D`.
 
         Raises:
             ValueError: The model was built without ``criterion``, or metainfo is missing.
@@ -195,8 +205,14 @@ class StreamPETR(Base3DDetector):
                 num_queries=num_learned + head.num_propagated,
                 num_keys=num_learned + head.memory_len,
             )
-        output, self.memory = self.run_frame(self.extract_img_feat(imgs), frame, self.memory, queries)
-        return self.compute_losses(output, gt_boxes, gt_labels, queries)
+        img_feats = self.extract_img_feat(imgs)
+        output, self.memory = self.run_frame(img_feats, frame, self.memory, queries)
+        losses = self.compute_losses(output, gt_boxes, gt_labels, queries)
+        if self.img_roi_head is not None and self.training:
+            with torch.autocast(imgs.device.type, enabled=False):
+                targets = image_targets(batch_data_samples, imgs.shape[1], imgs.device)
+                losses |= self.img_roi_head.loss(img_feats.flatten(0, 1).float(), targets)
+        return losses
 
     def compute_losses(
         self,

@@ -183,12 +183,15 @@ def reference_state(rules: ModuleType, tiny_shapes: dict[str, list[int]]) -> dic
 
 @pytest.fixture(scope="session")
 def build_reference(reference_state: dict[str, torch.Tensor]) -> Callable[..., torch.nn.Module]:
-    """Function that builds the reference's configuration with its weights; keywords go to the head."""
+    """Function that builds the reference with its weights; ``auxiliary`` adds the 2D head, keywords go to the 3D head."""
 
-    def build(**head) -> torch.nn.Module:
+    def build(auxiliary: bool = False, **head) -> torch.nn.Module:
         from projects.streampetr.checkpoint import load_state_dict
 
-        model = MODELS.build(small_config(**head))
+        config = small_config(**head)
+        if auxiliary:
+            config["img_roi_head"] = dict(type="AuxiliaryHead2D")
+        model = MODELS.build(config)
         load_state_dict(model, reference_state)
         return model.eval()
 

@@ -1,12 +1,13 @@
 """The detector against numbers recorded from the public implementation (shared data/streampetr_reference)."""
 from __future__ import annotations
 
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from projects.streampetr.auxiliary_head import ImageTargets
 from projects.streampetr.frame import FrameInputs
 from projects.streampetr.memory import MemoryState, restart_streams
 
@@ -116,7 +117,18 @@ def ground_truth(rules: ModuleType, t: int) -> tuple[list[torch.Tensor], list[to
     )
 
 
-def training_frame(model, rules, inputs, recorded):
+def image_truth(rules: ModuleType, t: int) -> list[ImageTargets]:
+    return [
+        ImageTargets(*(torch.from_numpy(camera[key]) for key in ("bboxes", "labels", "centers")))
+        for sample in rules.make_gt("tiny")[t]
+        for camera in sample["cams"]
+    ]
+
+
+@pytest.fixture(scope="module")
+def trained(build_reference, rules, inputs, recorded) -> SimpleNamespace:
+    """Everything about the recorded training frame: evaluation mode stands for no dropout and no GridMask."""
+    model = build_reference(auxiliary=True)
     boxes, labels = ground_truth(rules, 0)
     head = model.pts_bbox_head
     queries = model.denoising.generate(
@@ -130,44 +142,50 @@ def training_frame(model, rules, inputs, recorded):
     )
     feats = model.extract_img_feat(torch.from_numpy(inputs["img"][0]))
     output, _ = model.run_frame(feats, frame_of(inputs, 0), None, queries)
-    return output, boxes, labels, queries
+    losses = model.compute_losses(output, boxes, labels, queries)
+    losses |= model.img_roi_head.loss(feats.flatten(0, 1), image_truth(rules, 0))
+    sum(losses.values()).backward()
+    auxiliary = model.img_roi_head(feats.flatten(0, 1))
+    return SimpleNamespace(model=model, output=output, queries=queries, losses=losses, auxiliary=auxiliary)
 
 
-def test_training_frame(model, rules, inputs, recorded) -> None:
+def test_training_outputs(trained, recorded) -> None:
     prefix = "train_dn/t0/"
-    model.zero_grad()
-    output, boxes, labels, queries = training_frame(model, rules, inputs, recorded)
     pad = int(recorded[prefix + "dn_pad_size"])
-    assert queries.reference_points.shape[1] == pad
-    np.testing.assert_array_equal(queries.labels, recorded[prefix + "dn_labels"])
+    assert trained.queries.reference_points.shape[1] == pad
+    np.testing.assert_array_equal(trained.queries.labels, recorded[prefix + "dn_labels"])
     found = {
-        "dn_cls": output.all_cls_scores[:, :, :pad],
-        "dn_box": output.all_bbox_preds[:, :, :pad],
-        "all_cls_scores": output.all_cls_scores[:, :, pad:],
-        "all_bbox_preds": output.all_bbox_preds[:, :, pad:],
+        "dn_cls": trained.output.all_cls_scores[:, :, :pad],
+        "dn_box": trained.output.all_bbox_preds[:, :, :pad],
+        "all_cls_scores": trained.output.all_cls_scores[:, :, pad:],
+        "all_bbox_preds": trained.output.all_bbox_preds[:, :, pad:],
     }
     for key, value in found.items():
         atol = METRES_ATOL if "box" in key else LOGITS_ATOL
         assert_close(value.detach(), recorded[prefix + key], atol)
 
-    losses = model.compute_losses(output, boxes, labels, queries)
-    expected = {
-        key.removeprefix(prefix + "loss/"): float(value)
-        for key, value in recorded.items()
-        if key.startswith(prefix + "loss/") and key.endswith(("loss_cls", "loss_bbox")) and "enc_" not in key
-    }
-    assert set(losses) == set(expected)
-    for key, value in expected.items():
-        assert float(losses[key]) == pytest.approx(value, rel=1e-4), key
 
-    # Gradients of the image branch include the auxiliary head's share and cannot be compared.
-    sum(losses.values()).backward()
-    norms = {
-        key.removeprefix(prefix + "gradnorm/"): float(value)
-        for key, value in recorded.items()
-        if key.startswith(prefix + "gradnorm/pts_bbox_head")
-    }
-    assert norms
-    parameters = dict(model.named_parameters())
+def test_auxiliary_outputs(trained, recorded) -> None:
+    names = {"cls_scores": "enc_cls_scores", "boxes": "enc_bbox_preds", "centers": "pred_centers2d",
+             "centerness": "centerness"}  # fmt: skip
+    for ours, theirs in names.items():
+        assert_close(getattr(trained.auxiliary, ours).detach(), recorded[f"train_dn/t0/{theirs}"], 2e-4)
+
+
+def test_training_losses(trained, recorded) -> None:
+    prefix = "train_dn/t0/loss/"
+    expected = {k.removeprefix(prefix): float(v) for k, v in recorded.items() if k.startswith(prefix)}
+    total = expected.pop("TOTAL")
+    assert set(trained.losses) == set(expected)
+    for key, value in expected.items():
+        assert trained.losses[key].item() == pytest.approx(value, rel=1e-4), key
+    assert sum(trained.losses.values()).item() == pytest.approx(total, rel=1e-4)
+
+
+def test_training_gradients(trained, recorded) -> None:
+    prefix = "train_dn/t0/gradnorm/"
+    norms = {k.removeprefix(prefix): float(v) for k, v in recorded.items() if k.startswith(prefix)}
+    assert {name.split(".")[0] for name in norms} == {"img_backbone", "img_neck", "img_roi_head", "pts_bbox_head"}
+    parameters = dict(trained.model.named_parameters())
     for key, value in norms.items():
-        assert float(parameters[key].grad.norm()) == pytest.approx(value, rel=2e-3), key
+        assert float(parameters[key].grad.norm()) == pytest.approx(value, rel=1e-4), key
