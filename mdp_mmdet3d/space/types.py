@@ -238,6 +238,12 @@ class PruningSpace:
         """Read what `save` wrote; raises `FileFormatError`."""
         return from_dict(read_json(path, what="pruning space", schema_version=SCHEMA_VERSION), path)
 
+    def describe(self) -> str:
+        """The space as readable text: dimensions, blocks, terms, and what is left alone and why."""
+        from mdp_mmdet3d.space.describe import describe
+
+        return describe(self)
+
     @cached_property
     def hash(self) -> str:
         """Digest of the whole space."""

@@ -1,0 +1,172 @@
+"""The traced space is complete, consistent with the model, and survives its file."""
+import json
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from mmengine import Config
+from torch import nn
+
+from mdp_mmdet3d.errors import FileFormatError, MdpError
+from mdp_mmdet3d.space import BlockKind, DimensionKind, PruningSpace
+from mdp_mmdet3d.space.builder import SpaceBuilder, SpaceOptions
+from mdp_mmdet3d.space.conv import add_conv_dimensions
+from mdp_mmdet3d.space.trace import InputShape, trace_space
+
+
+@pytest.fixture(scope="module")
+def full():
+    """The R50 704x256 model and its space."""
+    from mmdet3d.registry import MODELS
+    from mmengine.registry import init_default_scope
+
+    init_default_scope("mmdet3d")
+    model = MODELS.build(Config.fromfile("configs/_base_/models/streampetr_r50_704x256_428q.py").model)
+    return model, trace_space(model, InputShape(6, 256, 704))
+
+
+@pytest.mark.slow
+def test_everything_that_section_5_2_lists_is_there(full):
+    _, space = full
+    names = {d.name: d for d in space.dimensions}
+    bottlenecks = [f"img_backbone.layer{s}.{b}" for s, n in zip((1, 2, 3, 4), (3, 4, 6, 3)) for b in range(n)]
+    for path in bottlenecks:
+        assert {f"{path}.conv1.out", f"{path}.conv2.out"} <= names.keys()
+    assert names["img_backbone.conv1.out"].size == 64
+    kinds = [b.kind for b in space.blocks]
+    assert kinds.count(BlockKind.IDENTITY) == 12 and kinds.count(BlockKind.RESIDUAL_BRANCH) == 4
+    assert kinds.count(BlockKind.LAYER) == 5 and kinds.count(BlockKind.SUB_LAYER) == 17  # one cross-attention stays
+    for kind, count in ((DimensionKind.HEADS, 12), (DimensionKind.QK_WIDTH, 12), (DimensionKind.V_WIDTH, 12)):
+        assert sum(d.kind is kind for d in space.dimensions) == count
+    assert sum(".ffns." in n for n in names) == 6
+    for hidden in ("position_encoder.0", "memory_embed.0", "featurized_pe.conv_reduce", "cls_branches.0.0",
+                   "cls_branches.0.3", "reg_branches.0.0", "reg_branches.0.2", "query_embedding.0"):
+        assert f"pts_bbox_head.{hidden}.out" in names
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage,size,consumers", [
+    (1, 256, ["img_backbone.layer2.0.conv1", "img_backbone.layer2.0.downsample.0"]),
+    (2, 512, ["img_backbone.layer3.0.conv1", "img_backbone.layer3.0.downsample.0"]),
+    (3, 1024, ["img_backbone.layer4.0.conv1", "img_backbone.layer4.0.downsample.0", "img_neck.lateral_convs.0.conv"]),
+    (4, 2048, ["img_neck.lateral_convs.1.conv"])])
+def test_stage_width_couples_all_its_users(full, stage, size, consumers):
+    model, space = full
+    dimension = space.by_name[f"img_backbone.layer{stage}.0.downsample.0.out"]
+    assert dimension.size == size
+    rows = {m.tensor for m in dimension.members if m.axis == 0}
+    columns = {m.tensor for m in dimension.members if m.axis == 1}
+    blocks = len(getattr(model.img_backbone, f"layer{stage}"))
+    for b in range(blocks):
+        path = f"img_backbone.layer{stage}.{b}"
+        assert {f"{path}.conv3.weight", f"{path}.bn3.weight", f"{path}.bn3.running_var"} <= rows
+        if b:
+            assert f"{path}.conv1.weight" in columns
+    assert {f"{c}.weight" for c in consumers} <= columns
+    assert {s.block for s in dimension.sources} == {None, *(f"img_backbone.layer{stage}.{b}" for b in range(blocks))}
+
+
+def test_no_two_dimensions_of_the_same_kind_share_an_index(tiny_model):
+    space = trace_space(tiny_model, InputShape(6, 64, 176))
+    taken = {}
+    for d in space.dimensions:
+        kind = d.kind if d.kind is DimensionKind.HEADS else "other"  # heads and their inner widths overlap by design
+        for m in d.members:
+            indices = set(range(m.offset, m.offset + d.copies * d.size * m.width))
+            owner = taken.setdefault((m.tensor, m.axis, kind), set())
+            assert not owner & indices, (d.name, m)
+            owner |= indices
+
+
+def test_terms_name_existing_modules_and_dimensions(tiny_model):
+    space = trace_space(tiny_model, InputShape(6, 64, 176))
+    assert len({t.name for t in space.terms}) == len(space.terms)
+    for term in space.terms:
+        assert all(w in space.by_name for w in term.widths if isinstance(w, str))
+        tiny_model.get_submodule(term.name.removesuffix(".upsample_add"))
+        assert term.block is None or term.block in space.blocks_by_name
+    by_name = {t.name: t for t in space.terms}
+    stem = by_name["img_backbone.layer2.0.conv1"].signature
+    assert (stem["batch"], stem["height"], stem["width"], stem["stride"]) == (6, 16, 44, 2)
+    cross = by_name["pts_bbox_head.transformer.decoder.layers.1.attentions.1"].signature
+    assert (cross["queries"], cross["keys"]) == (76, 6 * 4 * 11)
+    own = by_name["pts_bbox_head.transformer.decoder.layers.1.attentions.0"].signature
+    assert own["keys"] == 60 + 64
+
+
+def test_tracing_leaves_the_model_as_it_was(tiny_model):
+    tiny_model.train()
+    before = ({k: v.clone() for k, v in tiny_model.state_dict().items()},
+              [m.training for m in tiny_model.modules()], [p.requires_grad for p in tiny_model.parameters()])
+    trace_space(tiny_model, InputShape(6, 64, 176))
+    assert all(torch.equal(v, before[0][k]) for k, v in tiny_model.state_dict().items())
+    assert [m.training for m in tiny_model.modules()] == before[1]
+    assert [p.requires_grad for p in tiny_model.parameters()] == before[2]
+    assert all(p.grad is None for p in tiny_model.parameters())
+
+
+def test_file_round_trip_and_damage(tiny_model, tmp_path):
+    space = trace_space(tiny_model, InputShape(6, 64, 176))
+    space.save(tmp_path / "space.json")
+    assert PruningSpace.load(tmp_path / "space.json") == space
+    data = json.loads((tmp_path / "space.json").read_text())
+    del data["dimensions"][0]["options"]
+    (tmp_path / "bad.json").write_text(json.dumps(data))
+    with pytest.raises(FileFormatError, match="damaged"):
+        PruningSpace.load(tmp_path / "bad.json")
+    data["schema_version"] = 99
+    (tmp_path / "new.json").write_text(json.dumps(data))
+    with pytest.raises(FileFormatError, match="schema_version 99"):
+        PruningSpace.load(tmp_path / "new.json")
+
+
+def test_freezing_and_its_typos(tiny_model):
+    frozen = trace_space(tiny_model, InputShape(6, 64, 176), SpaceOptions(freeze=("img_backbone.*", "*.heads")))
+    assert not any(d.name.startswith("img_backbone") or d.name.endswith("heads") for d in frozen.dimensions)
+    assert not any(b.name.startswith("img_backbone") for b in frozen.blocks)
+    reasons = {n.module: n.reason for n in frozen.not_prunable}
+    assert reasons["img_backbone.layer2.0"] == "frozen by the config"
+    # A width within frozen heads stands for itself.
+    assert all(d.within is None for d in frozen.dimensions)
+    with pytest.raises(MdpError, match=r"'img_backbon\.\*' matches no dimension"):
+        trace_space(tiny_model, InputShape(6, 64, 176), SpaceOptions(freeze=("img_backbon.*",)))
+
+
+def test_unknown_architecture_is_refused():
+    with pytest.raises(MdpError, match="no pruning adapter for 'Linear'.*StreamPETR"):
+        trace_space(nn.Linear(2, 2), InputShape(1, 32, 32))
+
+
+def test_description_names_everything(tiny_model):
+    space = trace_space(tiny_model, InputShape(6, 64, 176))
+    text = space.describe()
+    assert all(d.name in text for d in space.dimensions) and all(b.name in text for b in space.blocks)
+    assert all(n.reason in text for n in space.not_prunable)
+
+
+@given(size=st.integers(1, 4096), multiple=st.sampled_from([1, 8, 16, 32]), most=st.integers(2, 32),
+       keep=st.floats(0, 1))
+def test_options_increase_end_dense_and_respect_the_limits(size, multiple, most, keep):
+    counts = SpaceOptions(max_options=most, min_keep=keep).counts(size, multiple)
+    assert counts[-1] == size and list(counts) == sorted(set(counts))
+    assert len(counts) <= most and all(c % multiple == 0 and c >= round(keep * size) for c in counts[:-1])
+
+
+def test_concatenation_is_left_alone_with_a_reason():
+    class Concat(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 32, 3, padding=1), nn.Conv2d(32, 32, 3, padding=1)
+            self.c = nn.Conv2d(64, 32, 1)
+            self.d = nn.Conv2d(32, 8, 1)
+
+        def forward(self, x):
+            a = self.a(x)
+            return self.d(self.c(torch.cat([a, self.b(a)], dim=1)))
+
+    net = Concat()
+    builder = SpaceBuilder(net, SpaceOptions())
+    add_conv_dimensions(builder, net)
+    assert set(builder.dimensions) == {"c.out"}
+    assert all("concatenation" in builder.left_alone[f"{n}.out"] for n in "ab")
