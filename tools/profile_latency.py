@@ -1,6 +1,7 @@
 """Measure the operators of a model on this machine into a latency table; compare and merge tables.
 
-profile_latency.py CONFIG [--policy grid|exact] [--out latency_table.json]
+profile_latency.py CONFIG [--policy grid|exact] [--backend onnxruntime|torch|tensorrt] [--out latency_table.json]
+profile_latency.py CONFIG --bundle probes.zip      # measure on another device, without torch and mmcv
 profile_latency.py diff A.json B.json
 profile_latency.py merge TARGET.json OTHER.json [--force]
 """
@@ -9,12 +10,19 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.table import Table
 
 from mdp_mmdet3d.errors import MdpError
+from mdp_mmdet3d.latency import LatencyModel, exact_points, grid_points
+from mdp_mmdet3d.latency.backends.base import Backend
 from mdp_mmdet3d.latency.compare import compare_tables, print_comparison
 from mdp_mmdet3d.latency.table import LatencyTable
+
+if TYPE_CHECKING:
+    from mdp_mmdet3d.latency.graphs import Precision
 
 
 def parse_args() -> argparse.Namespace:
@@ -31,32 +39,75 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help="default: work_dirs/<name of the config>/latency_table.json")
     parser.add_argument("--policy", choices=("grid", "exact"), default="grid",
                         help="a few widths per dimension, or every combination of options")
+    parser.add_argument("--backend", choices=("onnxruntime", "torch", "tensorrt"), default="onnxruntime")
+    parser.add_argument("--precision", choices=("float32", "float16"), default="float32",
+                        help="of TensorRT, PyTorch and bundles")
+    parser.add_argument("--bundle", type=Path, help="measure nothing here: write a zip file to run on the target")
+    parser.add_argument("--plots", type=Path, help="folder for pictures: staircases.png, breakdown.png")
     return parser.parse_args()
+
+
+def make_backend(name: str, precision: Precision) -> Backend:
+    if name == "onnxruntime":
+        if precision != "float32":
+            raise MdpError("ONNX Runtime on the CPU is measured in float32; use --backend tensorrt or torch")
+        from mdp_mmdet3d.latency.backends.onnxruntime import OnnxRuntimeBackend
+
+        return OnnxRuntimeBackend()
+    if name == "tensorrt":
+        from mdp_mmdet3d.latency.backends.tensorrt import TensorRtBackend
+
+        return TensorRtBackend(precision)
+    import torch
+
+    from mdp_mmdet3d.latency.backends.torch import TorchBackend
+
+    return TorchBackend("cuda" if torch.cuda.is_available() else "cpu", precision)
 
 
 def measure(args: argparse.Namespace, console: Console) -> None:
     from mmengine.config import Config
+    from mmengine.logging import MMLogger
 
     from mdp_mmdet3d.engine.inputs import build_dense
     from mdp_mmdet3d.engine.settings import PruneSettings
-    from mdp_mmdet3d.latency.backends.onnxruntime import OnnxRuntimeBackend
+    from mdp_mmdet3d.latency.bundle import write_bundle
     from mdp_mmdet3d.latency.measure import measure_latency
     from mdp_mmdet3d.space.builder import SpaceOptions
     from mdp_mmdet3d.space.trace import InputShape, trace_space
 
     if not args.config.is_file():
         raise MdpError(f"config {args.config} does not exist; the main one is configs/streampetr_mdp.py")
+    MMLogger.get_instance("mdp", log_level="WARNING")  # initialisers are talkative
     config = Config.fromfile(str(args.config))
     s = PruneSettings.from_config(config.get("prune", {}))
     options = SpaceOptions(s.max_options, s.channel_multiple, s.head_width_multiple, s.min_keep, tuple(s.freeze))
     space = trace_space(build_dense(config, None)[0], InputShape(s.num_cams, *s.input_size), options)
+    if args.bundle is not None:
+        points = exact_points(space) if args.policy == "exact" else grid_points(space)
+        count = write_bundle(points, args.bundle, args.precision)
+        console.print(f"{args.bundle}: {count} operators; on the target: unzip it and run python probe.py "
+                      "--backend tensorrt|onnxruntime", highlight=False)
+        return
     path = args.out or Path("work_dirs") / args.config.stem / "latency_table.json"
-    table = measure_latency(space, OnnxRuntimeBackend(), path, policy=args.policy)
+    table = measure_latency(space, make_backend(args.backend, args.precision), path, policy=args.policy)
     console.print(f"{path}: {len(table)} entries of {table.device}", highlight=False)
     disturbed = len(table.disturbed())
     if disturbed:
         console.print(f"[yellow]{disturbed} of them were measured while the machine was busy[/yellow]: run again when "
                       "it is idle, or expect them to be too slow")
+    unit = {term.stage: 1.0 for term in space.frame_terms()}
+    rows = LatencyModel(space, table, dict.fromkeys(unit, 0.0), unit).breakdown({})
+    shown = Table("module", "ms", "share", title="where the milliseconds of the dense model are")
+    for module, ms in rows.items():
+        if ms > 0:
+            shown.add_row(module, f"{ms:.1f}", f"{ms / sum(rows.values()):.1%}")
+    console.print(shown)
+    if args.plots is not None:
+        from mdp_mmdet3d.latency.plots import plot_breakdown, plot_staircases
+
+        plot_staircases(space, table, args.plots / "staircases.png")
+        plot_breakdown({"dense": rows}, args.plots / "breakdown.png")
 
 
 def main() -> int:

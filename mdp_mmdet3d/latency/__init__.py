@@ -5,7 +5,13 @@
 
 from mdp_mmdet3d.latency.predict import LatencyModel, Measured
 from mdp_mmdet3d.latency.sampling import entries_of, exact_points, grid_points
-from mdp_mmdet3d.latency.structures import Structure, calibration_structures, dense_structure, smallest_structure
+from mdp_mmdet3d.latency.structures import (
+    Structure,
+    calibration_structures,
+    dense_structure,
+    random_structure,
+    smallest_structure,
+)
 from mdp_mmdet3d.latency.table import (
     Device,
     Entry,
@@ -30,5 +36,6 @@ __all__ = [
     "entries_of",
     "exact_points",
     "grid_points",
+    "random_structure",
     "smallest_structure",
 ]
