@@ -183,7 +183,7 @@ def reference_state(rules: ModuleType, tiny_shapes: dict[str, list[int]]) -> dic
 
 @pytest.fixture(scope="session")
 def build_reference(reference_state: dict[str, torch.Tensor]) -> Callable[..., torch.nn.Module]:
-    """Function that builds the reference with its weights; ``auxiliary`` adds the 2D head, keywords go to the 3D head."""
+    """Function that builds the reference with its weights; ``auxiliary`` adds the 2D head, keywords are the head's."""
 
     def build(auxiliary: bool = False, **head) -> torch.nn.Module:
         from projects.streampetr.checkpoint import load_state_dict
