@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -26,6 +26,8 @@ from mdp_mmdet3d.space import PruningSpace
 Policy = Literal["grid", "exact", "none"]
 
 MAX_ATTEMPTS = 3
+SURPRISING = 1.2
+BUSY = 0.05  # share of disturbed entries above which no entry is trusted that was measured only once
 _SAVE_EVERY_S = 2.0
 
 
@@ -71,31 +73,37 @@ def measure_latency(
     elif policy == "exact":
         points = exact_points(space)
     wanted = list(dict.fromkeys([*points, *extra]))
+    fresh: set[Point] = set()
     for attempt in range(MAX_ATTEMPTS):
-        pending = _pending(table, wanted)
+        pending = _pending(table, wanted, fresh)
         if pending:
             # Shuffled, so that a slow minute of the machine does not fall on one operator alone.
             random.Random(attempt).shuffle(pending)
-            _measure(
-                table,
-                backend,
-                pending,
-                path,
-                "latency table" if attempt == 0 else "disturbed ones again",
-                progress,
-            )
+            _measure(table, backend, pending, path, "latency table" if attempt == 0 else "once more", progress)
+            fresh.update(pending)
     return table
 
 
-def _pending(table: LatencyTable, wanted: list[Point]) -> list[Point]:
-    """Points without an entry, and those whose measurement was disturbed and may be repeated."""
-    again = {point for point in table.disturbed() if _attempts(table, point) < MAX_ATTEMPTS}
-    return [point for point in wanted if point in again or table.get(*point) is None]
+def _pending(table: LatencyTable, wanted: list[Point], fresh: Collection[Point]) -> list[Point]:
+    """Points without an entry, and those worth another attempt.
+
+    Worth it are disturbed entries, ``fresh`` ones far above what their neighbours make one expect, and all entries of a
+    busy machine that were measured only once.
+    """
+    disturbed = table.disturbed()
+    doubtful = {*disturbed, *(point for point in fresh if _surprises(table, point))}
+    least = 2 if len(disturbed) > BUSY * len(table) else 1
+
+    def again(point: Point) -> bool:
+        entry = table.get(*point)
+        return entry is None or entry.attempts < (MAX_ATTEMPTS if point in doubtful else least)
+
+    return [point for point in wanted if again(point)]
 
 
-def _attempts(table: LatencyTable, point: Point) -> int:
-    entry = table.get(*point)
-    return entry.attempts if entry else 0
+def _surprises(table: LatencyTable, point: Point) -> bool:
+    entry, expected = table.get(*point), table.expected_ms(*point)
+    return entry is not None and expected is not None and entry.ms > SURPRISING * expected
 
 
 def _measure(

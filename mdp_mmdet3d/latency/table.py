@@ -151,6 +151,16 @@ class LatencyTable:
         limit = DISTURBED * min((entry.reference_ms for _, _, entry in self if entry.reference_ms > 0), default=0.0)
         return [(signature, widths) for signature, widths, entry in self if entry.reference_ms > limit]
 
+    def expected_ms(self, signature: OperatorSignature, widths: tuple[int, ...]) -> float | None:
+        """What the other entries make one expect of a point, or None if they do not surround it."""
+        others = LatencyTable(self.device, self.protocol)
+        others._entries[signature] = {key: entry for key, entry in self._entries.get(signature, {}).items()
+                                      if key != tuple(widths)}
+        try:
+            return others.lookup(signature, widths).ms
+        except NotMeasuredError:
+            return None
+
     def lookup(self, signature: OperatorSignature, widths: tuple[int, ...]) -> Lookup:
         """Latency of one operator; raises `NotMeasuredError` outside the measured range."""
         ms, interpolated = self.lookup_many(signature, np.array([widths]))
@@ -212,37 +222,36 @@ class LatencyTable:
         return ms.reshape(shape), interpolated.reshape(shape)
 
     def _interpolate(self, signature: OperatorSignature, widths: np.ndarray) -> np.ndarray:
-        stairs = self.protocol.staircase and signature.kind == "conv"
-        if signature not in self._grids:
-            self._grids[signature] = measured_grid(
-                {
-                    key: entry.ms / float(staircase(np.array(key[1]))) if stairs else entry.ms
-                    for key, entry in self._entries[signature].items()
-                    if 0 not in key
-                }
-            )
-        grid = self._grids[signature]
+        grid = self._grid(signature)
         if grid is None:
             raise NotMeasuredError(f"the latency table holds no complete grid of {signature.key}; run measure_latency")
-        covered = inside(grid, widths)
-        if stairs:
+        if self._follows_staircase(signature):
             blocked = (widths[:, 0] % 4 == 0) | np.isin(widths[:, 0], grid[0][0])
             if not blocked.all():
                 raise NotMeasuredError(
-                    f"{signature.key} with {widths[~blocked][0].tolist()} channels: an input count that is "
-                    "no multiple of 4 leaves ONNX Runtime's blocked layout and cannot be interpolated; "
-                    "measure it (policy 'exact') or let the dimension's options be multiples of 4"
-                )
+                    f"{signature.key} with {widths[~blocked][0].tolist()} channels: an input count that is no multiple "
+                    "of 4 leaves ONNX Runtime's blocked layout and cannot be interpolated; measure it (policy 'exact') "
+                    "or let the dimension's options be multiples of 4")
+        covered = inside(grid, widths)
         if not covered.all():
-            ranges = ", ".join(
-                f"{role} {axis[0]}..{axis[-1]}" for role, axis in zip(WIDTH_ROLES[signature.kind], grid[0], strict=True)
-            )
-            raise NotMeasuredError(
-                f"{signature.key}: widths {widths[~covered][0].tolist()} lie outside the measured "
-                f"range ({ranges}) and are not extrapolated; measure them"
-            )
+            ranges = ", ".join(f"{role} {axis[0]}..{axis[-1]}"
+                               for role, axis in zip(WIDTH_ROLES[signature.kind], grid[0], strict=True))
+            raise NotMeasuredError(f"{signature.key}: widths {widths[~covered][0].tolist()} lie outside the measured "
+                                   f"range ({ranges}) and are not extrapolated; measure them")
         values = multilinear(grid, widths)
-        return values * staircase(widths[:, 1]) if stairs else values
+        return values * staircase(widths[:, 1]) if self._follows_staircase(signature) else values
+
+    def _follows_staircase(self, signature: OperatorSignature) -> bool:
+        return self.protocol.staircase and signature.kind == "conv"
+
+    def _grid(self, signature: OperatorSignature) -> Grid | None:
+        """Complete grid of a signature, relative to the staircase where it follows one."""
+        if signature not in self._grids:
+            stairs = self._follows_staircase(signature)
+            self._grids[signature] = measured_grid({
+                widths: entry.ms / float(staircase(np.array(widths[1]))) if stairs else entry.ms
+                for widths, entry in self._entries[signature].items() if 0 not in widths})
+        return self._grids[signature]
 
     def merge(self, other: LatencyTable, *, force: bool = False) -> int:
         """Take over the entries of another table that are newer or missing here.

@@ -99,6 +99,21 @@ def test_busy_moments_are_measured_again_and_the_fastest_attempt_counts(tmp_path
     assert any(entry.attempts > 1 for _, _, entry in table)
 
 
+def test_one_wrong_time_beside_the_grid_is_measured_again(tmp_path):
+    class WrongOnce(FakeBackend):
+        def measure(self, points):
+            for point, entry in super().measure(points):
+                first = self.calls.count(point) == 1 and point == wrong
+                yield point, replace(entry, ms=entry.ms * (2 if first else 1))
+
+    wrong = next(point for point in exact_points(small_space()) if point not in grid_points(small_space()))
+    measure(FakeBackend(), tmp_path / "table.json")
+    backend = WrongOnce()
+    table = measure(backend, tmp_path / "table.json", policy="none", extra=[wrong])
+    assert backend.calls == [wrong, wrong]
+    assert table.lookup(*wrong).ms == product_cost(*wrong)
+
+
 def test_tables_of_another_device_or_protocol_are_not_continued(tmp_path):
     path = tmp_path / "table.json"
     measure(FakeBackend(processor="one"), path)

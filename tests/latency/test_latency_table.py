@@ -151,3 +151,12 @@ def test_entries_beside_a_slow_reference_are_disturbed():
     for width, reference in ((16, 4.0), (32, 4.3), (64, 8.0), (128, 0.0)):
         table.add(FFN, (width,), entry(1.0, reference_ms=reference))
     assert table.disturbed() == [(FFN, (64,))]
+
+
+def test_what_is_expected_of_a_point_comes_from_the_others():
+    table = filled()
+    table.add(CONV, (48, 48), entry(99.0))
+    assert table.expected_ms(CONV, (48, 48)) == pytest.approx(48 * 48 / 1000)
+    table.add(FFN, (48,), entry(99.0))
+    assert table.expected_ms(FFN, (48,)) == pytest.approx(48 / 1000)
+    assert table.expected_ms(CONV, (16, 16)) is None
