@@ -37,8 +37,8 @@ class TensorRtBackend:
 
     def fingerprint(self) -> Device:
         """Describe the GPU and the runtime."""
-        return Device(self._timer.processor, **self._timer.runtime_fields(), system=system_name(),
-                      python=platform.python_version())
+        return Device(self._timer.processor, **self._timer.runtime_fields(),
+                      system=f"{system_name()}, {self._timer.driver}", python=platform.python_version())
 
     def measure(self, points: Iterable[Point]) -> Iterator[tuple[Point, Entry]]:
         """Build, load and time one engine per point; raises `MdpError` where TensorRT refuses one."""

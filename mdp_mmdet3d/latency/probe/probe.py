@@ -76,7 +76,8 @@ def make_timer(backend: str, folder: Path, manifest: dict[str, Any]) -> Any:
 def open_table(path: Path, timer: Any, manifest: dict[str, Any]) -> dict[str, Any]:
     """The table at ``path``, or an empty one; raises `ProbeError` if it was made elsewhere or from another bundle."""
     device = {"processor": getattr(timer, "processor", None) or processor_name(), **timer.runtime_fields(),
-              "system": system_name(), "python": platform.python_version()}
+              "system": ", ".join(filter(None, (system_name(), getattr(timer, "driver", None)))),
+              "python": platform.python_version()}
     operators = [{"operator": o["operator"], "attributes": o["attributes"], "entries": []}
                  for o in manifest["operators"]]
     if not path.exists():

@@ -151,6 +151,7 @@ class TensorRtTimer:
         self._cuda = Cuda()
         self._precision, self._warmup, self._runs = precision, warmup, runs
         self.processor = self._cuda.device_name()
+        self.driver = self._cuda.driver_version()
         self._reference = self._load(*reference)
         self._before = self.reference_ms()
 
@@ -258,6 +259,12 @@ class Cuda:
         name = "cudaGetDeviceProperties_v2"
         self._call(name if hasattr(self._library, name) else "cudaGetDeviceProperties", properties, 0)
         return properties.value.decode()
+
+    def driver_version(self) -> str:
+        """CUDA version of the driver."""
+        version = ctypes.c_int()
+        self._call("cudaDriverGetVersion", ctypes.byref(version))
+        return f"CUDA driver {version.value // 1000}.{version.value % 1000 // 10}"
 
     def stream(self) -> int:
         """Handle of the one stream."""
