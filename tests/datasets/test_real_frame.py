@@ -16,7 +16,7 @@ from mmengine.registry import init_default_scope
 from mdp_mmdet3d.datasets.conventions import CAMERAS
 from projects.streampetr import dataset, transforms  # noqa: F401  registers them
 
-CONFIG = Path(__file__).resolve().parents[2] / "configs" / "_base_" / "datasets" / "nuscenes_frame.py"
+CONFIG = Path(__file__).resolve().parents[2] / "configs" / "streampetr_mdp_frame.py"
 SCALE, TOP = 0.44, 140
 
 

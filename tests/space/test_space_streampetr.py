@@ -134,7 +134,7 @@ def test_freezing_and_its_typos(tiny_model):
 
 
 def test_unknown_architecture_is_refused():
-    with pytest.raises(MdpError, match="no pruning adapter for 'Linear'.*StreamPETR"):
+    with pytest.raises(MdpError, match=r"no pruning adapter for 'Linear'.*StreamPETR"):
         trace_space(nn.Linear(2, 2), InputShape(1, 32, 32))
 
 

@@ -42,8 +42,8 @@ def test_slim_equals_masked_dense(tiny_model, space, tiny_frames, random_selecti
     slim = run(apply_plan(copy.deepcopy(tiny_model), plan), frames)
     for (cls_a, box_a), (cls_b, box_b) in zip(masked, slim):
         assert cls_a.shape == cls_b.shape
-        torch.testing.assert_close(cls_a, cls_b, rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(box_a, box_b, rtol=1e-4, atol=2e-3)
+        torch.testing.assert_close(cls_a, cls_b, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(box_a, box_b, rtol=1e-5, atol=1e-4)  # metres
 
 
 def test_masking_changes_the_outputs(tiny_model, space, tiny_frames, random_selection):
