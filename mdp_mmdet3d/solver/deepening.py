@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mdp_mmdet3d.solver.elimination import Elimination
+from mdp_mmdet3d.solver.elimination import Elimination, central_variable
 from mdp_mmdet3d.solver.labels import RESOLUTION, CompletionBound, LabelSearch, OutOfRoomError, SearchOutcome
 from mdp_mmdet3d.solver.lagrangian import Dual
 from mdp_mmdet3d.solver.packing import Packing
@@ -14,7 +14,7 @@ from mdp_mmdet3d.solver.problem import PlanIndices
 from mdp_mmdet3d.solver.scaling import ScaledProblem
 
 _ROOMS = (100_000, 600_000, 3_000_000)
-_FAILURES_PER_ROOM, _BEAM_SHARE = 3, 20
+_FAILURES_PER_ROOM, _BEAM_SHARE, _BEAM_WIDTHS = 3, 20, (6, 20, None)
 _FIRST_STEP, _GROWTH = 1 / 32, ((1_000, 4.0), (30_000, 2.0), (_ROOMS[-1], 1.5))
 _SPREAD, _SPREAD_OF_MANY = (0.97, 1.03, 0.9, 1.1, 0.7, 1.5), (0.9, 1.1, 0.7, 1.4)
 _ROUNDING = 1e-9
@@ -77,9 +77,7 @@ def deepen(scaled: ScaledProblem, dual: Dual, progress: Progress, *, gap: float,
         outcome = search.run(room, beam=False)
         progress.rounds += 1
         if outcome is None:
-            beam = search.run(room // _BEAM_SHARE, beam=True)
-            if beam is not None:
-                search.record(beam, progress)
+            _improve(scaled, dual, progress, room // _BEAM_SHARE, gap, deadline)
             failures += 1
             level = failures // _FAILURES_PER_ROOM
             if progress.closed(gap) or level >= len(_ROOMS):
@@ -88,7 +86,7 @@ def deepen(scaled: ScaledProblem, dual: Dual, progress: Progress, *, gap: float,
             step = (step + top - progress.upper) / 2
             continue
         progress.labels = max(progress.labels, outcome.labels)
-        search.record(outcome, progress)
+        search.record(outcome, progress, complete=True)
         if progress.plan is not None and progress.lower >= target - _ROUNDING:
             progress.upper, progress.exact = progress.lower, True
         elif target == 0.0:
@@ -99,10 +97,22 @@ def deepen(scaled: ScaledProblem, dual: Dual, progress: Progress, *, gap: float,
             step = max(step, top - progress.upper) * (growth if len(scaled.limits) == 1 else growth**0.5)
 
 
+def _improve(scaled: ScaledProblem, dual: Dual, progress: Progress, room: int, gap: float, deadline: float) -> None:
+    """Beam searches for a better plan, on a few states of each variable first."""
+    for width in _BEAM_WIDTHS:
+        search = _Round(scaled, dual, max(progress.lower, 0.0), True, deadline, width)
+        outcome = search.run(room, beam=True)
+        if outcome is not None:
+            search.record(outcome, progress, complete=False)
+        if progress.closed(gap) or time.perf_counter() > deadline:
+            return
+
+
 class _Round:
     """One reduced graph with its completion bounds."""
 
-    def __init__(self, scaled: ScaledProblem, dual: Dual, target: float, reduce: bool, deadline: float) -> None:
+    def __init__(self, scaled: ScaledProblem, dual: Dual, target: float, reduce: bool, deadline: float,
+                 width: int | None = None) -> None:
         self.target = target
         self._limits = scaled.limits
         self._deadline = deadline
@@ -113,8 +123,8 @@ class _Round:
             keep = surviving(dual, scaled.limits, target)
             if not all(mask.any() for mask in keep):
                 return
-            graph = graph.restrict(keep)
-        tree = Elimination(graph)
+            graph = graph.restrict(keep if width is None else [_spread(mask, width) for mask in keep])
+        tree = Elimination(graph, central_variable(graph))
         self._tree = tree
         self._packing = Packing(graph)
         self._bounds = [
@@ -133,14 +143,24 @@ class _Round:
         except OutOfRoomError:
             return None
 
-    def record(self, outcome: SearchOutcome, progress: Progress) -> None:
-        """Take over the outcome's plan if it is better, or as good and the result of a complete search."""
+    def record(self, outcome: SearchOutcome, progress: Progress, *, complete: bool) -> None:
+        """Take over the outcome's plan if it is better or, after a complete search, as good."""
         if outcome.row is None or self._packing is None:
             return
         value = float(outcome.row[0]) / RESOLUTION
-        if value > progress.lower + (-_ROUNDING if outcome.complete else 1e-12):
+        if value > progress.lower + (-_ROUNDING if complete else 1e-12):
             words = outcome.row[1 + len(self._limits):]
             progress.plan, progress.lower = self._packing.unpack(words), value
+
+
+def _spread(mask: np.ndarray, width: int) -> np.ndarray:
+    """At most ``width`` of the states of a mask, evenly spread, first and last among them."""
+    states = np.flatnonzero(mask)
+    if len(states) <= width:
+        return mask
+    result = np.zeros_like(mask)
+    result[states[np.linspace(0, len(states) - 1, width).astype(int)]] = True
+    return result
 
 
 def _functions(multipliers: np.ndarray) -> list[tuple[float, np.ndarray]]:

@@ -13,6 +13,8 @@ from mdp_mmdet3d.solver.graph import FactorGraph
 LARGEST_TABLES = 40_000_000
 """Entries of 8 bytes; a sweep and its completion hold about three times as many."""
 
+_CENTRE_CANDIDATES = 12
+
 
 @dataclass(frozen=True)
 class View:
@@ -73,15 +75,19 @@ class TooWideError(Exception):
 
 
 class Elimination:
-    """Elimination of a graph's variables in its order; the last bucket is the root of one tree.
+    """Elimination of a graph's variables; the last bucket is the root of one tree.
+
+    Args:
+        graph: What to eliminate.
+        root: Variable to eliminate last; by default the order alone decides.
 
     Raises:
         TooWideError: All tables together would have more than `LARGEST_TABLES` entries.
     """
 
-    def __init__(self, graph: FactorGraph) -> None:
+    def __init__(self, graph: FactorGraph, root: int | None = None) -> None:
         self.graph = graph
-        self.buckets = _buckets(graph)
+        self.buckets = _buckets(graph, elimination_order(graph, root))
         size = sum(math.prod(graph.sizes[v] for v in (b.variable, *b.separator)) for b in self.buckets)
         if size > LARGEST_TABLES:
             raise TooWideError(f"elimination needs {size:.3g} table entries")
@@ -153,8 +159,63 @@ class Sweep:
         return marginals
 
 
-def _buckets(graph: FactorGraph) -> tuple[Bucket, ...]:
-    order = graph.order
+def elimination_order(graph: FactorGraph, root: int | None = None) -> list[int]:
+    """Greedy order: always the variable whose elimination makes the smallest table, ``root`` last."""
+    sizes = graph.sizes
+    neighbours = _neighbours(graph)
+    left = set(range(len(sizes))) - {root}
+    order = []
+    while left:
+        best = min(left, key=lambda v: (math.prod(1.0 + sizes[u] for u in neighbours[v]), v))
+        left.remove(best)
+        order.append(best)
+        clique = neighbours[best] - {best}
+        for variable in clique:
+            neighbours[variable] |= clique
+            neighbours[variable].discard(best)
+    return order if root is None else [*order, root]
+
+
+def central_variable(graph: FactorGraph) -> int | None:
+    """The variable without which the graph falls into the most balanced parts, by number of combinations.
+
+    As the root of the elimination it lets searches from all sides meet in the middle.
+    """
+    neighbours = _neighbours(graph)
+    weights = [math.log(size) for size in graph.sizes]
+    open_variables = [v for v, size in enumerate(graph.sizes) if size > 1]
+    candidates = sorted(open_variables, key=lambda v: (-len(neighbours[v]), v))[:_CENTRE_CANDIDATES]
+
+    def heaviest_part(removed: int) -> float:
+        seen, heaviest = {removed}, 0.0
+        for start in open_variables:
+            if start in seen:
+                continue
+            stack, weight = [start], 0.0
+            seen.add(start)
+            while stack:
+                variable = stack.pop()
+                weight += weights[variable]
+                # A variable with one state left connects nothing.
+                reached = {v for v in neighbours[variable] if weights[v] > 0} - seen
+                seen |= reached
+                stack.extend(reached)
+            heaviest = max(heaviest, weight)
+        return heaviest
+
+    return min(candidates, key=lambda v: (heaviest_part(v), v), default=None)
+
+
+def _neighbours(graph: FactorGraph) -> list[set[int]]:
+    """Per variable, itself and the variables that share a table with it."""
+    neighbours: list[set[int]] = [{v} for v in range(len(graph.sizes))]
+    for factor in graph.factors:
+        for variable in factor.scope:
+            neighbours[variable].update(factor.scope)
+    return neighbours
+
+
+def _buckets(graph: FactorGraph, order: list[int]) -> tuple[Bucket, ...]:
     position = {variable: index for index, variable in enumerate(order)}
     factors: list[list[int]] = [[] for _ in order]
     children: list[list[int]] = [[] for _ in order]

@@ -5,10 +5,8 @@ block with such a dimension needs no variable of its own; any other is a variabl
 """
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import numpy as np
 
@@ -149,26 +147,6 @@ class FactorGraph:
         )
         options = tuple(min(chosen[d], last[d]) for d in range(count))
         return self.problem.canonical(PlanIndices(options, kept))
-
-    @cached_property
-    def order(self) -> tuple[int, ...]:
-        """Elimination order: always the variable whose elimination makes the smallest table."""
-        sizes = self.sizes
-        neighbours: list[set[int]] = [set() for _ in sizes]
-        for factor in self.factors:
-            for variable in factor.scope:
-                neighbours[variable].update(factor.scope)
-        left = set(range(len(sizes)))
-        order = []
-        while left:
-            best = min(left, key=lambda v: (math.prod(1.0 + sizes[u] for u in neighbours[v]), v))
-            left.remove(best)
-            order.append(best)
-            clique = neighbours[best] - {best}
-            for variable in clique:
-                neighbours[variable] |= clique
-                neighbours[variable].discard(best)
-        return tuple(order)
 
 
 def build_graph(problem: PruningProblem, metrics: Sequence[str], value_unit: float,

@@ -164,7 +164,7 @@ class LabelSearch:
     def _join(self, left: Labels, cell_group: np.ndarray, right: Labels) -> Labels:
         """All sums of a label and a label of its cell's group of the child that the slack allows."""
         first, count = _partners(left, cell_group, right)
-        while int(count.sum()) > _PAIRS_PER_LABEL * self.room:
+        while int(count.sum()) > _PAIRS_PER_LABEL * max(self.room, len(cell_group)):
             if not self.beam:
                 raise OutOfRoomError
             self._complete = False

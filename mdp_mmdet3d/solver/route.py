@@ -28,6 +28,7 @@ from mdp_mmdet3d.solver.scaling import (
 
 _SMALL_SHARE = 1e-3
 _RESCALINGS = 8
+_LABEL_SHARE = 0.6  # of the time limit, where SCIP may still need its part
 
 
 class NoPlanError(MdpError):
@@ -114,8 +115,9 @@ class _Route:
 
     def search(self) -> None:
         """Label search."""
+        share = _LABEL_SHARE if self.options.scip else 1.0
         deepen(self.scaled, self.dual, self.progress, gap=self.options.gap, reduce=self.options.reduction,
-               deadline=self.deadline)
+               deadline=self.start + share * self.options.time_limit_s)
         if self.progress.exact:
             self.proof = "label search"
             if self.progress.plan is None:
