@@ -2,6 +2,7 @@
 
 from . import pruning  # registers the pruning adapter
 from .assigner import StreamPETRHungarianAssigner
+from .augmentation import LoadImageObjects, RandomResizeCropFlip, RandomRotateScaleWorld
 from .auxiliary_head import AuxiliaryHead2D
 from .box_coder import Detections, StreamPETRBoxCoder
 from .cp_fpn import CPFPN
@@ -11,24 +12,34 @@ from .denoising import DenoisingGenerator
 from .detector import StreamPETR
 from .frame import FrameInputs, frame_inputs
 from .grid_mask import GridMask
+from .guidance import AttentionGuidance, GuidanceHook
 from .head import HeadOutput, StreamPETRHead
 from .losses import StreamPETRLoss
 from .memory import MemoryState
+from .sampler import SceneSampler, StreamBatchSampler
+from .train_loop import StreamStateHook, StreamTrainLoop
 from .transforms import LoadStreamImages, PackStreamInputs, ResizeCropImages
 from .vovnet import VoVNet
 
 __all__ = [
     "CPFPN",
+    "AttentionGuidance",
     "AuxiliaryHead2D",
     "DenoisingGenerator",
     "Detections",
     "FrameInputs",
     "GridMask",
+    "GuidanceHook",
     "HeadOutput",
+    "LoadImageObjects",
     "LoadStreamImages",
     "MemoryState",
     "PackStreamInputs",
+    "RandomResizeCropFlip",
+    "RandomRotateScaleWorld",
     "ResizeCropImages",
+    "SceneSampler",
+    "StreamBatchSampler",
     "StreamNuScenesDataset",
     "StreamPETR",
     "StreamPETRBoxCoder",
@@ -36,6 +47,8 @@ __all__ = [
     "StreamPETRHead",
     "StreamPETRHungarianAssigner",
     "StreamPETRLoss",
+    "StreamStateHook",
+    "StreamTrainLoop",
     "VoVNet",
     "frame_inputs",
     "pruning",

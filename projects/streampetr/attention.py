@@ -59,6 +59,20 @@ class MultiheadAttention(nn.Module):
         x = F.linear(x, self.in_proj_weight[first_row:last_row], self.in_proj_bias[first_row:last_row])
         return x.reshape(x.shape[0], x.shape[1], self.num_heads, head_dim).transpose(1, 2)
 
+    def logits(self, query: Tensor, key: Tensor) -> Tensor:
+        """Scaled products of projected queries and keys.
+
+        Args:
+            query: (B, n, embed_dims).
+            key: (B, m, embed_dims).
+
+        Returns:
+            Tensor of shape (B, num_heads, n, m).
+        """
+        q = self._project(query, 0, self.qk_head_dim) * self.scale
+        k = self._project(key, self.num_heads * self.qk_head_dim, self.qk_head_dim)
+        return q @ k.transpose(-1, -2)
+
     def forward(self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None) -> Tensor:
         """Attend from ``query`` to ``key``/``value``.
 
@@ -71,11 +85,8 @@ class MultiheadAttention(nn.Module):
         Returns:
             Tensor of shape (B, n, embed_dims).
         """
-        qk_rows = self.num_heads * self.qk_head_dim
-        q = self._project(query, 0, self.qk_head_dim) * self.scale
-        k = self._project(key, qk_rows, self.qk_head_dim)
-        v = self._project(value, 2 * qk_rows, self.v_head_dim)
-        logits = q @ k.transpose(-1, -2)
+        logits = self.logits(query, key)
+        v = self._project(value, 2 * self.num_heads * self.qk_head_dim, self.v_head_dim)
         if attn_mask is not None:
             logits = logits.masked_fill(attn_mask, float("-inf"))
         weights = logits.softmax(dim=-1)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mdp_mmdet3d.engine.plan_hook import check_meta
 from mdp_mmdet3d.engine.safe_loading import register_safe_globals
 from mdp_mmdet3d.errors import FileFormatError, StructureMismatchError
 
@@ -102,7 +103,7 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> LoadReport:
 
     Raises:
         FileFormatError: See :func:`read_checkpoint`.
-        StructureMismatchError: The checkpoint is that of another model, or was trained with another ``eps``.
+        StructureMismatchError: The checkpoint is that of another model or plan, or was trained with another ``eps``.
     """
     checkpoint = read_checkpoint(path)
     eps = checkpoint["meta"].get("streampetr_eps")
@@ -111,6 +112,9 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> LoadReport:
             f"checkpoint {path} was trained with eps={eps:g}, the model has {model.pts_bbox_head.eps:g}: set "
             f"model.pts_bbox_head.eps={eps:g} in the config"
         )
+    plan = getattr(model, "mdp_plan", None)
+    if plan is not None:
+        check_meta(checkpoint["meta"], plan)
     return load_state_dict(model, checkpoint["state_dict"], what=str(path))
 
 

@@ -5,7 +5,8 @@ Reads MMDetection3D's v2 info files, with or without the `scene_token` that `too
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
+from functools import cached_property
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,7 +17,7 @@ from mmengine.logging import print_log
 from numpy.typing import NDArray
 
 from mdp_mmdet3d.datasets.conventions import INFO_CLASSES
-from mdp_mmdet3d.errors import FileFormatError, MissingDatasetError
+from mdp_mmdet3d.errors import FileFormatError, MdpError, MissingDatasetError
 
 SCENE_GAP_S = 2.0
 
@@ -62,6 +63,27 @@ def infer_scene_tokens(records: Sequence[dict[str, Any]]) -> list[str]:
     return tokens
 
 
+def split_sequences(scene_tokens: Sequence[str], parts: int = 1) -> list[range]:
+    """Cut consecutive items of equal scene token into streams.
+
+    Args:
+        scene_tokens: Of the items, in stream order.
+        parts: Into how many parts of ceil(n / parts) frames a scene is cut; the last one may be shorter, and a scene
+            shorter than ``parts`` has fewer.
+
+    Returns:
+        Item ranges that follow each other without gaps.
+    """
+    sequences = []
+    start = 0
+    for _, items in groupby(scene_tokens):
+        frames = len(list(items))
+        length = -(-frames // parts)
+        sequences += [range(start + i, start + min(i + length, frames)) for i in range(0, frames, length)]
+        start += frames
+    return sequences
+
+
 def stream_order(records: Sequence[dict[str, Any]]) -> list[int]:
     """Indices of ``records`` scene by scene (scenes by their first frame), frames by time."""
     start: dict[str, float] = {}
@@ -90,6 +112,7 @@ class StreamNuScenesDataset(NuScenesDataset):
         ann_file: v2 info file, relative to ``data_root`` or absolute.
         filter_empty_gt: Whether frames without objects are replaced by random others; off, it would tear streams.
         use_valid_flag: Whether objects without any lidar or radar point are left out of the ground truth.
+        scene_parts: Into how many streams a scene is cut; the official streaming training uses 2.
         **kwargs: As for ``NuScenesDataset``.
 
     Raises:
@@ -109,8 +132,12 @@ class StreamNuScenesDataset(NuScenesDataset):
         ann_file: str,
         filter_empty_gt: bool = False,
         use_valid_flag: bool = True,
+        scene_parts: int = 1,
         **kwargs: Any,
     ) -> None:
+        if scene_parts < 1:
+            raise MdpError(f"scene_parts={scene_parts} must be at least 1")
+        self.scene_parts = scene_parts
         super().__init__(
             data_root=data_root,
             ann_file=ann_file,
@@ -162,12 +189,25 @@ class StreamNuScenesDataset(NuScenesDataset):
         position = info["sample_idx"]
         info["sample_idx"] = info["file_row"]
         info["prev_exists"] = False
-        if position > 0:
+        if self.scene_parts > 1:
+            info["prev_exists"] = position not in self._sequence_starts
+        elif position > 0:
             before = super().get_data_info(position - 1)
             info["prev_exists"] = (
                 before["scene_token"] == info["scene_token"] and before["timestamp"] < info["timestamp"]
             )
         return info
+
+    @cached_property
+    def sequences(self) -> list[range]:
+        """Item ranges of the streams, in order; read by `StreamBatchSampler`."""
+        self.full_init()
+        tokens = [super(StreamNuScenesDataset, self).get_data_info(i)["scene_token"] for i in range(len(self))]
+        return split_sequences(tokens, self.scene_parts)
+
+    @cached_property
+    def _sequence_starts(self) -> frozenset[int]:
+        return frozenset(sequence.start for sequence in self.sequences)
 
     def _check_label_order(self) -> None:
         """Labels in the file are numbers: make sure that they mean what this class takes them for."""

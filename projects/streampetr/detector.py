@@ -16,6 +16,7 @@ from .auxiliary_head import image_targets
 from .box_coder import Detections
 from .denoising import DenoisingQueries
 from .frame import FrameInputs, frame_inputs, metainfo
+from .guidance import projected_tokens
 from .head import HeadOutput
 from .memory import MemoryState, post_update, pre_update, restart_streams
 
@@ -37,6 +38,7 @@ class StreamPETR(Base3DDetector):
         denoising: Config of the denoising queries, used in training; None trains without them.
         img_roi_head: Config of the auxiliary 2D head, used in training; None trains without it.
         grid_mask: Config of the mask on training images; None trains without it.
+        guidance: Config of the guidance of the cross-attention in training; None trains without it.
         position_level: Which neck output becomes image tokens.
         data_preprocessor: Config of the data preprocessor.
         init_cfg: Initialisation or checkpoint, as everywhere in MMEngine.
@@ -52,6 +54,7 @@ class StreamPETR(Base3DDetector):
         denoising: dict | None = None,
         img_roi_head: dict | None = None,
         grid_mask: dict | None = None,
+        guidance: dict | None = None,
         position_level: int = 0,
         data_preprocessor: dict | None = None,
         init_cfg: dict | None = None,
@@ -67,6 +70,9 @@ class StreamPETR(Base3DDetector):
         self.denoising = TASK_UTILS.build(denoising) if denoising else None
         self.img_roi_head = MODELS.build(img_roi_head) if img_roi_head else None
         self.grid_mask = MODELS.build(grid_mask) if grid_mask else None
+        self.guidance = MODELS.build(guidance) if guidance else None
+        if self.guidance is not None:
+            self.guidance.watch(self.pts_bbox_head.transformer["decoder"])
         self.position_level = position_level
         self.memory: MemoryState | None = None
         self._scene_tokens: list[str] | None = None
@@ -164,6 +170,7 @@ class StreamPETR(Base3DDetector):
                 output.all_cls_scores[:, :, pad:],
                 output.all_bbox_preds[:, :, pad:],
                 output.embedding[:, pad:],
+                output.reference_points[:, pad:],
             )
             current = head.remember(kept, current)
             return output, post_update(current, timestamp=frame.timestamp, ego_pose=frame.ego_pose)
@@ -207,11 +214,17 @@ class StreamPETR(Base3DDetector):
             )
         img_feats = self.extract_img_feat(imgs)
         output, self.memory = self.run_frame(img_feats, frame, self.memory, queries)
-        losses = self.compute_losses(output, gt_boxes, gt_labels, queries)
-        if self.img_roi_head is not None and self.training:
-            with torch.autocast(imgs.device.type, enabled=False):
+        with torch.autocast(imgs.device.type, enabled=False):
+            losses = self.compute_losses(output, gt_boxes, gt_labels, queries)
+            if self.img_roi_head is not None and self.training:
                 targets = image_targets(batch_data_samples, imgs.shape[1], imgs.device)
                 losses |= self.img_roi_head.loss(img_feats.flatten(0, 1).float(), targets)
+            if self.guidance is not None and self.training:
+                points = head.to_metres(output.reference_points)
+                lidar2img = torch.linalg.inv(frame.img2lidar)
+                height, width = img_feats.shape[-2:]
+                tokens = projected_tokens(points, lidar2img, height, width, head.stride)
+                losses |= self.guidance.losses(tokens)
         return losses
 
     def compute_losses(

@@ -33,18 +33,19 @@ def sine_embedding(x: Tensor, num_feats: int, temperature: float = 1e4) -> Tenso
     return torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(-2)
 
 
-def point_embedding(points: Tensor, num_feats: int) -> Tensor:
+def point_embedding(points: Tensor, num_feats: int, temperature: float = 1e4) -> Tensor:
     """Sine embedding of normalised points, axes in the order (y, x, z) that the checkpoints need.
 
     Args:
         points: (..., 3).
         num_feats: Features per axis.
+        temperature: See :func:`sine_embedding`.
 
     Returns:
         Tensor of shape (..., 3 * num_feats).
     """
     x, y, z = points.unbind(-1)
-    return torch.cat([sine_embedding(axis, num_feats) for axis in (y, x, z)], dim=-1)
+    return torch.cat([sine_embedding(axis, num_feats, temperature) for axis in (y, x, z)], dim=-1)
 
 
 def motion_embedding(motion: Tensor, num_octaves: int = 6) -> Tensor:

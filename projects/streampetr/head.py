@@ -31,11 +31,13 @@ class HeadOutput(NamedTuple):
             queries, in that order.
         all_bbox_preds: (levels, B, n, 10): centre in metres, log size, sin and cos of yaw, velocity.
         embedding: (B, n, C) post-normed output of the last level.
+        reference_points: (B, n, 3) where the queries started, normalised by the point-cloud range.
     """
 
     all_cls_scores: Tensor
     all_bbox_preds: Tensor
     embedding: Tensor
+    reference_points: Tensor
 
 
 class AlignedQueries(NamedTuple):
@@ -75,6 +77,7 @@ class StreamPETRHead(nn.Module):
         code_weights: Weight of each of the ten box-code numbers in loss and matching.
         intrinsics_tiling: See :func:`~.position_embedding.token_cone`; ``camera_minor`` for official weights.
         eps: Bound of the inverse sigmoid; 1e-5 for official weights, 1e-4 for AWML's.
+        sine_temperature: Base of the wavelengths that encode points; 1e4 for official weights.
         decoder: Config of the decoder.
 
     Raises:
@@ -101,6 +104,7 @@ class StreamPETRHead(nn.Module):
         code_weights: Sequence[float] = (2.0, 2.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0),
         intrinsics_tiling: IntrinsicsTiling = "camera_minor",
         eps: float = 1e-5,
+        sine_temperature: float = 1e4,
         decoder: dict | None = None,
     ) -> None:
         super().__init__()
@@ -120,6 +124,7 @@ class StreamPETRHead(nn.Module):
         self.stride = stride
         self.intrinsics_tiling = intrinsics_tiling
         self.eps = eps
+        self.sine_temperature = sine_temperature
 
         self.register_buffer("code_weights", torch.tensor(code_weights))
         self.register_buffer("match_costs", torch.tensor(code_weights))
@@ -262,7 +267,8 @@ class StreamPETRHead(nn.Module):
         )
 
     def _embed_points(self, points: Tensor) -> Tensor:
-        return self.query_embedding(point_embedding(points, self.query_embedding[0].in_features // 3))
+        num_feats = self.query_embedding[0].in_features // 3
+        return self.query_embedding(point_embedding(points, num_feats, self.sine_temperature))
 
     def _embed_age(self, age: Tensor) -> Tensor:
         linear = self.time_embedding[0]
@@ -308,7 +314,7 @@ class StreamPETRHead(nn.Module):
         code = self.reg_branches[0](outs)
         centre = (code[..., :3] + inverse_sigmoid(queries.reference_points, self.eps)).sigmoid()
         boxes = torch.cat((self.to_metres(centre), code[..., 3:]), dim=-1)
-        return HeadOutput(self.cls_branches[0](outs), boxes, outs[-1])
+        return HeadOutput(self.cls_branches[0](outs), boxes, outs[-1], queries.reference_points)
 
     def remember(self, output: HeadOutput, memory: MemoryState) -> MemoryState:
         """Prepend the best queries to ``memory`` (both in the current frame, without denoising queries)."""

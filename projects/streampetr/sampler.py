@@ -86,3 +86,39 @@ class StreamBatchSampler(Sampler):
     def __len__(self) -> int:
         """Batches in which the slots together see as many frames as the data set has."""
         return max(1, self._num_frames // (self.world_size * self.batch_size))
+
+
+@DATA_SAMPLERS.register_module()
+class SceneSampler(Sampler):
+    """Frames in stream order for evaluation; with several ranks every scene stays whole on one of them.
+
+    MMEngine's ``DefaultSampler`` deals single frames to the ranks, which would tear every stream.
+
+    Args:
+        dataset: Has ``sequences``.
+        seed: Accepted because MMEngine passes it.
+
+    Raises:
+        MdpError: The data set has no ``sequences``.
+    """
+
+    def __init__(self, dataset: Any, seed: int | None = None) -> None:
+        if not hasattr(dataset, "sequences"):
+            raise MdpError(
+                f"SceneSampler needs a data set with sequences, {type(dataset).__name__} has none; use "
+                "StreamNuScenesDataset, or another sampler"
+            )
+        rank, world_size = get_dist_info()
+        loads = [0] * world_size
+        self.frames: list[int] = []
+        for sequence in dataset.sequences:
+            owner = loads.index(min(loads))
+            loads[owner] += len(sequence)
+            if owner == rank:
+                self.frames += sequence
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.frames)
+
+    def __len__(self) -> int:
+        return len(self.frames)

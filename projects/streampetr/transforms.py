@@ -12,9 +12,11 @@ from typing import Any
 
 import cv2
 import numpy as np
+import torch
 from mmcv.transforms import BaseTransform
 from mmdet3d.datasets.transforms import Pack3DDetInputs
 from mmdet3d.registry import TRANSFORMS
+from mmengine.structures import InstanceData
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -155,6 +157,9 @@ class PackStreamInputs(Pack3DDetInputs):
     The images go to ``inputs['img']`` ((N, 3, H, W) uint8), everything else into the data sample: matrices as float32
     arrays, ``timestamp`` as a Python float (float32 has a resolution of 128 s at today's epoch).
 
+    Of 2D ground truth (``image_objects``) the sample gets ``gt_instances`` with ``bboxes``, ``labels``, ``centers_2d``,
+    ``depths`` and ``camera``, over all cameras.
+
     Args:
         keys: What to pack; ground truth is packed where the data set loads it.
     """
@@ -185,7 +190,13 @@ class PackStreamInputs(Pack3DDetInputs):
             results[key] = np.asarray(results[key], np.float32)
         results["timestamp"] = float(results["timestamp"])
         results["prev_exists"] = bool(results["prev_exists"])
-        return super().transform(results)
+        packed = super().transform(results)
+        if "image_objects" in results:
+            objects = vars(results["image_objects"])
+            packed["data_samples"].gt_instances = InstanceData(
+                **{name: torch.from_numpy(values) for name, values in objects.items()}
+            )
+        return packed
 
 
 def augment_frame(results: dict[str, Any], augmentation: ImageAugmentation) -> dict[str, Any]:

@@ -56,7 +56,7 @@ val_dataloader = dict(
     num_workers=1,
     persistent_workers=False,
     drop_last=False,
-    sampler=dict(type='DefaultSampler', shuffle=False),
+    sampler=dict(type='SceneSampler'),
     dataset=dict(
         type='StreamNuScenesDataset',
         data_root=data_root,

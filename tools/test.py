@@ -1,0 +1,55 @@
+"""Evaluate a checkpoint; dense and pruned configs alike, also under torchrun."""
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from mmengine.config import Config, DictAction
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner
+
+import mdp_mmdet3d.engine  # noqa: F401  registers the slim model and lets checkpoints load safely
+from mdp_mmdet3d.errors import MdpError
+from projects.streampetr.checkpoint import load_checkpoint
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("config", help="e.g. configs/streampetr_mini.py, or a pruned_config.py")
+    parser.add_argument("checkpoint", help="its weights; loaded strictly")
+    parser.add_argument("--work-dir", help="default: work_dirs/<name of the config>")
+    parser.add_argument("--launcher", choices=["none", "pytorch", "slurm", "mpi"], default="none")
+    parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help="set by the launcher")
+    parser.add_argument("--cfg-options", nargs="+", action=DictAction, help="override settings, key=value ...")
+    return parser.parse_args()
+
+
+def read_config(args: argparse.Namespace) -> Config:
+    if not Path(args.config).is_file():
+        raise MdpError(f"config {args.config} does not exist; the configs are in configs/")
+    config = Config.fromfile(args.config)
+    if args.cfg_options:
+        config.merge_from_dict(args.cfg_options)
+    config.launcher = args.launcher
+    config.work_dir = args.work_dir or str(Path("work_dirs") / Path(args.config).stem)
+    config.load_from, config.resume = None, False
+    return config
+
+
+def main() -> int:
+    args = parse_args()
+    os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
+    try:
+        runner = Runner.from_cfg(read_config(args))
+        load_checkpoint(runner.model.module if is_model_wrapper(runner.model) else runner.model, args.checkpoint)
+        runner.test()
+    except MdpError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

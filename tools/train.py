@@ -1,0 +1,67 @@
+"""Train or fine-tune a detector; dense and pruned configs alike, also under torchrun."""
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from mmengine.config import Config, DictAction
+from mmengine.runner import Runner
+
+import mdp_mmdet3d.engine  # noqa: F401  registers the hooks and lets checkpoints load safely
+from mdp_mmdet3d.errors import MdpError
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("config", help="e.g. configs/streampetr_mini.py, or a pruned_config.py")
+    parser.add_argument("--work-dir", help="default: work_dirs/<name of the config>")
+    parser.add_argument("--resume", nargs="?", const="auto", metavar="CHECKPOINT",
+                        help="go on from a checkpoint; without a file, from the latest one in the work directory")
+    parser.add_argument("--fp32", action="store_true", help="train in single precision although the config says mixed")
+    parser.add_argument("--launcher", choices=["none", "pytorch", "slurm", "mpi"], default="none")
+    parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help="set by the launcher")
+    parser.add_argument("--cfg-options", nargs="+", action=DictAction, help="override settings, key=value ...")
+    return parser.parse_args()
+
+
+def read_config(args: argparse.Namespace) -> Config:
+    if not Path(args.config).is_file():
+        raise MdpError(f"config {args.config} does not exist; the training configs are in configs/streampetr/")
+    config = Config.fromfile(args.config)
+    if args.cfg_options:
+        config.merge_from_dict(args.cfg_options)
+    if "train_dataloader" not in config:
+        raise MdpError(f"{args.config} cannot be trained: it has no train_dataloader; use one of configs/streampetr/"
+                       "*e.py, or prune one of them to fine-tune the result")
+    config.launcher = args.launcher
+    config.work_dir = args.work_dir or str(Path("work_dirs") / Path(args.config).stem)
+    if args.resume:
+        config.resume = True
+        config.load_from = None if args.resume == "auto" else args.resume
+    if config.load_from and not Path(config.load_from).is_file():
+        raise MdpError(f"checkpoint {config.load_from} does not exist")
+    if args.fp32 and config.optim_wrapper.type == "AmpOptimWrapper":
+        config.optim_wrapper.type = "OptimWrapper"
+        for key in ("loss_scale", "dtype"):
+            config.optim_wrapper.pop(key, None)
+    return config
+
+
+def main() -> int:
+    args = parse_args()
+    os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
+    try:
+        Runner.from_cfg(read_config(args)).train()
+    except MdpError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; go on with --resume", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
