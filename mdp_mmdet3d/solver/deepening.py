@@ -11,7 +11,7 @@ from mdp_mmdet3d.solver.labels import RESOLUTION, CompletionBound, LabelSearch, 
 from mdp_mmdet3d.solver.lagrangian import Dual
 from mdp_mmdet3d.solver.packing import Packing
 from mdp_mmdet3d.solver.problem import PlanIndices
-from mdp_mmdet3d.solver.scaling import ScaledProblem
+from mdp_mmdet3d.solver.scaling import ScaledProblem, power_of_two
 
 _ROOMS = (100_000, 600_000, 3_000_000)
 _FAILURES_PER_ROOM, _BEAM_SHARE, _BEAM_WIDTHS = 3, 20, (6, 20, None)
@@ -116,6 +116,7 @@ class _Round:
         self.target = target
         self._limits = scaled.limits
         self._deadline = deadline
+        self._largest_value = power_of_two(dual.bound) if dual.bound > 0 else 1.0
         self._tree: Elimination | None = None
         self._packing: Packing | None = None
         graph = scaled.graph
@@ -136,8 +137,8 @@ class _Round:
         """Search; None where there is no room or no time."""
         if self._tree is None or self._packing is None:
             return SearchOutcome(None, True, 0)
-        search = LabelSearch(self._tree, self._packing, self._limits, self._bounds, self.target, room, beam,
-                             self._deadline)
+        search = LabelSearch(self._tree, self._packing, self._limits, self._bounds, self._largest_value,
+                             self.target, room, beam, self._deadline)
         try:
             return search.run()
         except OutOfRoomError:
@@ -147,7 +148,7 @@ class _Round:
         """Take over the outcome's plan if it is better or, after a complete search, as good."""
         if outcome.row is None or self._packing is None:
             return
-        value = float(outcome.row[0]) / RESOLUTION
+        value = float(outcome.row[0]) * self._largest_value / RESOLUTION
         if value > progress.lower + (-_ROUNDING if complete else 1e-12):
             words = outcome.row[1 + len(self._limits):]
             progress.plan, progress.lower = self._packing.unpack(words), value

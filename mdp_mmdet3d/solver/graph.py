@@ -68,17 +68,24 @@ class FactorGraph:
         return tuple(len(states) for states in self.states)
 
     def restrict(self, keep: Sequence[np.ndarray]) -> FactorGraph:
-        """The graph with only the states where ``keep`` (one boolean array per variable) is true."""
-        factors = []
+        """The graph with only the states where ``keep`` (one boolean array per variable) is true.
+
+        Tables lose the axes of variables with one state left, so that these connect nothing any more.
+        """
+        index = [np.flatnonzero(mask) for mask in keep]
+        content: dict[tuple[int, ...], Factor] = {}
         for factor in self.factors:
-            if all(keep[variable].all() for variable in factor.scope):
-                factors.append(factor)
-                continue
-            index = np.ix_(*(np.flatnonzero(keep[variable]) for variable in factor.scope))
-            factors.append(Factor(factor.scope, factor.value[index],
-                                  np.stack([costs[index] for costs in factor.costs])))
+            scope = tuple(v for v in factor.scope if len(index[v]) > 1) or factor.scope[:1]
+            rows = np.ix_(*(index[v] for v in factor.scope))
+            dropped = tuple(axis for axis, v in enumerate(factor.scope) if v not in scope)
+            value = factor.value[rows].squeeze(axis=dropped)
+            costs = np.stack([cost[rows].squeeze(axis=dropped) for cost in factor.costs])
+            if scope in content:
+                value = np.maximum(value + content[scope].value, FORBIDDEN)
+                costs = costs + content[scope].costs
+            content[scope] = Factor(scope, value, costs)
         states = tuple(states[mask] for states, mask in zip(self.states, keep))
-        return replace(self, states=states, factors=tuple(factors))
+        return replace(self, states=states, factors=tuple(content.values()))
 
     def with_all_blocks(self) -> FactorGraph:
         """The graph of the plans that remove no block."""

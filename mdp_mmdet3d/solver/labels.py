@@ -6,6 +6,8 @@ packed into bit fields (`Packing`).
 """
 from __future__ import annotations
 
+import heapq
+import math
 import time
 from dataclasses import dataclass
 
@@ -13,11 +15,10 @@ import numpy as np
 
 from mdp_mmdet3d.solver.dominance import LARGEST_VALUE, best_row, thinned, undominated
 from mdp_mmdet3d.solver.elimination import Bucket, Elimination, Sweep
-from mdp_mmdet3d.solver.graph import FORBIDDEN
 from mdp_mmdet3d.solver.packing import Packing
 
 RESOLUTION = 2.0**45
-"""Fixed-point units per unit of scaled value or cost: rounding stays below 1e-11 for hundreds of terms."""
+"""Fixed-point units of the largest value and of one scaled cost: the sums of hundreds of terms stay exact to 1e-11."""
 _LARGEST_ENTRY = 4.0   # more than any plan within the limits is worth or costs
 _ROUNDING = 1e-10
 _PAIRS_PER_LABEL, _PAIRS_AT_ONCE = 16, 200_000
@@ -88,6 +89,7 @@ class LabelSearch:
         tree: Elimination of the reduced, scaled graph.
         limits: ``(M,)`` limits on the graph's costs, tolerance included.
         bounds: Completion bounds; the first one orders the labels.
+        largest_value: Power of two that no plan's value exceeds.
         target: Value below which plans are of no interest.
         room: Largest number of labels that a join may leave.
         beam: Drop labels for want of room instead of giving up.
@@ -95,22 +97,24 @@ class LabelSearch:
     """
 
     def __init__(self, tree: Elimination, packing: Packing, limits: np.ndarray, bounds: list[CompletionBound],
-                 target: float, room: int, beam: bool, deadline: float) -> None:
+                 largest_value: float, target: float, room: int, beam: bool, deadline: float) -> None:
         self.tree = tree
         self.bounds = bounds
         self.target = target
+        self.value_resolution = RESOLUTION / largest_value
         self.room = room
         self.beam = beam
         self.deadline = deadline
         self.metrics = len(limits)
         self.packing = packing
         self.limit_units = np.floor(limits * RESOLUTION).astype(np.int64)
-        self._tables = [_fixed_point(factor.value, factor.costs) for factor in tree.graph.factors]
+        self._tables = [_fixed_point(factor.value / largest_value, factor.costs) for factor in tree.graph.factors]
         self._floors = np.array([
             bound.weight * target - float(bound.multipliers @ limits) - _ROUNDING * (1.0 + bound.multipliers.sum())
             for bound in bounds
         ])
-        self._weights = np.array([[bound.weight, *(-bound.multipliers)] for bound in bounds]).T / RESOLUTION
+        self._weights = np.array([[bound.weight * largest_value, *(-bound.multipliers)] for bound in bounds]).T
+        self._weights /= RESOLUTION
         self._complete = True
         self._largest = 0
 
@@ -138,21 +142,16 @@ class LabelSearch:
         for view in bucket.factors:
             rows[:, :1 + self.metrics] += self._tables[view.source][tuple(places[axis] for axis in view.axes)]
         labels = Labels(np.arange(len(cells)), rows, slack[cells]).take(self._possible(rows))
-        children = sorted(bucket.children, key=lambda view: len(messages[view.source] or ()))
-        is_root = index == len(self.tree.buckets) - 1
-        for position, view in enumerate(children):
-            child = messages[view.source]
-            assert child is not None
-            child_shape = tuple(shape[axis] for axis in view.axes)
-            cell_group = _flat(tuple(places[axis] for axis in view.axes), child_shape, len(cells))
-            if is_root and position == len(children) - 1:
+        children = self._children(bucket, messages, places, shape, labels)
+        for position, (cell_group, child) in enumerate(children):
+            last = position == len(children) - 1
+            if last and index == len(self.tree.buckets) - 1:
                 last_join = self._best_of_one_limit if self.metrics == 1 else self._best_of_many_limits
                 labels = last_join(labels, cell_group, child)
-                continue
-            labels = self._join(labels, cell_group, child)
-            if position < len(children) - 1:
-                labels = labels.take(undominated(labels.group, labels.rows, self.metrics))
-                labels = self._fitting(labels, -1.0)
+            elif last:
+                labels = self._join(labels, cell_group, child)
+            else:
+                labels = self._front(self._join(labels, cell_group, child), -1.0)
         group = _flat(places[1:], shape[1:], len(cells))[labels.group]
         kept = undominated(group, labels.rows, self.metrics)
         group, rows = group[kept], labels.rows[kept]
@@ -160,6 +159,47 @@ class LabelSearch:
         deficits = tops[group] - rows[:, :1 + self.metrics] @ self._weights
         message = self._fitting(Labels(group, rows, deficits), 1.0)
         return message.take(np.lexsort((message.slack[:, 0], message.group)))
+
+    def _children(self, bucket: Bucket, messages: list[Labels | None], places: tuple[np.ndarray, ...],
+                  shape: tuple[int, ...], cells: Labels) -> list[tuple[np.ndarray, Labels]]:
+        """Per child, the group of each cell and the labels, small children first.
+
+        Children over the same variables are joined among themselves, smallest first, until two are left: two large
+        halves then meet in a last join, which is cheaper than one list that grows with every child.
+        """
+        by_scope: dict[tuple[int, ...], list[Labels]] = {}
+        for view in bucket.children:
+            child = messages[view.source]
+            assert child is not None
+            by_scope.setdefault(view.axes, []).append(child)
+        result = []
+        for axes, children in by_scope.items():
+            cell_group = _flat(tuple(places[a] for a in axes), tuple(shape[a] for a in axes), len(places[0]))
+            if len(children) > 2:
+                groups = math.prod(shape[a] for a in axes)
+                largest = np.full((groups, len(self.bounds)), -1.0)
+                np.maximum.at(largest, cell_group[cells.group], cells.slack)
+                children = self._halves(children, largest)
+            result += [(cell_group, child) for child in children]
+        return sorted(result, key=lambda item: len(item[1]))
+
+    def _halves(self, children: list[Labels], largest: np.ndarray) -> list[Labels]:
+        """Two messages that stand for many over the same groups; ``largest`` is ``(G, J)`` slack of a group."""
+        heap = [(len(child), position, child) for position, child in enumerate(children)]
+        heapq.heapify(heap)
+        same = np.arange(len(largest))
+        for position in range(len(children), 2 * len(children) - 2):
+            small, other = heapq.heappop(heap)[2], heapq.heappop(heap)[2]
+            left = Labels(small.group, small.rows, largest[small.group] - small.slack)
+            joined = self._front(self._join(left, same, other), -1.0)
+            deficit = largest[joined.group] - joined.slack
+            order = np.lexsort((deficit[:, 0], joined.group))
+            heapq.heappush(heap, (len(joined), position, Labels(joined.group, joined.rows, deficit).take(order)))
+        return [item[2] for item in heap]
+
+    def _front(self, labels: Labels, sign: float) -> Labels:
+        """Without dominated labels and, in a beam search, no more than there is room for."""
+        return self._fitting(labels.take(undominated(labels.group, labels.rows, self.metrics)), sign)
 
     def _join(self, left: Labels, cell_group: np.ndarray, right: Labels) -> Labels:
         """All sums of a label and a label of its cell's group of the child that the slack allows."""
@@ -234,7 +274,7 @@ class LabelSearch:
             row = best_row(both.rows, self.metrics)
             if row is not None:
                 best = both.take(np.flatnonzero((both.rows == row).all(axis=1))[:1])
-                target = max(target, float(row[0]) / RESOLUTION)
+                target = max(target, float(row[0]) / self.value_resolution)
             begin = end
             if time.perf_counter() > self.deadline:
                 raise OutOfRoomError
@@ -250,8 +290,8 @@ class LabelSearch:
 
 def _fixed_point(value: np.ndarray, costs: np.ndarray) -> np.ndarray:
     """``(..., 1 + M)`` integers; entries that no plan within the limits can have are capped."""
-    table = np.stack([np.where(value > FORBIDDEN / 2, value, 0.0), *costs], axis=-1)
-    return np.rint(np.minimum(table, _LARGEST_ENTRY) * RESOLUTION).astype(np.int64)
+    table = np.stack([value, *costs], axis=-1)
+    return np.rint(np.clip(table, 0.0, _LARGEST_ENTRY) * RESOLUTION).astype(np.int64)
 
 
 def _thinned(labels: Labels, sign: float, quota: int) -> Labels:
@@ -278,4 +318,4 @@ def _partners(left: Labels, cell_group: np.ndarray, right: Labels) -> tuple[np.n
     first = np.searchsorted(keys, 2.0 * group - 0.5)
     # The keys' rounding must not lose a partner; the exact test follows in the join.
     last = np.searchsorted(keys, 2.0 * group + np.minimum(slack / unit + 1e-6, 1.0), side="right")
-    return first, last - first
+    return first, np.maximum(last - first, 0)

@@ -1,7 +1,7 @@
 """From problem and budgets to a scaled group graph that holds only what the budgets allow."""
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,6 +15,7 @@ from mdp_mmdet3d.solver.result import FEASIBILITY_TOLERANCE
 
 _INNER_TOLERANCE = 0.99 * FEASIBILITY_TOLERANCE
 """What the search allows: what it finds must pass the check on the original tables."""
+_DECIMALS = 9
 
 
 @dataclass(frozen=True)
@@ -44,9 +45,15 @@ class ScaledProblem:
     states_total: int
 
     def rescaled(self, largest_value: float) -> ScaledProblem:
-        """With ``largest_value``, which no plan within the limits exceeds, as the unit of value."""
-        graph = self.graph.rescaled(largest_value).without_entries_beyond(self.limits, 1.0 + 1e-6)
-        return replace(self, graph=graph, value_unit=self.value_unit * largest_value)
+        """With about ``largest_value``, which no plan within the limits exceeds, as the unit of value."""
+        unit = power_of_two(largest_value)
+        graph = self.graph.rescaled(unit).without_entries_beyond(self.limits, 1.0 + 1e-6)
+        return replace(self, graph=graph, value_unit=self.value_unit * unit)
+
+
+def power_of_two(number: float) -> float:
+    """The smallest power of two that is not below a positive number."""
+    return float(2.0 ** np.ceil(np.log2(number)))
 
 
 def check_budgets(problem: PruningProblem, budgets: Mapping[str, float]) -> dict[str, float]:
@@ -96,8 +103,10 @@ def scale(problem: PruningProblem, budgets: Mapping[str, float]) -> ScaledProble
     """
     budgets = check_budgets(problem, budgets)
     metrics = tuple(budgets)
-    units = [budget if budget > 0 else _smallest_cost(problem, metric) for metric, budget in budgets.items()]
-    value_unit = sum(float(term.value.max()) for term in problem.terms if term.value is not None) or 1.0
+    units = [exact_unit([term.costs[metric] for term in problem.terms], budget or _smallest_cost(problem, metric))
+             for metric, budget in budgets.items()]
+    values = [term.value for term in problem.terms if term.value is not None]
+    value_unit = exact_unit(values, sum(float(value.max()) for value in values) or 1.0)
     graph = build_graph(problem, metrics, value_unit, units)
     shares = np.array([budget / unit for budget, unit in zip(budgets.values(), units)])
     limits = shares * (1.0 + _INNER_TOLERANCE) - graph.offset_costs
@@ -120,6 +129,20 @@ def scale(problem: PruningProblem, budgets: Mapping[str, float]) -> ScaledProble
     total = sum(graph.sizes)
     graph = graph.restrict(keep).without_entries_beyond(limits, np.inf)
     return ScaledProblem(problem, budgets, graph, limits, value_unit, minimum, all_blocks, tuple(cheapest), total)
+
+
+def exact_unit(arrays: Sequence[np.ndarray], size: float) -> float:
+    """A unit of about ``size`` (at least that) in whose binary fractions the numbers are exact, if they allow it.
+
+    Numbers with a few decimals, as in measured tables, are multiples of a power of ten; then so is the unit, times a
+    power of two. Sums of such numbers tie exactly in fixed point.
+    """
+    decimals = next((k for k in range(_DECIMALS + 1) if all(_on_grid(array * 10.0**k) for array in arrays)), 0)
+    return float(2.0 ** np.ceil(np.log2(size * 10.0**decimals))) / 10.0**decimals
+
+
+def _on_grid(array: np.ndarray) -> bool:
+    return bool((np.abs(array - np.rint(array)) <= 1e-7).all() and array.max(initial=0.0) < 2.0**40)
 
 
 def infeasible(problem: PruningProblem, metric: str, budget: float, minimum: float) -> InfeasibleBudgetError:
