@@ -50,6 +50,12 @@ def build_dense(config: Config, checkpoint: str | None, seed: int = 0) -> tuple[
     return model.eval(), RANDOM
 
 
+def data_identity(config: Config) -> str:
+    """Root and info file of the importance data set."""
+    dataset = config.get("importance_dataloader", {}).get("dataset", {})
+    return f"{dataset.get('data_root', '')}/{dataset.get('ann_file', '')}"
+
+
 def importance_batches(config: Config) -> Iterator[Mapping[str, Any]]:
     """Batches of ``config.importance_dataloader``, in stream order.
 

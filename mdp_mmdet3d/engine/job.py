@@ -18,7 +18,7 @@ from mdp_mmdet3d.deploy.manifest import MANIFEST_FILE, DeploymentManifest
 from mdp_mmdet3d.deploy.measure import LatencyStats, device_fingerprint, measure_interleaved, speedup
 from mdp_mmdet3d.deploy.stream import Frame
 from mdp_mmdet3d.deploy.streampetr import export_streampetr
-from mdp_mmdet3d.engine.inputs import RANDOM, build_dense, deployment_frames, importance_batches
+from mdp_mmdet3d.engine.inputs import RANDOM, build_dense, data_identity, deployment_frames, importance_batches
 from mdp_mmdet3d.engine.optimise import PlanSearch
 from mdp_mmdet3d.engine.outputs import save_slim_checkpoint, write_slim_config
 from mdp_mmdet3d.engine.settings import PruneSettings, budget_ms, parse_budget
@@ -142,14 +142,15 @@ class PruneJob:
 
     def _importance(self, dense: nn.Module, space: PruningSpace, weights: str) -> ImportanceTable:
         path = self.work_dir / "importance.npz"
+        data = data_identity(self.config)
         if path.exists():
             table = ImportanceTable.load(path, space)
-            if (table.weights, table.requested) == (weights, self.settings.frames):
+            if (table.weights, table.data, table.requested) == (weights, data, self.settings.frames):
                 self.console.print(f"  reused: {table.batches} frames")
                 return table
-            self.console.print("  collected again: other weights or number of frames")
+            self.console.print("  collected again: other weights, data or number of frames")
         return collect_importance(dense, space, importance_batches(self.config), path,
-                                  num_batches=self.settings.frames, weights=weights)
+                                  num_batches=self.settings.frames, weights=weights, data=data)
 
     def _export(self, model: nn.Module, name: str, plan: PruningPlan | None, weights: str) -> None:
         folder = self.work_dir / "onnx" / name

@@ -18,6 +18,7 @@ from mdp_mmdet3d.space.types import PruningSpace
 from mdp_mmdet3d.surgery.plan import PruningPlan
 
 ACTIVE_ROUNDS = 8
+WORTH_A_BAR = 20  # entries; fewer take a second or two
 
 
 @dataclass
@@ -70,7 +71,8 @@ class PlanSearch:
                                f"{result.seconds.get('total', 0.0):.1f} s; {len(missing)} entries not measured yet")
             if not missing:
                 break
-            table = measure_latency(self.space, self.backend, self.table_path, policy="none", extra=missing)
+            table = measure_latency(self.space, self.backend, self.table_path, policy="none", extra=missing,
+                                    progress=len(missing) > WORTH_A_BAR)
             self.latency = replace(self.latency, table=table)
         return self.plan()
 

@@ -19,7 +19,7 @@ SCHEMA_VERSION = 1
 
 
 def collect_importance(model: nn.Module, space: PruningSpace, batches: Iterable[Mapping[str, Any]], path: str | Path,
-                       *, num_batches: int, weights: str, progress: bool = True) -> ImportanceTable:
+                       *, num_batches: int, weights: str, data: str = "", progress: bool = True) -> ImportanceTable:
     """Accumulate the Taylor importance of every element over a stream of frames.
 
     The model runs in evaluation mode (no dropout, batch norm by its statistics) with the training loss. After every
@@ -33,13 +33,15 @@ def collect_importance(model: nn.Module, space: PruningSpace, batches: Iterable[
         path: The finished table is written here.
         num_batches: How many batches to use.
         weights: Where the model's weights come from.
+        data: Where the batches come from; like the weights it is kept in the table.
         progress: Show a progress bar.
 
     Raises:
         MdpError: There were no batches, or none had finite gradients.
     """
     partial = Path(path).with_suffix(".partial.npz")
-    identity = {"schema_version": SCHEMA_VERSION, "space": space.hash, "weights": weights, "batches": num_batches}
+    identity = {"schema_version": SCHEMA_VERSION, "space": space.hash, "weights": weights, "data": data,
+                "batches": num_batches}
     state = None
     if partial.exists():
         meta, arrays = read_npz(partial, what="partial importance", schema_version=SCHEMA_VERSION)
@@ -68,7 +70,7 @@ def collect_importance(model: nn.Module, space: PruningSpace, batches: Iterable[
             write_npz(partial, identity, accumulator.state())
             bar.update(task, advance=1)
         model.zero_grad(set_to_none=True)
-        table = accumulator.table(weights, num_batches)
+        table = accumulator.table(weights, num_batches, data)
     if table.batches == 0:
         raise MdpError(f"importance: {table.skipped} of {table.skipped} batches had a loss or gradient that is not "
                        "finite, or there was no data; check the checkpoint and the data set")

@@ -27,6 +27,7 @@ class ImportanceTable:
         skipped: Batches with a loss or gradient that was not finite.
         requested: Batches that were asked for; a data set that ends early gives fewer.
         scores: Per dimension and block (None: outside every block), an array (copies, size).
+        data: Where the batches came from.
     """
 
     fingerprint: str
@@ -35,6 +36,7 @@ class ImportanceTable:
     skipped: int
     requested: int
     scores: Scores
+    data: str = ""
 
     def total(self, dimension: str, kept_blocks: frozenset[str] | None = None) -> np.ndarray:
         """Summed score of every element, (copies, size).
@@ -51,7 +53,7 @@ class ImportanceTable:
     def save(self, path: str | Path) -> None:
         """Write as npz, atomically."""
         index = [(name, block) for name, blocks in self.scores.items() for block in blocks]
-        meta = {"schema_version": SCHEMA_VERSION, "fingerprint": self.fingerprint, "weights": self.weights,
+        meta = {"schema_version": SCHEMA_VERSION, "fingerprint": self.fingerprint, "weights": self.weights, "data": self.data,
                 "batches": self.batches, "skipped": self.skipped, "requested": self.requested, "index": index}
         arrays = {f"score_{i}": self.scores[name][block] for i, (name, block) in enumerate(index)}
         write_npz(path, meta, arrays)
@@ -74,7 +76,7 @@ class ImportanceTable:
             for i, (name, block) in enumerate(meta["index"]):
                 scores.setdefault(name, {})[block] = arrays[f"score_{i}"]
             table = cls(meta["fingerprint"], meta["weights"], meta["batches"], meta["skipped"], meta["requested"],
-                        scores)
+                        scores, meta["data"])
         except (KeyError, TypeError, ValueError) as error:
             raise FileFormatError(f"importance table {path} is damaged ({error!r}); delete it and run again") from error
         if space is not None:

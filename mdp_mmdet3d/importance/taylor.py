@@ -85,7 +85,7 @@ class TaylorAccumulator:
         sums = {f"sum_{i}": total.numpy().copy() for i, total in enumerate(self._sums)}
         return {"batches": np.array(self.batches), "skipped": np.array(self.skipped), **sums}
 
-    def table(self, weights: str, requested: int | None = None) -> ImportanceTable:
+    def table(self, weights: str, requested: int | None = None, data: str = "") -> ImportanceTable:
         """Averages so far; see `ImportanceTable` for the arguments."""
         scores: dict[str, dict[str | None, np.ndarray]] = {d.name: {} for d in self.space.dimensions}
         for (dimension, source), total in zip(self._sources, self._sums):
@@ -94,7 +94,7 @@ class TaylorAccumulator:
             blocks[source.block] = blocks[source.block] + array if source.block in blocks else array.copy()
         seen = self.batches + self.skipped
         return ImportanceTable(self.space.fingerprint, weights, self.batches, self.skipped,
-                               seen if requested is None else requested, scores)
+                               seen if requested is None else requested, scores, data)
 
     def close(self) -> None:
         """Stop listening and freeze again what was frozen."""

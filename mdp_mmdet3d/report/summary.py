@@ -93,7 +93,8 @@ def print_summary(report: Mapping[str, Any], console: Console) -> None:
     solver = report["solver"]
     console.print(f"budget {report['budget']} = {report['budget_ms']:.1f} ms; speed-up {report['speedup']:.2f}x "
                   f"(side by side); not prunable {report['not_prunable_ms']:.1f} ms "
-                  f"({report['not_prunable_ms'] / dense['predicted_ms']:.1%} of dense)")
+                  f"({report['not_prunable_ms'] / dense['predicted_ms']:.1%} of dense), "
+                  f"smallest reachable {solver['minimum']['latency_ms']:.1f} ms")
     console.print(f"solver {solver['status']}, gap {solver['gap']:.1e}; importance kept "
                   f"{report['importance_kept']:.1%}; {len(report['removed_blocks'])} blocks removed; "
                   f"{report['interpolated_entries']} interpolated table entries; plan {report['plan_hash']}")

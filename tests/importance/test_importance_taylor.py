@@ -142,7 +142,7 @@ def interrupted(batches, after):
 
 def test_interrupted_collection_ends_at_the_same_table(tiny_model, space, tiny_frames, tmp_path):
     frames = tiny_frames(4)
-    options = dict(num_batches=4, weights="random", progress=False)
+    options = dict(num_batches=4, weights="random", data="frames", progress=False)
     whole = collect_importance(tiny_model, space, frames, tmp_path / "whole.npz", **options)
     tiny_model.reset_memory()
     with pytest.raises(Killed):
@@ -158,6 +158,7 @@ def test_interrupted_collection_ends_at_the_same_table(tiny_model, space, tiny_f
         for block, array in whole.scores[dimension.name].items():
             np.testing.assert_allclose(resumed.scores[dimension.name][block], array, rtol=1e-4, atol=1e-9)
     loaded = ImportanceTable.load(tmp_path / "resumed.npz", space)
+    assert (loaded.weights, loaded.data, loaded.requested) == ("random", "frames", 4)
     assert loaded.total(dimension.name).shape == (dimension.copies, dimension.size)
 
 
