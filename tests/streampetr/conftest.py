@@ -196,3 +196,31 @@ def build_reference(reference_state: dict[str, torch.Tensor]) -> Callable[..., t
         return model.eval()
 
     return build
+
+
+@pytest.fixture(scope="session")
+def easy_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The easy miniature nuScenes, 2 + 1 scenes of 4 key frames."""
+    from mdp_mmdet3d.datasets.mini_nuscenes import easy_spec, write_mini_nuscenes
+
+    return write_mini_nuscenes(tmp_path_factory.mktemp("easy") / "nuscenes", easy_spec(scenes=3, frames=4, seed=5))
+
+
+@pytest.fixture
+def mini_config(easy_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """configs/streampetr_mini.py on that data set: 6 iterations, checkpoints every 3, no evaluation."""
+    from mmengine.config import Config
+    from mmengine.registry import init_default_scope
+
+    init_default_scope("mmdet3d")
+    root = Path(__file__).resolve().parents[2]
+    monkeypatch.setenv("MINI_NUSCENES_ROOT", str(easy_root))
+    config = Config.fromfile(root / "configs" / "streampetr_mini.py")
+    config.work_dir = str(tmp_path / "work")
+    config.train_cfg.update(max_iters=6, val_interval=100)
+    config.default_hooks.checkpoint.interval = 3
+    config.default_hooks.checkpoint.max_keep_ckpts = -1
+    config.log_level = "ERROR"
+    for key in ("val_dataloader", "val_evaluator", "val_cfg", "test_dataloader", "test_evaluator", "test_cfg"):
+        config[key] = None
+    return config

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from mdp_mmdet3d.errors import MdpError
 from projects.streampetr import sampler as module
-from projects.streampetr.sampler import StreamBatchSampler
+from projects.streampetr.dataset import split_sequences
+from projects.streampetr.sampler import SceneSampler, StreamBatchSampler
 
 
 def make(lengths: list[int], batch_size: int, rank: int = 0, world_size: int = 1, seed: int = 0, **kwargs):
@@ -84,3 +85,32 @@ def test_ranks_with_different_data_are_refused(monkeypatch) -> None:
     monkeypatch.setattr(module, "all_gather", lambda own: [own, own + torch.tensor([1, 0])])
     with pytest.raises(MdpError, match="rank 0: 3 frames in 1 sequences, rank 1: 4 frames in 1 sequences"):
         make([3], 1)
+
+
+@settings(max_examples=60, deadline=None)
+@given(frames=st.lists(st.integers(1, 9), min_size=1, max_size=5), parts=st.integers(1, 4))
+def test_scenes_are_cut_into_equal_parts_and_a_rest(frames, parts) -> None:
+    tokens = [f"scene-{i}" for i, n in enumerate(frames) for _ in range(n)]
+    sequences = split_sequences(tokens, parts)
+    assert [i for sequence in sequences for i in sequence] == list(range(sum(frames)))
+    for i, n in enumerate(frames):
+        own = [sequence for sequence in sequences if tokens[sequence.start] == f"scene-{i}"]
+        assert all(tokens[sequence[-1]] == f"scene-{i}" for sequence in own)
+        assert len(own) <= parts
+        assert {len(sequence) for sequence in own[:-1]} <= {-(-n // parts)}
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 7])
+def test_evaluation_keeps_scenes_whole_and_deals_every_frame_once(monkeypatch, world_size) -> None:
+    dataset = SimpleNamespace(sequences=[range(0, 5), range(5, 6), range(6, 12), range(12, 15)])
+    frames = []
+    for rank in range(world_size):
+        monkeypatch.setattr(module, "get_dist_info", lambda rank=rank: (rank, world_size))
+        own = list(SceneSampler(dataset))
+        starts = [i for i in own if i - 1 not in own]
+        assert set(starts) <= {0, 5, 6, 12}
+        assert len(own) == len(SceneSampler(dataset))
+        frames += own
+    assert sorted(frames) == list(range(15))
+    with pytest.raises(MdpError, match="SceneSampler needs a data set with sequences"):
+        SceneSampler(SimpleNamespace())
