@@ -27,8 +27,8 @@ $(STAMP): requirements/lock.txt requirements/openmm.txt setup.py tools/build_mmc
 
 # The miniature nuScenes stands in where the user has none.
 $(NUSCENES_ROOT)/nuscenes_infos_val.pkl: | $(STAMP)
-	test -d $(NUSCENES_ROOT)/v1.0-mini || $(PY) tools/create_mini_nuscenes.py $(NUSCENES_ROOT)
-	$(PY) tools/create_infos.py $(NUSCENES_ROOT)
+	if test -d $(NUSCENES_ROOT)/v1.0-mini; then $(PY) tools/create_infos.py $(NUSCENES_ROOT); \
+	else $(PY) tools/create_mini_nuscenes.py $(NUSCENES_ROOT); fi
 
 prune: $(STAMP) $(NUSCENES_ROOT)/nuscenes_infos_val.pkl
 	$(PY) tools/prune.py configs/streampetr_mdp.py --budget 0.55

@@ -53,8 +53,9 @@ class ImportanceTable:
     def save(self, path: str | Path) -> None:
         """Write as npz, atomically."""
         index = [(name, block) for name, blocks in self.scores.items() for block in blocks]
-        meta = {"schema_version": SCHEMA_VERSION, "fingerprint": self.fingerprint, "weights": self.weights, "data": self.data,
-                "batches": self.batches, "skipped": self.skipped, "requested": self.requested, "index": index}
+        meta = {"schema_version": SCHEMA_VERSION, "fingerprint": self.fingerprint, "weights": self.weights,
+                "data": self.data, "batches": self.batches, "skipped": self.skipped, "requested": self.requested,
+                "index": index}
         arrays = {f"score_{i}": self.scores[name][block] for i, (name, block) in enumerate(index)}
         write_npz(path, meta, arrays)
 
