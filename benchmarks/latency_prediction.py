@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 from mmengine.config import Config
+from mmengine.logging import MMLogger
 from rich.console import Console
 from rich.table import Table
 from scipy.stats import spearmanr
@@ -218,6 +219,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     console = Console(soft_wrap=True)
+    MMLogger.get_instance("mdp", log_level="WARNING")  # initialisers are talkative
     config = Config.fromfile(args.config)
     s = PruneSettings.from_config(config.get("prune", {}))
     dense, weights = build_dense(config, None)
