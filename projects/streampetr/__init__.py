@@ -17,6 +17,7 @@ from .head import HeadOutput, StreamPETRHead
 from .losses import StreamPETRLoss
 from .memory import MemoryState
 from .sampler import SceneSampler, StreamBatchSampler
+from .sliding_window import SlidingWindowDataset
 from .train_loop import StreamStateHook, StreamTrainLoop
 from .transforms import LoadStreamImages, PackStreamInputs, ResizeCropImages
 from .vovnet import VoVNet
@@ -39,6 +40,7 @@ __all__ = [
     "RandomRotateScaleWorld",
     "ResizeCropImages",
     "SceneSampler",
+    "SlidingWindowDataset",
     "StreamBatchSampler",
     "StreamNuScenesDataset",
     "StreamPETR",

@@ -19,6 +19,7 @@ from .frame import FrameInputs, frame_inputs, metainfo
 from .guidance import projected_tokens
 from .head import HeadOutput
 from .memory import MemoryState, post_update, pre_update, restart_streams
+from .sliding_window import WINDOW_KEY, window_losses
 
 
 @MODELS.register_module()
@@ -178,25 +179,47 @@ class StreamPETR(Base3DDetector):
     def loss(
         self, batch_inputs: dict, batch_data_samples: Sequence[Det3DDataSample], **kwargs: Any
     ) -> dict[str, Tensor]:
-        """Losses of one frame per stream; the memory moves on by that frame.
+        """Losses of one frame per stream, whose memory moves on by it, or of clips (`SlidingWindowDataset`).
 
         Args:
-            batch_inputs: ``imgs`` (B, N, 3, H, W).
+            batch_inputs: ``imgs`` (B, N, 3, H, W); for clips (B, frames * N, 3, H, W).
             batch_data_samples: With ``gt_instances_3d`` (``bboxes_3d`` 9-dim, ``labels_3d``) and the metainfo
                 of :func:`frame_inputs`; for the auxiliary head see :func:`image_targets`.
             **kwargs: Not used.
 
         Returns:
-            See :class:`StreamPETRLoss` and :class:`AuxiliaryHead2D`.
+            See :meth:`frame_losses`; those of clips as :func:`window_losses` names them.
+
+        Raises:
+            ValueError: The model was built without ``criterion``, or metainfo is missing.
+        """
+        imgs = batch_inputs["imgs"]
+        if WINDOW_KEY in batch_data_samples[0].metainfo:
+            return window_losses(self, imgs, batch_data_samples)
+        losses, self.memory = self.frame_losses(imgs, batch_data_samples, self.memory)
+        return losses
+
+    def frame_losses(
+        self, imgs: Tensor, samples: Sequence[Det3DDataSample], memory: MemoryState | None
+    ) -> tuple[dict[str, Tensor], MemoryState]:
+        """Losses of one frame per stream, without touching the detector's state.
+
+        Args:
+            imgs: (B, N, 3, H, W).
+            samples: As for :meth:`loss`.
+            memory: As returned for the previous frame; None if there is none.
+
+        Returns:
+            The losses of :class:`StreamPETRLoss`, :class:`AuxiliaryHead2D` and :class:`AttentionGuidance`, and the
+            memory after the frame.
 
         Raises:
             ValueError: The model was built without ``criterion``, or metainfo is missing.
         """
         head = self.pts_bbox_head
-        imgs = batch_inputs["imgs"]
-        frame = frame_inputs(batch_data_samples, imgs)
+        frame = frame_inputs(samples, imgs)
         gt_boxes, gt_labels = [], []
-        for sample in batch_data_samples:
+        for sample in samples:
             gt = sample.gt_instances_3d
             boxes = torch.cat((gt.bboxes_3d.gravity_center, gt.bboxes_3d.tensor[:, 3:]), dim=1)
             gt_boxes.append(boxes.to(imgs.device))
@@ -213,11 +236,11 @@ class StreamPETR(Base3DDetector):
                 num_keys=num_learned + head.memory_len,
             )
         img_feats = self.extract_img_feat(imgs)
-        output, self.memory = self.run_frame(img_feats, frame, self.memory, queries)
+        output, memory = self.run_frame(img_feats, frame, memory, queries)
         with torch.autocast(imgs.device.type, enabled=False):
             losses = self.compute_losses(output, gt_boxes, gt_labels, queries)
             if self.img_roi_head is not None and self.training:
-                targets = image_targets(batch_data_samples, imgs.shape[1], imgs.device)
+                targets = image_targets(samples, imgs.shape[1], imgs.device)
                 losses |= self.img_roi_head.loss(img_feats.flatten(0, 1).float(), targets)
             if self.guidance is not None and self.training:
                 points = head.to_metres(output.reference_points)
@@ -225,7 +248,7 @@ class StreamPETR(Base3DDetector):
                 height, width = img_feats.shape[-2:]
                 tokens = projected_tokens(points, lidar2img, height, width, head.stride)
                 losses |= self.guidance.losses(tokens)
-        return losses
+        return losses, memory
 
     def compute_losses(
         self,
