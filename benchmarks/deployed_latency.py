@@ -7,7 +7,8 @@ from pathlib import Path
 
 from rich.progress import Progress
 
-from mdp_mmdet3d.deploy import StreamRunner, device_fingerprint, measure_interleaved, speedup
+from mdp_mmdet3d.deploy.measure import device_fingerprint, measure_interleaved, speedup
+from mdp_mmdet3d.deploy.stream import StreamRunner
 from mdp_mmdet3d.deploy.synthetic import synthetic_frames
 from mdp_mmdet3d.errors import MdpError
 

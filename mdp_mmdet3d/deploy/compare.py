@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -132,3 +132,34 @@ def host_memory(memory: MemoryState) -> HostMemory:
     """PyTorch's memory of one stream, in global coordinates, as the runtime's."""
     embedding, reference_point, timestamp, egopose, velo = (value.cpu().numpy() for value in memory)
     return HostMemory(embedding, reference_point, egopose, velo, timestamp.astype(np.float64), np.eye(4))
+
+
+def check_against_pytorch(
+    model: nn.Module, folder: str | Path, frames: Sequence[Frame], tolerance: float = 1e-3
+) -> dict[str, Any]:
+    """Compare a float32 deployment with its model, for ``deployment.json``.
+
+    Args:
+        model: The `StreamPETR` that was exported.
+        folder: Its deployment.
+        frames: At least one.
+        tolerance: Largest teacher-forced difference of the logits, and of the box codes.
+
+    Returns:
+        ``frames`` and, for both modes, the largest differences of ``logits`` and ``boxes``.
+
+    Raises:
+        DeploymentError: A teacher-forced difference exceeds the tolerance.
+    """
+    runner = StreamRunner(folder)
+    result: dict[str, Any] = {"frames": len(frames)}
+    for mode in ("teacher_forced", "free_running"):
+        difference = compare_stream(model, runner, frames, mode)
+        result[mode] = {"logits": difference.max_logits, "boxes": difference.max_boxes}
+    forced = result["teacher_forced"]
+    if not max(forced["logits"], forced["boxes"]) <= tolerance:
+        raise DeploymentError(
+            f"{folder} differs from PyTorch by {forced['logits']:.2e} (logits) and {forced['boxes']:.2e} (box codes), "
+            f"more than {tolerance:g}: do not deploy it; the ONNX Runtime or PyTorch release may be at fault"
+        )
+    return result

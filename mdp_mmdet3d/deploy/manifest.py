@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +86,7 @@ class DeploymentManifest:
         layout: ``"native"``: outputs (levels, 1, Q, C); ``"autoware"``: (1, C, levels * Q).
         levels: Decoder levels in the outputs, the last one being the result.
         num_queries: Q, learned and propagated queries.
-        precision: Of the weights and activations.
+        precision: ``"fp32"``, ``"fp16"`` or ``"int8"``; see ``docs/deployment.md`` for what stays in fp32.
         class_names: In the order of the score columns.
         camera_names: In the order of the image slots.
         image: How network inputs are made.
@@ -99,6 +99,7 @@ class DeploymentManifest:
         weights: Where the weights came from, e.g. a checkpoint's name, or ``"random"``.
         software: Versions of the libraries that exported.
         checksums: SHA-256 of every other file in the folder, by name.
+        checks: What was compared after the export, and the differences found.
     """
 
     engines: dict[str, EngineSpec]
@@ -118,10 +119,17 @@ class DeploymentManifest:
     weights: str
     software: dict[str, str]
     checksums: dict[str, str]
+    checks: dict[str, Any] = field(default_factory=dict)
 
     def save(self, folder: str | Path) -> None:
         """Write ``deployment.json`` into ``folder``."""
         write_json(Path(folder) / MANIFEST_FILE, {"schema_version": SCHEMA_VERSION, **asdict(self)})
+
+    def with_checks(self, folder: str | Path, **checks: Any) -> DeploymentManifest:
+        """Add results of checks and write the manifest again."""
+        manifest = replace(self, checks={**self.checks, **checks})
+        manifest.save(folder)
+        return manifest
 
     @classmethod
     def load(cls, folder: str | Path) -> DeploymentManifest:
@@ -184,7 +192,9 @@ def _engine_from_json(data: Mapping[str, Any]) -> EngineSpec:
 
 
 def _manifest_from_json(data: Mapping[str, Any]) -> DeploymentManifest:
-    values = _tuples({field.name: data[field.name] for field in fields(DeploymentManifest)})
+    # Folders of the first release have no checks.
+    values = _tuples({item.name: data[item.name] for item in fields(DeploymentManifest) if item.name != "checks"})
+    values["checks"] = data.get("checks", {})
     values["engines"] = {name: _engine_from_json(engine) for name, engine in data["engines"].items()}
     values["image"] = ImageTransform(**_tuples(data["image"]))
     values["memory"] = MemorySpec(**data["memory"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -32,6 +33,7 @@ class OrtEngine:
     def __init__(self, path: str | Path, threads: int = 1) -> None:
         if threads < 1:
             raise DeploymentError(f"threads must be at least 1, got {threads}")
+        self._threads = threads
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
@@ -85,8 +87,12 @@ class OrtEngine:
         self._session.run_with_iobinding(self._binding)
         return results
 
+    def info(self) -> dict[str, Any]:
+        """Version and threads of the runtime."""
+        return {"version": ort.__version__, "providers": self._session.get_providers(), "threads": self._threads}
+
     def _spec(self, value: ort.NodeArg) -> TensorSpec:
         if not all(isinstance(dim, int) and dim > 0 for dim in value.shape):
             raise DeploymentError(f"{self.path}: {value.name!r} has the dynamic shape {value.shape}; export statically")
-        kind = value.type.removeprefix("tensor(").removesuffix(")")
+        kind = value.type[len("tensor(") : -1]
         return TensorSpec(value.name, _NUMPY_NAMES.get(kind, kind), tuple(value.shape))

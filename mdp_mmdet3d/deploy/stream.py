@@ -1,6 +1,7 @@
 """The streaming runtime: what a host does around the three engines, frame after frame.
 
-This module and what it imports need numpy and ONNX Runtime only; nothing of torch or MMDetection3D.
+This module and what it imports need Python 3.8, numpy and one engine, ONNX Runtime or TensorRT; nothing of torch
+or MMDetection3D.
 """
 
 from __future__ import annotations
@@ -8,13 +9,22 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from mdp_mmdet3d.deploy.decode import Detections, decode, last_level
 from mdp_mmdet3d.deploy.errors import DeploymentError
-from mdp_mmdet3d.deploy.manifest import DeploymentManifest
-from mdp_mmdet3d.deploy.ort_engine import OrtEngine
+from mdp_mmdet3d.deploy.manifest import DeploymentManifest, EngineSpec
+
+BACKENDS = ("onnxruntime", "tensorrt")
+
+ON_DEVICE = {
+    "image_encoder": ("img_feats",),
+    "position_embedding": ("pos_embed", "cone"),
+    "head": tuple(f"post_memory_{name}" for name in ("embedding", "reference_point", "egopose", "velo")),
+}
+"""Outputs that only engines read: a GPU keeps them."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +53,8 @@ class Frame:
 @dataclass(frozen=True)
 class HostMemory:
     """State between two frames (STREAMPETR.md, sections 1.6 and 4.3); L rows, newest first.
+
+    With TensorRT all but the clock are handles of device memory that the head's next run overwrites.
 
     Attributes:
         embedding: (1, L, C) float32.
@@ -87,23 +99,27 @@ class StreamRunner:
 
     Args:
         folder: Deployment folder; its checksums are verified.
-        threads: Threads inside one operator.
+        threads: Threads inside one operator (ONNX Runtime).
+        backend: ``"onnxruntime"``, or ``"tensorrt"`` for the engines that ``tools/build_engine.py`` wrote.
 
     Raises:
         FileFormatError: The folder is incomplete or its files have changed.
         DeploymentError: An engine cannot be loaded or does not have the manifest's signature.
     """
 
-    def __init__(self, folder: str | Path, threads: int = 1) -> None:
+    def __init__(self, folder: str | Path, threads: int = 1, backend: str = "onnxruntime") -> None:
+        if backend not in BACKENDS:
+            raise DeploymentError(f"backend={backend!r} is none of {', '.join(BACKENDS)}")
         self.folder = Path(folder)
         self.threads = threads
+        self.backend = backend
         self.manifest = DeploymentManifest.load(folder)
         self._pseudo_points = self.manifest.pseudo_reference_points(folder)
         self._encoder, self._position, self._head = (
             self._load(name) for name in ("image_encoder", "position_embedding", "head")
         )
         self._rig: tuple[np.ndarray, np.ndarray] | None = None
-        self._rig_outputs: dict[str, np.ndarray] = {}
+        self._rig_outputs: dict[str, Any] = {}
         self._scene: str | None = None
         self._timestamp = -np.inf
         self.memory: HostMemory | None = None
@@ -150,7 +166,8 @@ class StreamRunner:
         """Detect in one frame with the rig of `set_rig`, and update the memory; a refused frame changes nothing.
 
         Raises:
-            DeploymentError: The rig is not set, a shape or dtype is wrong, or time does not advance.
+            DeploymentError: The rig is not set, a shape or dtype is wrong, an image is not finite, or time does not
+                advance. Outputs that are not finite raise too, and reset the memory, which may be their cause.
         """
         if self._rig is None:
             raise DeploymentError("the camera rig is not known yet: call set_rig(intrinsics, lidar2img) first")
@@ -159,7 +176,12 @@ class StreamRunner:
             raise DeploymentError(f"ego_pose must be a rigid (4, 4) transform, got shape {pose.shape}:\n{pose}")
         if not np.isfinite(frame.timestamp):
             raise DeploymentError(f"timestamp must be a number of seconds, got {frame.timestamp}")
+        # A sum is finite only if every pixel is, and takes a fifth of the time.
+        if not np.isfinite(np.sum(frame.img)):
+            bad = [name for name, img in zip(self.manifest.camera_names, frame.img) if not np.isfinite(img).all()]
+            raise DeploymentError(f"'img' of {bad} holds NaN or infinity; drop the frame")
         memory = self.memory if frame.scene_token == self._scene and frame.prev_exists else None
+        goes_on = memory is not None
         if memory is None:
             memory = self.initial_memory(pose, frame.timestamp)
         elif frame.timestamp <= self._timestamp:
@@ -170,7 +192,17 @@ class StreamRunner:
         start = time.perf_counter()
         features = self._encoder.run({"img": frame.img[None]})["img_feats"]
         encoded = time.perf_counter()
-        outputs = self._head.run(self._head_inputs(features, memory, pose, frame.timestamp))
+        feeds = self._head_inputs(features, memory, pose, frame.timestamp)
+        if "prev_exists" in self._head.inputs:
+            feeds["prev_exists"] = np.array([goes_on], np.float32)
+        outputs = self._head.run(feeds)
+        for name in ("all_cls_scores", "all_bbox_preds"):
+            if not np.isfinite(outputs[name]).all():
+                self.reset()
+                raise DeploymentError(
+                    f"{name} is not finite at {frame.timestamp!r} s in precision {self.manifest.precision}; the memory "
+                    "was reset. If it happens again export with --precision fp32"
+                )
         self.memory = self._next_memory(outputs, pose, frame.timestamp)
         self._scene, self._timestamp = frame.scene_token, frame.timestamp
         done = time.perf_counter()
@@ -180,6 +212,10 @@ class StreamRunner:
             encoder_ms=1e3 * (encoded - start),
             head_ms=1e3 * (done - encoded),
         )
+
+    def backend_info(self) -> dict[str, Any]:
+        """What runs the engines, with its version."""
+        return {"name": self.backend, **self._head.info()}
 
     def decode(self, output: StreamOutput) -> Detections:
         """Boxes of the last level, best first."""
@@ -215,9 +251,9 @@ class StreamRunner:
         )
 
     def _head_inputs(
-        self, features: np.ndarray, memory: HostMemory, pose: np.ndarray, timestamp: float
-    ) -> dict[str, np.ndarray]:
-        rows = slice(self.manifest.memory.pre_length)
+        self, features: Any, memory: HostMemory, pose: np.ndarray, timestamp: float
+    ) -> dict[str, Any]:
+        length = self.manifest.memory.pre_length
         return {
             "x": features,
             "pos_embed": self._rig_outputs["pos_embed"],
@@ -225,14 +261,14 @@ class StreamRunner:
             # The graph leaves its new memory in this frame's lidar coordinates, see `_next_memory`.
             "data_ego_pose": np.eye(4, dtype=np.float32)[None],
             "data_ego_pose_inv": np.linalg.solve(pose, memory.anchor)[None].astype(np.float32),
-            "pre_memory_embedding": memory.embedding[:, rows],
-            "pre_memory_reference_point": memory.reference_point[:, rows],
-            "pre_memory_timestamp": (memory.clock[:, rows] + timestamp).astype(np.float32),
-            "pre_memory_egopose": memory.egopose[:, rows],
-            "pre_memory_velo": memory.velo[:, rows],
+            "pre_memory_embedding": _first_rows(memory.embedding, length),
+            "pre_memory_reference_point": _first_rows(memory.reference_point, length),
+            "pre_memory_timestamp": (memory.clock[:, :length] + timestamp).astype(np.float32),
+            "pre_memory_egopose": _first_rows(memory.egopose, length),
+            "pre_memory_velo": _first_rows(memory.velo, length),
         }
 
-    def _next_memory(self, outputs: dict[str, np.ndarray], pose: np.ndarray, timestamp: float) -> HostMemory:
+    def _next_memory(self, outputs: dict[str, Any], pose: np.ndarray, timestamp: float) -> HostMemory:
         return HostMemory(
             embedding=outputs["post_memory_embedding"],
             reference_point=outputs["post_memory_reference_point"],
@@ -242,12 +278,27 @@ class StreamRunner:
             anchor=pose,
         )
 
-    def _load(self, name: str) -> OrtEngine:
+    def _load(self, name: str) -> Any:
         spec = self.manifest.engines[name]
-        engine = OrtEngine(self.folder / spec.file, self.threads)
+        engine = self._open(name, spec)
         for listed, found in ((spec.inputs, engine.inputs), (spec.outputs, engine.outputs)):
             if set(listed) != set(found.values()):
                 raise DeploymentError(
                     f"{engine.path} has {sorted(found)}, deployment.json lists {listed}; export again"
                 )
         return engine
+
+    def _open(self, name: str, spec: EngineSpec) -> Any:
+        # Imported here: a vehicle has one of the two.
+        if self.backend == "tensorrt":
+            from mdp_mmdet3d.deploy.trt_engine import TrtEngine
+
+            return TrtEngine(self.folder, name, self.manifest.checksums[spec.file], ON_DEVICE[name])
+        from mdp_mmdet3d.deploy.ort_engine import OrtEngine
+
+        return OrtEngine(self.folder / spec.file, self.threads)
+
+
+def _first_rows(value: Any, length: int) -> Any:
+    """First rows of an array; an engine that is fed device memory takes as much of it as fits."""
+    return value[:, :length] if isinstance(value, np.ndarray) else value

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 import mdp_mmdet3d
 from mdp_mmdet3d.datasets.conventions import CAMERAS
 from mdp_mmdet3d.deploy.errors import DeploymentError
+from mdp_mmdet3d.deploy.folders import check_target, replace_folder
 from mdp_mmdet3d.deploy.initializers import check_initializers
 from mdp_mmdet3d.deploy.manifest import (
-    MANIFEST_FILE,
     SCHEMA_VERSION,
     DeploymentManifest,
     EngineSpec,
@@ -66,18 +66,25 @@ class PositionEmbedding(nn.Module):
 class Head(nn.Module):
     """One frame of the head over explicit memory tensors, in one of two output layouts."""
 
-    def __init__(self, head: nn.Module, layout: Layout, levels: Levels) -> None:
+    def __init__(self, head: nn.Module, layout: Layout, levels: Levels, prev_exists: bool = False) -> None:
         super().__init__()
         self.pts_bbox_head = head
         self.layout = layout
         self.last_level_only = levels == "last"
+        self.prev_exists = prev_exists
 
     def forward(
         self, x: Tensor, pos_embed: Tensor, cone: Tensor, ego_pose: Tensor, ego_pose_inv: Tensor, *pre: Tensor
     ) -> tuple[Tensor, ...]:
-        """Shapes as in `StreamPETRHead.forward`; ``pre`` in the order of `MEMORY_FIELDS`."""
+        """Shapes as in `StreamPETRHead.forward`; ``pre`` in the order of `MEMORY_FIELDS`, then ``prev_exists`` (1)."""
+        memory = MemoryState(*pre[: len(MEMORY_FIELDS)])
+        if self.prev_exists:
+            start = self.pts_bbox_head.initial_memory(ego_pose)
+            # Where, not a product: what a host leaves in the buffers at a reset may be NaN.
+            goes_on = pre[-1] > 0.5
+            memory = MemoryState(*(torch.where(goes_on, old, new) for old, new in zip(memory, start)))
         scores, boxes, memory = self.pts_bbox_head(
-            x, pos_embed, cone, ego_pose, ego_pose_inv, MemoryState(*pre), self.last_level_only
+            x, pos_embed, cone, ego_pose, ego_pose_inv, memory, self.last_level_only
         )
         if self.layout == "autoware":
             scores, boxes = (value.flatten(0, 2).transpose(0, 1).unsqueeze(0) for value in (scores, boxes))
@@ -94,6 +101,8 @@ def export_streampetr(
     source_size: tuple[int, int] = (900, 1600),
     layout: Layout = "native",
     levels: Levels = "last",
+    prev_exists: bool = False,
+    simplify: bool = True,
     plan_hash: str | None = None,
     weights: str = "unknown",
     on_stage: Callable[[str], None] | None = None,
@@ -113,6 +122,9 @@ def export_streampetr(
         source_size: (H, W) of a camera image in pixels.
         layout: ``"native"``: outputs (levels, 1, Q, C); ``"autoware"``: (1, C, levels * Q).
         levels: Which decoder levels are in the outputs; only the last one is evaluated.
+        prev_exists: Give the head an input ``prev_exists`` (1) float32; at 0 the graph makes the first frame's
+            memory itself and ignores ``pre_memory_*``.
+        simplify: Let onnxslim fold and merge nodes. Without it only constants are folded.
         plan_hash: Hash of the pruning plan, None for a dense model.
         weights: Where the weights came from, for the manifest.
         on_stage: Called with the name of each engine before it is exported.
@@ -126,12 +138,15 @@ def export_streampetr(
     """
     out_dir = Path(out_dir)
     head = model.pts_bbox_head
-    _check_arguments(model, out_dir, class_names, input_size, layout, levels)
+    check_target(out_dir)
+    _check_arguments(model, class_names, input_size, layout, levels)
     part = out_dir.with_name(out_dir.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     try:
-        graphs = _export_graphs(model, part, len(camera_names), input_size, layout, levels, on_stage)
+        graphs = _export_graphs(
+            model, part, len(camera_names), input_size, Head(head, layout, levels, prev_exists), simplify, on_stage
+        )
         shapes = {key: tuple(value.shape) for key, value in model.state_dict().items()}
         for graph in graphs.values():
             check_initializers(graph, shapes)
@@ -172,7 +187,7 @@ def export_streampetr(
             checksums={path.name: file_sha256(path) for path in sorted(part.iterdir())},
         )
         manifest.save(part)
-        _replace_folder(part, out_dir)
+        replace_folder(part, out_dir)
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return manifest
@@ -180,7 +195,6 @@ def export_streampetr(
 
 def _check_arguments(
     model: nn.Module,
-    out_dir: Path,
     class_names: Sequence[str],
     input_size: tuple[int, int],
     layout: str,
@@ -201,8 +215,6 @@ def _check_arguments(
     if other := {name: value.dtype for name, value in model.named_parameters() if value.dtype != torch.float32}:
         name, dtype = next(iter(other.items()))
         raise DeploymentError(f"parameter {name} is {dtype}; export the float32 model (model.float())")
-    if out_dir.exists() and not (out_dir / MANIFEST_FILE).is_file() and (out_dir.is_file() or any(out_dir.iterdir())):
-        raise DeploymentError(f"{out_dir} exists and is no deployment folder; give another one or remove it")
 
 
 def _export_graphs(
@@ -210,11 +222,11 @@ def _export_graphs(
     folder: Path,
     num_cams: int,
     input_size: tuple[int, int],
-    layout: Layout,
-    levels: Levels,
+    detector: Head,
+    simplify: bool,
     on_stage: Callable[[str], None] | None,
 ) -> dict[str, onnx.ModelProto]:
-    head = model.pts_bbox_head
+    head = detector.pts_bbox_head
     device = head.pc_range.device
 
     def export(
@@ -222,7 +234,7 @@ def _export_graphs(
     ) -> tuple[onnx.ModelProto, dict[str, Tensor]]:
         if on_stage:
             on_stage(name)
-        graph = export_onnx(module, inputs, outputs, folder / f"{name}.onnx")
+        graph = export_onnx(module, inputs, outputs, folder / f"{name}.onnx", simplify=simplify)
         return graph, {spec.name: torch.zeros(spec.shape, device=device) for spec in _specs(graph.graph.output)}
 
     identity = torch.eye(4, device=device)
@@ -242,9 +254,11 @@ def _export_graphs(
         "data_ego_pose_inv": identity[None],
         **{f"pre_memory_{field}": memory[field] for field in MEMORY_FIELDS},
     }
+    if detector.prev_exists:
+        inputs["prev_exists"] = torch.ones(1, device=device)
     outputs = ["all_cls_scores", "all_bbox_preds", *(f"post_memory_{field}" for field in MEMORY_FIELDS)]
-    detector, _ = export("head", Head(head, layout, levels), inputs, outputs)
-    return {"image_encoder": encoder, "position_embedding": position, "head": detector}
+    graph, _ = export("head", detector, inputs, outputs)
+    return {"image_encoder": encoder, "position_embedding": position, "head": graph}
 
 
 def _write_initial_memory(head: nn.Module, folder: Path) -> None:
@@ -299,13 +313,3 @@ def _specs(values: Sequence[onnx.ValueInfoProto]) -> tuple[TensorSpec, ...]:
         )
         for value in values
     )
-
-
-def _replace_folder(source: Path, target: Path) -> None:
-    """Rename ``source`` to ``target``, which may be an earlier deployment."""
-    old = target.with_name(target.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    if target.exists():
-        target.rename(old)
-    source.rename(target)
-    shutil.rmtree(old, ignore_errors=True)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
 import numpy as np
 
 from mdp_mmdet3d.deploy.manifest import DeploymentManifest
@@ -42,6 +45,14 @@ def synthetic_frames(manifest: DeploymentManifest, count: int, seed: int = 0) ->
             )
         )
     return frames
+
+
+def repeat_frames(frames: Sequence[Frame]) -> Iterator[Frame]:
+    """Endless stream: every pass over ``frames`` is a scene of its own."""
+    index = 0
+    while frames:
+        yield from (replace(frame, scene_token=f"{frame.scene_token}#{index}") for frame in frames)
+        index += 1
 
 
 def _lidar_to_camera(yaw: float) -> np.ndarray:

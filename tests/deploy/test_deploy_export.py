@@ -9,11 +9,13 @@ import pytest
 import torch
 from torch import nn
 
-from mdp_mmdet3d.deploy import DeploymentError, DeploymentManifest, StreamRunner
 from mdp_mmdet3d.deploy.compare import compare_stream
+from mdp_mmdet3d.deploy.errors import DeploymentError
 from mdp_mmdet3d.deploy.initializers import check_initializers
 from mdp_mmdet3d.deploy.lint import lint_onnx
+from mdp_mmdet3d.deploy.manifest import DeploymentManifest
 from mdp_mmdet3d.deploy.onnx_export import export_onnx
+from mdp_mmdet3d.deploy.stream import StreamRunner
 from mdp_mmdet3d.deploy.streampetr import export_streampetr
 
 from .conftest import CLASS_NAMES, INPUT_SIZE, build_tiny

@@ -3,14 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mdp_mmdet3d.deploy import (
-    DeploymentError,
-    LatencyStats,
-    StreamOutput,
-    device_fingerprint,
-    measure_interleaved,
-    speedup,
-)
+from mdp_mmdet3d.deploy.errors import DeploymentError
+from mdp_mmdet3d.deploy.measure import LatencyStats, device_fingerprint, measure_interleaved, speedup
+from mdp_mmdet3d.deploy.stream import StreamOutput
 
 
 class FakeRunner:

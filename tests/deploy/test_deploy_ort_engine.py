@@ -5,7 +5,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from mdp_mmdet3d.deploy import DeploymentError, OrtEngine
+from mdp_mmdet3d.deploy.errors import DeploymentError
+from mdp_mmdet3d.deploy.ort_engine import OrtEngine
 
 
 @pytest.fixture

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from mdp_mmdet3d.deploy import DeploymentError, OrtEngine, StreamRunner
 from mdp_mmdet3d.deploy.decode import decode, last_level
+from mdp_mmdet3d.deploy.errors import DeploymentError
+from mdp_mmdet3d.deploy.ort_engine import OrtEngine
+from mdp_mmdet3d.deploy.stream import StreamRunner
 from mdp_mmdet3d.deploy.synthetic import synthetic_frames
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -1,0 +1,26 @@
+"""Deployment folders appear complete or not at all."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from mdp_mmdet3d.deploy.errors import DeploymentError
+from mdp_mmdet3d.deploy.manifest import MANIFEST_FILE
+
+
+def check_target(out_dir: str | Path) -> None:
+    """Raise `DeploymentError` if ``out_dir`` exists, is not empty and holds something else than a deployment."""
+    out_dir = Path(out_dir)
+    if out_dir.exists() and not (out_dir / MANIFEST_FILE).is_file() and (out_dir.is_file() or any(out_dir.iterdir())):
+        raise DeploymentError(f"{out_dir} exists and is no deployment folder; give another one or remove it")
+
+
+def replace_folder(source: Path, target: Path) -> None:
+    """Rename ``source`` to ``target``, which may be an earlier deployment."""
+    old = target.with_name(target.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        target.rename(old)
+    source.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
