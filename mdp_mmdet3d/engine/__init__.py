@@ -1,11 +1,15 @@
 """The only place that imports MMEngine: registered slim model, hooks, the pruning job.
 
-Importing it (``custom_imports = dict(imports=["mdp_mmdet3d.engine"])``) registers `MDPSlimModel` and `PlanHook`.
+Importing it (``custom_imports = dict(imports=["mdp_mmdet3d.engine"])``) registers `MDPSlimModel` and the
+hooks.
 """
+from mdp_mmdet3d.engine.importance_hook import ImportanceHook
 from mdp_mmdet3d.engine.plan_hook import PlanHook
+from mdp_mmdet3d.engine.plan_logger_hook import PlanLoggerHook
+from mdp_mmdet3d.engine.prune_hook import MDPPruneHook
 from mdp_mmdet3d.engine.safe_loading import register_safe_globals
 from mdp_mmdet3d.engine.slim_model import MDPSlimModel
 
 register_safe_globals()
 
-__all__ = ["MDPSlimModel", "PlanHook", "register_safe_globals"]
+__all__ = ["ImportanceHook", "MDPPruneHook", "MDPSlimModel", "PlanHook", "PlanLoggerHook", "register_safe_globals"]

@@ -18,9 +18,11 @@ class TaylorAccumulator:
 
     The product is taken the moment a parameter's gradient is complete, so that it does not matter who clears the
     gradients afterwards. Frozen parameters that are scored (the affine parameters of StreamPETR's batch norms) get a
-    gradient for as long as the accumulator lives; statistics and modes stay untouched.
+    gradient for as long as the accumulator lives, but never keep it: an optimizer that holds them must not move them.
+    Statistics and modes stay untouched.
 
-    Use as a context manager; call `finish_batch` after every backward, with gradients cleared in between.
+    Use as a context manager; call `finish_batch` after the last backward of every batch, with gradients cleared in
+    between. A batch may have several backwards whose gradients add up (gradient accumulation).
 
     Args:
         model: The dense model that ``space`` was traced from.
@@ -40,37 +42,49 @@ class TaylorAccumulator:
         if state:
             for i, total in enumerate(self._sums):
                 total.copy_(torch.from_numpy(state[f"sum_{i}"]))
+        self._lengths: dict[tuple[str, int], int] = {}
+        self._device = next(model.parameters()).device
         axes: dict[str, set[int]] = defaultdict(set)
         for _, source in self._sources:
             for axis in source.axes:
                 axes[axis.tensor].add(axis.axis)
         for name, wanted in axes.items():
             parameter = model.get_parameter(name)
-            if not parameter.requires_grad:
+            frozen = not parameter.requires_grad
+            if frozen:
                 parameter.requires_grad_(True)
                 self._unfrozen.append(parameter)
-            self._handles.append(parameter.register_post_accumulate_grad_hook(self._reader(name, wanted)))
+            self._lengths |= {(name, axis): parameter.shape[axis] for axis in sorted(wanted)}
+            self._handles.append(parameter.register_post_accumulate_grad_hook(self._reader(name, wanted, frozen)))
 
-    def _reader(self, name: str, wanted: set[int]) -> Callable[[Tensor], None]:
+    def _reader(self, name: str, wanted: set[int], frozen: bool) -> Callable[[Tensor], None]:
         def read(parameter: Tensor) -> None:
             if parameter.grad is None:
                 return
             product = parameter.detach().double() * parameter.grad.double()
             for axis in wanted:
                 others = [i for i in range(product.ndim) if i != axis]
-                self._terms[name, axis] = product.sum(dim=others) if others else product
+                term = product.sum(dim=others) if others else product
+                # A trainable parameter's gradient already is the sum over all backwards of the batch.
+                self._terms[name, axis] = term + self._terms.get((name, axis), 0.0) if frozen else term
+            if frozen:
+                parameter.grad = None
         return read
 
-    def finish_batch(self, loss_scale: float = 1.0) -> bool:
+    def finish_batch(self, loss_scale: float = 1.0, reduce: Callable[[Tensor], Tensor] | None = None) -> bool:
         """Book the gradients of one batch.
 
         Args:
-            loss_scale: Factor the loss was multiplied with (mixed precision, gradient accumulation).
+            loss_scale: Factor the loss was multiplied with (mixed precision).
+            reduce: For a batch that is spread over processes: returns the mean over them of a float64 vector. Every
+                process then books the same scores, those of the mean gradient.
 
         Returns:
             False if something was not finite; the batch is then skipped and counted.
         """
         terms, self._terms = self._terms, {}
+        if reduce is not None:
+            terms = self._reduced(terms, reduce)
         if not terms or not all(bool(torch.isfinite(t).all()) for t in terms.values()):
             self.skipped += 1
             return False
@@ -79,6 +93,14 @@ class TaylorAccumulator:
             total += score.cpu() * (source.scale / loss_scale)
         self.batches += 1
         return True
+
+    def _reduced(self, terms: Mapping[tuple[str, int], Tensor],
+                 reduce: Callable[[Tensor], Tensor]) -> dict[tuple[str, int], Tensor]:
+        """Means over the processes; a process without gradient of a tensor counts 0."""
+        parts = [terms.get(key, torch.zeros(length, dtype=torch.float64, device=self._device))
+                 for key, length in self._lengths.items()]
+        means = reduce(torch.cat(parts)).split(list(self._lengths.values()))
+        return dict(zip(self._lengths, means))
 
     def state(self) -> dict[str, np.ndarray]:
         """Everything needed to go on later."""
