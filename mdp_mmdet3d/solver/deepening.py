@@ -48,7 +48,7 @@ class Progress:
 def surviving(dual: Dual, limits: np.ndarray, target: float) -> list[np.ndarray]:
     """Per variable, which states a plan worth at least ``target`` may use, by their max-marginals."""
     floor = target - float(dual.multipliers @ limits) - 1e-11 * (1.0 + dual.multipliers.sum())
-    return [best >= floor for best in dual.sweep.state_marginals()]
+    return [best >= floor for best in dual.sweep.state_marginals]
 
 
 def deepen(scaled: ScaledProblem, dual: Dual, progress: Progress, *, gap: float, reduce: bool,

@@ -98,11 +98,13 @@ class Elimination:
         messages: list[np.ndarray] = []
         sizes = self.graph.sizes
         for bucket in self.buckets:
-            joint = np.zeros((sizes[bucket.variable], *(sizes[v] for v in bucket.separator)))
-            for view in bucket.factors:
-                joint += view.of(tables)
-            for view in bucket.children:
-                joint += view.of(messages)
+            shape = (sizes[bucket.variable], *(sizes[v] for v in bucket.separator))
+            parts = [view.of(tables) for view in bucket.factors] + [view.of(messages) for view in bucket.children]
+            joint = np.zeros((1,) * len(shape))
+            for part in sorted(parts, key=np.size):  # small ones first: the full table is written only once
+                joint = joint + part
+            if joint.shape != shape:
+                joint = np.broadcast_to(joint, shape)
             joints.append(joint)
             messages.append(joint.max(axis=0))
         return Sweep(self, joints, messages)
@@ -150,12 +152,13 @@ class Sweep:
                     outer[view.source] = view.reduced(belief - view.of(self.messages))
         return outer
 
+    @cached_property
     def state_marginals(self) -> list[np.ndarray]:
         """Per variable and state, the maximum over all assignments that use the state."""
         marginals: list[np.ndarray] = [np.zeros(0)] * len(self.joints)
         for bucket, joint, outer in zip(self.tree.buckets, self.joints, self.outer):
             belief = joint + outer
-            marginals[bucket.variable] = belief.reshape(len(belief), -1).max(axis=1)
+            marginals[bucket.variable] = belief.max(axis=tuple(range(1, belief.ndim)))
         return marginals
 
 
@@ -163,16 +166,18 @@ def elimination_order(graph: FactorGraph, root: int | None = None) -> list[int]:
     """Greedy order: always the variable whose elimination makes the smallest table, ``root`` last."""
     sizes = graph.sizes
     neighbours = _neighbours(graph)
-    left = set(range(len(sizes))) - {root}
+    scores = {v: math.prod(1.0 + sizes[u] for u in neighbours[v]) for v in range(len(sizes)) if v != root}
     order = []
-    while left:
-        best = min(left, key=lambda v: (math.prod(1.0 + sizes[u] for u in neighbours[v]), v))
-        left.remove(best)
+    while scores:
+        best = min(scores, key=lambda v: (scores[v], v))
+        del scores[best]
         order.append(best)
         clique = neighbours[best] - {best}
         for variable in clique:
             neighbours[variable] |= clique
             neighbours[variable].discard(best)
+            if variable in scores:
+                scores[variable] = math.prod(1.0 + sizes[u] for u in neighbours[variable])
     return order if root is None else [*order, root]
 
 

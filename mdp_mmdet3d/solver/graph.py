@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -33,8 +34,11 @@ class Factor:
 
     def weighted(self, weight: float, multipliers: np.ndarray) -> np.ndarray:
         """``weight * value - multipliers @ costs``, hardly anything where it is no structure."""
-        value = weight * self.value if weight else np.where(self.value > FORBIDDEN / 2, 0.0, FORBIDDEN)
-        return value - np.tensordot(multipliers, self.costs, 1)
+        table = weight * self.value if weight else np.where(self.value > FORBIDDEN / 2, 0.0, FORBIDDEN)
+        for multiplier, cost in zip(multipliers, self.costs):
+            if multiplier:
+                table = table - multiplier * cost
+        return table
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,7 @@ class FactorGraph:
     offset_value: float
     offset_costs: np.ndarray
 
-    @property
+    @cached_property
     def sizes(self) -> tuple[int, ...]:
         """Number of states left per variable."""
         return tuple(len(states) for states in self.states)

@@ -123,7 +123,7 @@ def scale(problem: PruningProblem, budgets: Mapping[str, float]) -> ScaledProble
             raise infeasible(problem, metric, budget, minimum[metric])
         cheapest.append(plan)
         floor = -limits[index] - 1e-11 * (1.0 + abs(limits[index]))
-        keep = [mask & (best >= floor) for mask, best in zip(keep, sweep.state_marginals())]
+        keep = [mask & (best >= floor) for mask, best in zip(keep, sweep.state_marginals)]
     if not all(mask.any() for mask in keep):
         raise jointly_infeasible(problem, budgets, minimum)
     total = sum(graph.sizes)
