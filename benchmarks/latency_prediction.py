@@ -17,7 +17,7 @@ import shutil
 import statistics
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
 
@@ -100,6 +100,7 @@ class Whole:
     rounds: int
     kernels: bool
     console: Console
+    quiet: list[bool] = field(default_factory=list)
 
     def measure(self, structures: list[Structure], cache: Path) -> list[Measured]:
         """Milliseconds per engine, relative to the dense network of the first group; resumable per group."""
@@ -138,6 +139,7 @@ class Whole:
                     samples[name].append((max(before, after), output.encoder_ms, output.head_ms))
                 before = after
         idle = min(sample[0] for rows in samples.values() for sample in rows)
+        self.quiet += [sample[0] <= DISTURBED * idle for rows in samples.values() for sample in rows]
         return {name: quiet_median(rows, idle) for name, rows in samples.items()}
 
     def _fastest_kernels(self, names: list[str]) -> dict[str, dict[str, float]]:
@@ -252,6 +254,9 @@ def main() -> None:
     for name, model in models.items():
         for line in model.explanation:
             console.print(f"{name}: {line}", highlight=False)
+    if whole.quiet:
+        console.print(f"the machine was idle during {statistics.fmean(whole.quiet):.0%} of the {len(whole.quiet)} runs "
+                      "of whole networks; below a half, the measured times are not to be trusted", highlight=False)
     report(sets, points[CALIBRATION:], models, len(table.disturbed()), args.json, console)
 
 
