@@ -28,7 +28,8 @@ BUDGETS = (0.7, 0.5, 0.3, 0.15)
 HALP_STEPS = 30
 # Shown in this order in tables and plot; the values are line colours.
 COLOURS = {"MDP, exact": "#1f5fa8", "channels, joint latency": "#7ea6d8",
-           "channels + blocks, linear latency": "#a06bb4", "HALP": "#c9a227", f"HALP, {HALP_STEPS} steps": "#c03028", "greedy": "#3c8d50", "uniform": "#808080",
+           "channels + blocks, linear latency": "#a06bb4", "HALP": "#c9a227", "HALP, fitted": "#e07b39",
+           f"HALP, {HALP_STEPS} steps": "#c03028", "greedy": "#3c8d50", "uniform": "#808080",
            "SCIP, bilinear": "#000000"}
 
 
@@ -58,6 +59,7 @@ def methods(problem: PruningProblem, metric: str, budget: float, direct_limit_s:
         lambda: ablated(problem, metric, budget, blocks=False, linear=False),
         lambda: ablated(problem, metric, budget, blocks=True, linear=True),
         lambda: halp(problem, metric, budget),
+        lambda: halp(problem, metric, budget, tighten=True),
         lambda: halp(problem, metric, budget, steps=HALP_STEPS),
         lambda: greedy(problem, metric, budget),
         lambda: uniform(problem, metric, budget),
@@ -99,7 +101,8 @@ def line(row: dict[str, Any]) -> str:
 def markdown(rows: list[dict[str, Any]], about: str) -> str:
     names = [name for name in COLOURS if any(row["method"] == name for row in rows)]
     text = ["# Solver: results", "", about, "", "Share of the dense importance kept; **bold**: proven optimum; "
-            "(x): breaks the budget by the true table x times; -: no plan.", "",
+            "(x): costs x times the budget by the true table; -: no plan. \"HALP, fitted\": its own budget "
+            "is moved until the true latency just fits, which compares at equal true latency.", "",
             "| instance | budget | " + " | ".join(names) + " | exact, s |",
             "|---|---|" + "---|" * (len(names) + 1)]
     for instance, share in dict.fromkeys((row["instance"], row["budget_share"]) for row in rows):
@@ -125,7 +128,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     figure = Figure(figsize=(3.3 * max(len(shown), 1), 3.6), layout="constrained")
     axes = figure.subplots(1, max(len(shown), 1), sharey=True, squeeze=False)[0]
     for axis, instance in zip(axes, shown):
-        for method, colour in COLOURS.items():
+        for method, colour in reversed(COLOURS.items()):
             points = [(row["cost_to_budget"] * row["budget_share"], row["value_share"]) for row in rows
                       if row["instance"] == instance and row["method"] == method and "value_share" in row]
             if points:
@@ -134,7 +137,8 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
         axis.set_xlabel("true latency, share of dense")
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("importance kept, share of dense")
-    axes[0].legend(fontsize=7)
+    handles, labels = axes[0].get_legend_handles_labels()
+    axes[0].legend(handles[::-1], labels[::-1], fontsize=6.5)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=150)
 
