@@ -19,12 +19,7 @@ OPSET = 17
 
 
 def export_onnx(
-    module: nn.Module,
-    inputs: Mapping[str, Tensor],
-    output_names: Sequence[str],
-    path: str | Path,
-    *,
-    simplify: bool = True,
+    module: nn.Module, inputs: Mapping[str, Tensor], output_names: Sequence[str], path: str | Path
 ) -> onnx.ModelProto:
     """Export one module with its batch norms folded, simplify it, lint it and write it.
 
@@ -33,7 +28,6 @@ def export_onnx(
         inputs: Example inputs by name; their shapes and dtypes become the graph's.
         output_names: One name per output.
         path: File to write.
-        simplify: Run onnxslim; otherwise the graph is left as PyTorch's exporter folded it.
 
     Returns:
         The graph as written.
@@ -65,9 +59,7 @@ def export_onnx(
     finally:
         for child, mode in training.items():
             child.training = mode
-    graph = onnx.load(str(path))
-    if simplify:
-        graph = onnxslim.slim(graph)
+    graph = onnxslim.slim(onnx.load(str(path)))
     require_clean(graph, Path(path).name)
     if dropped := sorted(inputs.keys() - {value.name for value in graph.graph.input}):
         raise DeploymentError(

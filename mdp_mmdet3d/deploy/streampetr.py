@@ -102,7 +102,6 @@ def export_streampetr(
     layout: Layout = "native",
     levels: Levels = "last",
     prev_exists: bool = False,
-    simplify: bool = True,
     plan_hash: str | None = None,
     weights: str = "unknown",
     on_stage: Callable[[str], None] | None = None,
@@ -124,7 +123,6 @@ def export_streampetr(
         levels: Which decoder levels are in the outputs; only the last one is evaluated.
         prev_exists: Give the head an input ``prev_exists`` (1) float32; at 0 the graph makes the first frame's
             memory itself and ignores ``pre_memory_*``.
-        simplify: Let onnxslim fold and merge nodes. Without it only constants are folded.
         plan_hash: Hash of the pruning plan, None for a dense model.
         weights: Where the weights came from, for the manifest.
         on_stage: Called with the name of each engine before it is exported.
@@ -145,14 +143,15 @@ def export_streampetr(
     part.mkdir(parents=True)
     try:
         graphs = _export_graphs(
-            model, part, len(camera_names), input_size, Head(head, layout, levels, prev_exists), simplify, on_stage
+            model, part, len(camera_names), input_size, Head(head, layout, levels, prev_exists), on_stage
         )
         shapes = {key: tuple(value.shape) for key, value in model.state_dict().items()}
         for graph in graphs.values():
             check_initializers(graph, shapes)
         _write_initial_memory(head, part)
         specs = {name: _engine_spec(name, graph) for name, graph in graphs.items()}
-        rows = {spec.name: spec.shape[1] for spec in (*specs["head"].inputs, *specs["head"].outputs)}
+        tensors = (*specs["head"].inputs, *specs["head"].outputs)
+        rows = {spec.name: spec.shape[1] for spec in tensors if "memory" in spec.name}
         coder = model.bbox_coder
         queries = head.reference_points.num_embeddings + head.num_propagated
         scores_shape = specs["head"].outputs[0].shape
@@ -223,7 +222,6 @@ def _export_graphs(
     num_cams: int,
     input_size: tuple[int, int],
     detector: Head,
-    simplify: bool,
     on_stage: Callable[[str], None] | None,
 ) -> dict[str, onnx.ModelProto]:
     head = detector.pts_bbox_head
@@ -234,7 +232,7 @@ def _export_graphs(
     ) -> tuple[onnx.ModelProto, dict[str, Tensor]]:
         if on_stage:
             on_stage(name)
-        graph = export_onnx(module, inputs, outputs, folder / f"{name}.onnx", simplify=simplify)
+        graph = export_onnx(module, inputs, outputs, folder / f"{name}.onnx")
         return graph, {spec.name: torch.zeros(spec.shape, device=device) for spec in _specs(graph.graph.output)}
 
     identity = torch.eye(4, device=device)
