@@ -2,7 +2,7 @@
 #   python tools/create_mini_nuscenes.py data/mini_easy --easy
 #   python tools/train.py configs/streampetr_mini.py
 _base_ = ["./_base_/datasets/mini_176x64_train.py", "./_base_/default_runtime.py"]
-custom_imports = dict(imports=["projects.streampetr"], allow_failed_imports=False)
+custom_imports = dict(imports=["projects.streampetr", "mdp_mmdet3d.engine"], allow_failed_imports=False)
 env_cfg = dict(dist_cfg=dict(backend="gloo"))
 
 max_iters = 5000
@@ -62,7 +62,7 @@ model = dict(
 )
 
 optim_wrapper = dict(
-    type="OptimWrapper",
+    type="FiniteOptimWrapper",
     optimizer=dict(type="AdamW", lr=2.5e-4, weight_decay=0.01, fused=True),
     paramwise_cfg=dict(custom_keys=dict(img_backbone=dict(lr_mult=3.0))),
     clip_grad=dict(max_norm=35, norm_type=2),

@@ -11,6 +11,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
 import mdp_mmdet3d.engine  # noqa: F401  registers the slim model and lets checkpoints load safely
+from mdp_mmdet3d.engine.cpu_processes import prepare_cpu_processes
 from mdp_mmdet3d.errors import MdpError
 from projects.streampetr.checkpoint import load_checkpoint
 
@@ -42,7 +43,9 @@ def main() -> int:
     args = parse_args()
     os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
     try:
-        runner = Runner.from_cfg(read_config(args))
+        config = read_config(args)
+        prepare_cpu_processes(config)
+        runner = Runner.from_cfg(config)
         load_checkpoint(runner.model.module if is_model_wrapper(runner.model) else runner.model, args.checkpoint)
         runner.test()
     except MdpError as error:

@@ -10,6 +10,7 @@ from mmengine.config import Config, DictAction
 from mmengine.runner import Runner
 
 import mdp_mmdet3d.engine  # noqa: F401  registers the hooks and lets checkpoints load safely
+from mdp_mmdet3d.engine.cpu_processes import prepare_cpu_processes
 from mdp_mmdet3d.errors import MdpError
 
 
@@ -40,7 +41,7 @@ def read_config(args: argparse.Namespace) -> Config:
     if args.resume:
         config.resume = True
         config.load_from = None if args.resume == "auto" else args.resume
-    if config.load_from and not Path(config.load_from).is_file():
+    if config.get("load_from") and not Path(config.load_from).is_file():
         raise MdpError(f"checkpoint {config.load_from} does not exist")
     if args.fp32 and config.optim_wrapper.type == "AmpOptimWrapper":
         config.optim_wrapper.type = "OptimWrapper"
@@ -53,7 +54,9 @@ def main() -> int:
     args = parse_args()
     os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
     try:
-        Runner.from_cfg(read_config(args)).train()
+        config = read_config(args)
+        prepare_cpu_processes(config)
+        Runner.from_cfg(config).train()
     except MdpError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.hooks import Hook
@@ -79,6 +80,13 @@ def solve_plan(space: PruningSpace, importance: ImportanceTable, latency: Latenc
     return PruningPlan.from_selection(space, kept, removed, info)
 
 
+def _uniform(space: PruningSpace) -> ImportanceTable:
+    """Every element is worth the same."""
+    scores: dict[str, dict[str | None, np.ndarray]] = {
+        d.name: {source.block: np.ones((d.copies, d.size)) for source in d.sources} for d in space.dimensions}
+    return ImportanceTable(space.fingerprint, "none", 1, 0, 1, scores)
+
+
 class LiveMask:
     """Keeps at zero what a plan cuts, in a model that goes on training; no shape and no module changes.
 
@@ -147,11 +155,17 @@ class MDPPruneHook(Hook):
         self._loaded: Mapping[str, Any] | None = None
 
     def before_train(self, runner: Runner) -> None:
-        """Read the latencies and take up a resumed schedule."""
+        """Read the latencies, check the budget, and take up a resumed schedule.
+
+        Raises:
+            InfeasibleBudgetError: No structure meets the budget.
+        """
         self._settings = PruneSettings.from_config(runner.cfg.get("prune", {}))
         self._space = space_of(runner.model, self._settings)
         self._latency, self._dense_ms = load_latency(self.latency_dir, self._space)
         self._target_ms = budget_ms(self.budget if self.budget is not None else self._settings.budget, self._dense_ms)
+        # An impossible budget must not show only after the importance was collected.
+        solve_plan(self._space, _uniform(self._space), self._latency, self._target_ms, self._settings.time_limit_s)
         state = self._loaded if runner.iter > 0 else None
         self._loaded = None
         if state is None:

@@ -1,0 +1,68 @@
+"""Write a nuScenes leaderboard submission: detect on a split, check with the devkit, zip."""
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+from mmengine.config import Config, DictAction
+from mmengine.runner import Runner
+
+import mdp_mmdet3d.engine  # noqa: F401  registers the slim model and lets checkpoints load safely
+from mdp_mmdet3d.errors import MdpError
+from projects.streampetr.checkpoint import load_checkpoint
+from projects.streampetr.submission import write_submission
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("config", help="config of the dense model, or a pruned_config.py")
+    parser.add_argument("checkpoint", help="its weights; loaded strictly")
+    parser.add_argument("--split", choices=["val", "test"], default="val", help="which nuscenes_infos_*.pkl to use")
+    parser.add_argument("--out", type=Path, help="default: work_dirs/<name of the config>/submission_<split>.json")
+    parser.add_argument("--external", action="store_true", help="the weights have seen more than nuScenes and ImageNet")
+    parser.add_argument("--cfg-options", nargs="+", action=DictAction, help="override settings, key=value ...")
+    return parser.parse_args()
+
+
+def read_config(args: argparse.Namespace, folder: str, work_dir: Path) -> Config:
+    if not Path(args.config).is_file():
+        raise MdpError(f"config {args.config} does not exist; the configs are in configs/")
+    config = Config.fromfile(args.config)
+    if args.cfg_options:
+        config.merge_from_dict(args.cfg_options)
+    info_file = f"nuscenes_infos_{args.split}.pkl"
+    config.test_dataloader.dataset.ann_file = info_file
+    config.test_evaluator.update(
+        ann_file=f"{config.test_dataloader.dataset.data_root}/{info_file}", format_only=True, jsonfile_prefix=folder
+    )
+    config.work_dir = str(work_dir)
+    config.load_from, config.resume = None, False
+    return config
+
+
+def main() -> int:
+    args = parse_args()
+    work_dir = Path("work_dirs") / Path(args.config).stem
+    out = args.out or work_dir / f"submission_{args.split}.json"
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            runner = Runner.from_cfg(read_config(args, folder, work_dir))
+            load_checkpoint(runner.model, args.checkpoint)
+            runner.test()
+            formatted = Path(folder) / "pred_instances_3d" / "results_nusc.json"
+            results = json.loads(formatted.read_text(encoding="utf-8"))["results"]
+        dataset = runner.test_dataloader.dataset
+        tokens = [dataset.get_data_info(i)["token"] for i in range(len(dataset))]
+        archive = write_submission(results, tokens, out, args.external)
+    except MdpError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"wrote {out} and {archive}: {len(tokens)} samples, checked with the devkit's loader")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
