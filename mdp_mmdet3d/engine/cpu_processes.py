@@ -9,10 +9,11 @@ def prepare_cpu_processes(config: Config) -> None:
     """Start the gloo process group of ``torchrun`` if there is no GPU; otherwise leave everything to MMEngine.
 
     Args:
-        config: With ``launcher``; gets a ``model_wrapper_cfg`` without device ids, which DDP refuses on a CPU.
+        config: With ``launcher``; gets a ``model_wrapper_cfg`` without the device ids that MMEngine would give.
     """
     if config.get("launcher", "none") != "pytorch" or torch.cuda.is_available():
         return
     if not torch.distributed.is_initialized():
         torch.distributed.init_process_group("gloo")
-    config.setdefault("model_wrapper_cfg", dict(type="MMDistributedDataParallel"))
+    wrapper = dict(type="MMDistributedDataParallel", device_ids=None, broadcast_buffers=False)
+    config.setdefault("model_wrapper_cfg", wrapper)
