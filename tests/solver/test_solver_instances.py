@@ -143,7 +143,7 @@ def test_nested_blocks_and_several_limits_agree_with_scip(load):
     nested = PruningProblem("nested", ("latency_ms", "params"), problem.dimensions, blocks, terms)
     budgets = {m: 0.4 * c for m, c in nested.dense.costs.items()}
     fast = solve(nested, budgets)
-    slow = solve(nested, budgets, SolveOptions(lagrangian=False, reduction=False, label_search=False))
+    slow = solve(nested, budgets, SolveOptions(label_search=False))
     assert fast.proof == "label search" and slow.proof.startswith("scip")
     assert fast.objective == pytest.approx(slow.objective, rel=1e-6)
 

@@ -73,7 +73,7 @@ def test_a_plan_that_is_no_structure_is_refused():
     problem = problem_with([1.0, 2.0], blocks=(ProblemBlock("layer"), ProblemBlock("sub", 0)))
     with pytest.raises(InvalidProblemError, match="'sub' is kept, its parent 'layer' is removed"):
         problem.evaluate(PlanIndices((0,), (False, True)))
-    with pytest.raises(InvalidProblemError, match="'conv.out' has no option 2"):
+    with pytest.raises(InvalidProblemError, match=r"'conv\.out' has no option 2"):
         problem.evaluate(PlanIndices((2,), (True, True)))
 
 
@@ -85,7 +85,7 @@ def test_damaged_files_are_named(tmp_path, random_problem):
     data = path.read_bytes()
     for damaged in (data[:len(data) // 2], b"", b"not an archive", data[:200] + bytes(40) + data[240:]):
         path.write_bytes(damaged)
-        with pytest.raises(MdpError, match="problem.npz"):
+        with pytest.raises(MdpError, match=r"problem\.npz"):
             PruningProblem.load(path)
     np.savez(path, meta=np.array(json.dumps({"schema_version": 99})))
     with pytest.raises(FileFormatError, match="99"):
