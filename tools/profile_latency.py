@@ -90,7 +90,7 @@ def measure(args: argparse.Namespace, console: Console) -> None:
                       "--backend tensorrt|onnxruntime", highlight=False)
         return
     path = args.out or Path("work_dirs") / args.config.stem / "latency_table.json"
-    table = measure_latency(space, make_backend(args.backend, args.precision), path, policy=args.policy)
+    table = measure_latency(space, make_backend(args.backend, args.precision), path, policy=args.policy, improve=True)
     console.print(f"{path}: {len(table)} entries of {table.device}", highlight=False)
     disturbed = len(table.disturbed())
     if disturbed:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Collection, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -38,12 +39,14 @@ def measure_latency(
     *,
     policy: Policy = "grid",
     extra: Sequence[Point] = (),
+    improve: bool = False,
     progress: bool = True,
 ) -> LatencyTable:
     """Measure what ``path`` does not hold yet and return the whole table.
 
     The file is replaced atomically every two seconds, so a kill loses no more than that. Points that were
-    measured while the machine was busy with something else are measured again, `MAX_ATTEMPTS` times at most.
+    measured while the machine was busy with something else are measured again, `MAX_ATTEMPTS` times at most. A complete
+    table is returned as it is.
 
     Args:
         space: What may be pruned; terms that do not run every frame are skipped.
@@ -52,6 +55,7 @@ def measure_latency(
         policy: ``"grid"``: a few widths per role, the rest is interpolated; ``"exact"``: every combination of
             options; ``"none"``: only ``extra``.
         extra: Further points, e.g. `sampling.entries_of` a plan.
+        improve: Measure disturbed entries of an earlier call again, even if nothing is missing.
         progress: Show a progress bar with the remaining time.
 
     Raises:
@@ -73,30 +77,36 @@ def measure_latency(
     elif policy == "exact":
         points = exact_points(space)
     wanted = list(dict.fromkeys([*points, *extra]))
-    fresh: set[Point] = set()
+    if not improve and all(table.get(*point) is not None for point in wanted):
+        return table
+    tries: Counter[Point] = Counter()
     for attempt in range(MAX_ATTEMPTS):
-        pending = _pending(table, wanted, fresh)
+        pending = _pending(table, wanted, tries, improve)
         if pending:
             # Shuffled, so that a slow minute of the machine does not fall on one operator alone.
             random.Random(attempt).shuffle(pending)
             _measure(table, backend, pending, path, "latency table" if attempt == 0 else "once more", progress)
-            fresh.update(pending)
+            tries.update(pending)
     return table
 
 
-def _pending(table: LatencyTable, wanted: list[Point], fresh: Collection[Point]) -> list[Point]:
+def _pending(table: LatencyTable, wanted: list[Point], tries: Counter[Point], improve: bool) -> list[Point]:
     """Points without an entry, and those worth another attempt.
 
-    Worth it are disturbed entries, ``fresh`` ones far above what their neighbours make one expect, and all entries of a
-    busy machine that were measured only once.
+    Worth it are disturbed entries, those of this call (``tries``) far above what their neighbours make one expect, and
+    all entries of a busy machine that were measured only once.
     """
     disturbed = table.disturbed()
-    doubtful = {*disturbed, *(point for point in fresh if _surprises(table, point))}
+    doubtful = {*disturbed, *(point for point in tries if _surprises(table, point))}
     least = 2 if len(disturbed) > BUSY * len(table) else 1
 
     def again(point: Point) -> bool:
         entry = table.get(*point)
-        return entry is None or entry.attempts < (MAX_ATTEMPTS if point in doubtful else least)
+        if entry is None:
+            return True
+        if point in doubtful:
+            return (tries[point] if improve else entry.attempts) < MAX_ATTEMPTS
+        return entry.attempts < least
 
     return [point for point in wanted if again(point)]
 

@@ -47,6 +47,12 @@ class BusyBackend(FakeBackend):
             yield point, replace(entry, ms=entry.ms * busy, reference_ms=5.0 * busy)
 
 
+class QuietBackend(FakeBackend):
+    def measure(self, points):
+        for point, entry in super().measure(points):
+            yield point, replace(entry, reference_ms=5.0)
+
+
 def measure(backend, path, **options):
     return measure_latency(small_space(), backend, path, progress=False, **options)
 
@@ -97,6 +103,18 @@ def test_busy_moments_are_measured_again_and_the_fastest_attempt_counts(tmp_path
     assert len(table.disturbed()) <= len(table) / 3 ** (MAX_ATTEMPTS - 1)
     assert max(entry.attempts for _, _, entry in table) <= MAX_ATTEMPTS
     assert any(entry.attempts > 1 for _, _, entry in table)
+
+
+def test_disturbed_entries_are_improved_only_on_request(tmp_path):
+    path = tmp_path / "table.json"
+    measure(BusyBackend(), path)
+    disturbed = LatencyTable.load(path).disturbed()
+    assert disturbed
+    quiet = QuietBackend()
+    measure(quiet, path)
+    assert quiet.calls == []
+    table = measure(quiet, path, improve=True)
+    assert set(disturbed) <= set(quiet.calls) and table.disturbed() == []
 
 
 def test_one_wrong_time_beside_the_grid_is_measured_again(tmp_path):
