@@ -43,11 +43,14 @@ def test_engines_are_built_for_two_targets_and_listed(deployment):
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
-def test_reduced_precision_builds_smaller_engines(tiny_deployment, deployment, tmp_path, precision):
-    reduce_precision(tiny_deployment, tmp_path / precision, precision, make_frames(1))
-    dense, reduced = build_engines(deployment, "8.6"), build_engines(tmp_path / precision, "8.6")
-    for name in ("image_encoder", "head"):
-        assert reduced[name]["plan_bytes"] < 0.8 * dense[name]["plan_bytes"]
+def test_reduced_precision_builds_smaller_engines(tiny_deployment, tmp_path, precision):
+    reduce_precision(tiny_deployment, tmp_path / "out", precision, make_frames(1))
+    for name in ("image_encoder", "head") if precision == "fp16" else ("image_encoder",):
+        dense, reduced = (
+            build_engine(trt, folder / f"{name}.onnx", "8.6", tmp_path / "cache")[0]
+            for folder in (tiny_deployment, tmp_path / "out")
+        )
+        assert len(reduced) < 0.8 * len(dense)
 
 
 @pytest.mark.parametrize(("capability", "reason"), [("8.7", "JetPack"), ("9.0", "data-centre"), ("1.0", "known are")])
