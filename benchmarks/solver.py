@@ -25,7 +25,7 @@ from mdp_mmdet3d.solver.baselines import Baseline, ablated, direct, greedy, halp
 from mdp_mmdet3d.solver.scaling import within
 
 BUDGETS = (0.7, 0.5, 0.3, 0.15)
-HALP_STEPS = 30
+HALP_STEPS = 10
 # Shown in this order in tables and plot; the values are line colours.
 COLOURS = {"MDP, exact": "#1f5fa8", "channels, joint latency": "#7ea6d8",
            "channels + blocks, linear latency": "#a06bb4", "HALP": "#c9a227", "HALP, fitted": "#e07b39",

@@ -5,7 +5,9 @@ import hashlib
 import json
 import os
 import tempfile
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -85,7 +87,8 @@ def read_npz(path: str | Path, *, what: str, schema_version: int) -> tuple[dict[
         meta = json.loads(str(arrays.pop("meta")))
     except FileNotFoundError as error:
         raise FileFormatError(f"{what} {path} does not exist") from error
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, EOFError, RuntimeError, SyntaxError, zipfile.BadZipFile, zlib.error,
+            tokenize.TokenError) as error:
         raise FileFormatError(f"{what} {path} is truncated or corrupt ({error}); delete it and run again") from error
     check_version(meta, path, what=what, schema_version=schema_version)
     return meta, arrays

@@ -20,7 +20,7 @@ from mdp_mmdet3d.solver.scaling import within
 from mdp_mmdet3d.solver.scip import ScipCrashError
 
 _UNIFORM_RATIOS = 1000
-_TIGHTENING_STEPS = 20
+_TIGHTENING_STEPS = 12
 
 
 @dataclass(frozen=True)

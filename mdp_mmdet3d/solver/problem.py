@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -261,8 +260,8 @@ class PruningProblem:
                     for index, t in enumerate(meta["terms"])
                 ),
             )
-        except (KeyError, TypeError, json.JSONDecodeError) as error:
-            raise FileFormatError(f"pruning problem {path} lacks {error}; build it again") from error
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise FileFormatError(f"pruning problem {path} lacks or misspells {error}; build it again") from error
 
 
 def _check_names(kind: str, names: tuple[str, ...]) -> None:

@@ -95,6 +95,24 @@ def test_damaged_files_are_named(tmp_path, random_problem):
         PruningProblem.load(path)
 
 
+def test_random_damage_never_escapes_as_another_error(tmp_path, random_problem):
+    path = tmp_path / "problem.npz"
+    random_problem(8).save(path)
+    data = path.read_bytes()
+    rng = np.random.default_rng(0)
+    refused = 0
+    for _ in range(300):
+        damaged = bytearray(data)
+        for place in rng.integers(len(data), size=5):
+            damaged[place] = int(rng.integers(256))
+        path.write_bytes(damaged)
+        try:
+            PruningProblem.load(path)
+        except MdpError:
+            refused += 1
+    assert refused > 200
+
+
 def test_plan_indices_survive_json():
     plan = PlanIndices((1, 0, 3), (True, False))
     assert PlanIndices.from_json(json.loads(json.dumps(plan.to_json()))) == plan
