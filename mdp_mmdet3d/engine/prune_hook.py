@@ -27,7 +27,7 @@ from mdp_mmdet3d.solver.build import LATENCY
 from mdp_mmdet3d.solver.rerank import solve_ranked
 from mdp_mmdet3d.space.types import BlockKind, PruningSpace
 from mdp_mmdet3d.surgery.apply import apply_plan, keep_masks
-from mdp_mmdet3d.surgery.masking import _silence
+from mdp_mmdet3d.surgery.masking import silence_block
 from mdp_mmdet3d.surgery.plan import PruningPlan
 
 PLAN_INFO = "mdp_plan"  # name in MMEngine's message hub under which the latest plan is found
@@ -113,7 +113,7 @@ class LiveMask:
         for tensor, axis, index in self._cuts:
             tensor.index_fill_(axis, index, 0.0)
         for name in self._silent:
-            _silence(self.model.get_submodule(name), name)
+            silence_block(self.model.get_submodule(name), name)
 
 
 @HOOKS.register_module()

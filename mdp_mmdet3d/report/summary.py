@@ -18,6 +18,7 @@ from mdp_mmdet3d.space.types import PruningSpace
 from mdp_mmdet3d.surgery.plan import PruningPlan
 
 SCHEMA_VERSION = 1
+TRAINING_ONLY = ("img_roi_head.",)
 FRAME_ENGINES = ("image_encoder.onnx", "head.onnx")
 
 
@@ -38,7 +39,7 @@ def model_figures(model: nn.Module, folder: Path, stats: LatencyStats, predicted
         "latency_ms": stats.settled_ms, "median_ms": stats.median_ms, "p90_ms": stats.p90_ms,
         "encoder_ms": stats.encoder_ms,
         "head_ms": stats.head_ms, "predicted_ms": predicted_ms, "fps": stats.fps,
-        "params": sum(p.numel() for p in model.parameters()),
+        "params": sum(p.numel() for n, p in model.named_parameters() if not n.startswith(TRAINING_ONLY)),
         "macs": sum(count_macs(folder / engine) for engine in FRAME_ENGINES),
     }
 

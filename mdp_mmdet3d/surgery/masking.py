@@ -56,11 +56,11 @@ def mask_model(model: nn.Module, plan: PruningPlan) -> nn.Module:
             if kind is BlockKind.LAYER:
                 replace_block(model, name, kind)  # its post-norms have no neutral weights
             elif not any(name.startswith(f"{other}.") for other in plan.removed):
-                _silence(model.get_submodule(name), name)
+                silence_block(model.get_submodule(name), name)
     return model
 
 
-def _silence(block: nn.Module, name: str) -> None:
+def silence_block(block: nn.Module, name: str) -> None:
     """Zero the last affine operator of a residual branch."""
     for path in ("bn3", "bn2", "attn.out_proj", "layers.1"):
         try:

@@ -1,4 +1,5 @@
 """The whole line on a tiny StreamPETR and a tiny miniature nuScenes: files, report, reuse, errors."""
+import importlib.util
 import json
 import subprocess
 import sys
@@ -119,11 +120,14 @@ def test_truncated_files_are_named(run, config, name):
         path.write_bytes(content)
 
 
-def test_command_line_errors_have_status_2(tmp_path):
+def test_command_line_errors_have_status_2(tmp_path, monkeypatch, capsys):
+    spec = importlib.util.spec_from_file_location("prune_tool", "tools/prune.py")
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+
     def prune(*args):
-        done = subprocess.run([sys.executable, "tools/prune.py", *args, "--work-dir", str(tmp_path / "w")],
-                              capture_output=True, text=True, timeout=300)
-        return done.returncode, " ".join(done.stdout.split())
+        monkeypatch.setattr(sys, "argv", ["prune.py", *args, "--work-dir", str(tmp_path / "w")])
+        return tool.main(), " ".join(capsys.readouterr().out.split())
 
     code, out = prune("configs/nothing.py")
     assert code == 2 and "configs/nothing.py does not exist" in out
@@ -136,3 +140,4 @@ def test_command_line_errors_have_status_2(tmp_path):
     missing = ["importance_dataloader.dataset.data_root=" + str(tmp_path / "nowhere")]
     code, out = prune("configs/streampetr_mdp.py", "--cfg-options", *missing)
     assert code == 2 and "create_mini_nuscenes.py" in out and "NUSCENES_ROOT" in out
+    assert not list(tmp_path.glob("w/*"))
