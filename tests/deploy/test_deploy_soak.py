@@ -10,7 +10,7 @@ from mdp_mmdet3d.deploy.stream import StreamRunner
 
 
 def test_two_hundred_disturbed_frames(tiny_deployment):
-    result = soak(StreamRunner(tiny_deployment), 200, cut_share=0.1, bad_share=0.2)
+    result = soak(StreamRunner(tiny_deployment), 200, cut_share=0.1, bad_share=0.2, check_share=0.5)
     assert result.frames == 200 and result.refused.keys() == DISTURBANCES.keys()
     assert result.resets_checked > 3 and result.wrong_after_reset == 0
     # Kept frames or memories would take 0.8 MiB each; allocators settle in the first half.
