@@ -125,7 +125,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
 
     shown = [name for name in ("off_r50_step29", "off_r101_step0", "r50_c16", "spetr_r50_c16")
              if any(row["instance"] == name for row in rows)]
-    figure = Figure(figsize=(3.3 * max(len(shown), 1), 3.6), layout="constrained")
+    figure = Figure(figsize=(3.3 * max(len(shown), 1), 4.0), layout="constrained")
     axes = figure.subplots(1, max(len(shown), 1), sharey=True, squeeze=False)[0]
     for axis, instance in zip(axes, shown):
         for method, colour in reversed(COLOURS.items()):
@@ -138,7 +138,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("importance kept, share of dense")
     handles, labels = axes[0].get_legend_handles_labels()
-    axes[0].legend(handles[::-1], labels[::-1], fontsize=6.5)
+    figure.legend(handles[::-1], labels[::-1], fontsize=8, loc="outside lower center", ncols=4)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=150)
 
