@@ -29,6 +29,7 @@ setup(
         "rich>=13",
         "matplotlib>=3.6",
         "pillow>=9",
+        "pyyaml>=6",
     ],
     extras_require={
         "rtx": ["tensorrt-rtx-cu13>=1.7,<1.8"],
