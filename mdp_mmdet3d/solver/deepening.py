@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mdp_mmdet3d.solver.elimination import Elimination, central_variable
+from mdp_mmdet3d.solver.elimination import Elimination, balanced
 from mdp_mmdet3d.solver.labels import RESOLUTION, CompletionBound, LabelSearch, OutOfRoomError, SearchOutcome
 from mdp_mmdet3d.solver.lagrangian import Dual
 from mdp_mmdet3d.solver.packing import Packing
@@ -125,7 +125,7 @@ class _Round:
             if not all(mask.any() for mask in keep):
                 return
             graph = graph.restrict(keep if width is None else [_spread(mask, width) for mask in keep])
-        tree = Elimination(graph, central_variable(graph))
+        tree = balanced(graph)
         self._tree = tree
         self._packing = Packing(graph)
         self._bounds = [

@@ -13,7 +13,7 @@ from mdp_mmdet3d.solver.graph import FactorGraph
 LARGEST_TABLES = 40_000_000
 """Entries of 8 bytes; a sweep and its completion hold about three times as many."""
 
-_CENTRE_CANDIDATES = 12
+_CENTRE_CANDIDATES, _SMALL_TABLES = 12, 1_000_000
 
 
 @dataclass(frozen=True)
@@ -81,16 +81,19 @@ class Elimination:
         graph: What to eliminate.
         root: Variable to eliminate last; by default the order alone decides.
 
+    Attributes:
+        size: Entries of all tables together.
+
     Raises:
-        TooWideError: All tables together would have more than `LARGEST_TABLES` entries.
+        TooWideError: They would be more than `LARGEST_TABLES`.
     """
 
     def __init__(self, graph: FactorGraph, root: int | None = None) -> None:
         self.graph = graph
         self.buckets = _buckets(graph, elimination_order(graph, root))
-        size = sum(math.prod(graph.sizes[v] for v in (b.variable, *b.separator)) for b in self.buckets)
-        if size > LARGEST_TABLES:
-            raise TooWideError(f"elimination needs {size:.3g} table entries")
+        self.size = sum(math.prod(graph.sizes[v] for v in (b.variable, *b.separator)) for b in self.buckets)
+        if self.size > LARGEST_TABLES:
+            raise TooWideError(f"elimination needs {self.size:.3g} table entries")
 
     def sweep(self, tables: Sequence[np.ndarray]) -> Sweep:
         """Upward messages for ``tables``, one per factor in the graph's axis order."""
@@ -160,6 +163,18 @@ class Sweep:
             belief = joint + outer
             marginals[bucket.variable] = belief.max(axis=tuple(range(1, belief.ndim)))
         return marginals
+
+
+def balanced(graph: FactorGraph) -> Elimination:
+    """Elimination rooted at the central variable, unless that makes much larger tables."""
+    try:
+        rooted = Elimination(graph, central_variable(graph))
+        if rooted.size < _SMALL_TABLES:
+            return rooted
+    except TooWideError:
+        return Elimination(graph)
+    plain = Elimination(graph)
+    return rooted if rooted.size <= 2 * plain.size else plain
 
 
 def elimination_order(graph: FactorGraph, root: int | None = None) -> list[int]:
