@@ -52,8 +52,7 @@ from mdp_mmdet3d.latency.structures import random_structure
 from mdp_mmdet3d.latency.table import DISTURBED
 from mdp_mmdet3d.latency.work import operator_work
 from mdp_mmdet3d.space import OperatorSignature, PruningSpace
-from mdp_mmdet3d.space.builder import SpaceOptions
-from mdp_mmdet3d.space.trace import InputShape, trace_space
+from mdp_mmdet3d.space.trace import trace_space
 from mdp_mmdet3d.surgery.apply import apply_plan
 
 STAGES = ("image_encoder", "head")
@@ -225,8 +224,7 @@ def main() -> None:
     config = Config.fromfile(args.config)
     s = PruneSettings.from_config(config.get("prune", {}))
     dense, weights = build_dense(config, None)
-    options = SpaceOptions(s.max_options, s.channel_multiple, s.head_width_multiple, s.min_keep, tuple(s.freeze))
-    space = trace_space(dense, InputShape(s.num_cams, *s.input_size), options)
+    space = trace_space(dense, s.input_shape, s.space_options)
     backend, table_path = OnnxRuntimeBackend(), args.work_dir / "latency_table.json"
     table = measure_latency(space, backend, table_path)
 

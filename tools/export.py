@@ -18,6 +18,7 @@ from mdp_mmdet3d.deploy.reduce import reduce_precision
 from mdp_mmdet3d.deploy.stream import Frame
 from mdp_mmdet3d.deploy.streampetr import export_streampetr
 from mdp_mmdet3d.deploy.synthetic import synthetic_frames
+from mdp_mmdet3d.engine.config_file import read_config
 from mdp_mmdet3d.engine.inputs import RANDOM, build_dense, deployment_frames
 from mdp_mmdet3d.errors import MdpError
 
@@ -47,9 +48,7 @@ def load(args: argparse.Namespace) -> tuple[Config, nn.Module, str]:
         checkpoint = checkpoint or str(args.source / "pruned.pth")
     if not path.is_file():
         raise MdpError(f"{path} does not exist; give a config or the work directory of a finished tools/prune.py run")
-    config = Config.fromfile(path)
-    if args.cfg_options:
-        config.merge_from_dict(args.cfg_options)
+    config = read_config(path, args.cfg_options)
     return config, *build_dense(config, checkpoint or config.get("checkpoint"))
 
 

@@ -66,23 +66,19 @@ def make_backend(name: str, precision: Precision) -> Backend:
 
 
 def measure(args: argparse.Namespace, console: Console) -> None:
-    from mmengine.config import Config
     from mmengine.logging import MMLogger
 
+    from mdp_mmdet3d.engine.config_file import read_config
     from mdp_mmdet3d.engine.inputs import build_dense
     from mdp_mmdet3d.engine.settings import PruneSettings
     from mdp_mmdet3d.latency.bundle import write_bundle
     from mdp_mmdet3d.latency.measure import measure_latency
-    from mdp_mmdet3d.space.builder import SpaceOptions
-    from mdp_mmdet3d.space.trace import InputShape, trace_space
+    from mdp_mmdet3d.space.trace import trace_space
 
-    if not args.config.is_file():
-        raise MdpError(f"config {args.config} does not exist; the main one is configs/streampetr_mdp.py")
     MMLogger.get_instance("mdp", log_level="WARNING")  # initialisers are talkative
-    config = Config.fromfile(str(args.config))
+    config = read_config(args.config)
     s = PruneSettings.from_config(config.get("prune", {}))
-    options = SpaceOptions(s.max_options, s.channel_multiple, s.head_width_multiple, s.min_keep, tuple(s.freeze))
-    space = trace_space(build_dense(config, None)[0], InputShape(s.num_cams, *s.input_size), options)
+    space = trace_space(build_dense(config, None)[0], s.input_shape, s.space_options)
     if args.bundle is not None:
         points = exact_points(space) if args.policy == "exact" else grid_points(space)
         count = write_bundle(points, args.bundle, args.precision)

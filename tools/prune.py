@@ -6,10 +6,11 @@ import dataclasses
 import sys
 from pathlib import Path
 
-from mmengine.config import Config, DictAction
+from mmengine.config import DictAction
 from mmengine.logging import MMLogger
 from rich.console import Console
 
+from mdp_mmdet3d.engine.config_file import read_config
 from mdp_mmdet3d.engine.job import PruneJob
 from mdp_mmdet3d.engine.settings import PruneSettings
 from mdp_mmdet3d.errors import MdpError
@@ -32,11 +33,7 @@ def main() -> int:
     console = Console(soft_wrap=True)
     MMLogger.get_instance("mdp", log_level="WARNING")  # initialisers and data sets are talkative
     try:
-        if not Path(args.config).is_file():
-            raise MdpError(f"config {args.config} does not exist; the main one is configs/streampetr_mdp.py")
-        config = Config.fromfile(args.config)
-        if args.cfg_options:
-            config.merge_from_dict(args.cfg_options)
+        config = read_config(args.config, args.cfg_options)
         settings = PruneSettings.from_config(config.get("prune", {}))
         overrides = {k: v for k, v in (("budget", args.budget), ("frames", args.frames)) if v is not None}
         work_dir = Path(args.work_dir or Path("work_dirs") / Path(args.config).stem)

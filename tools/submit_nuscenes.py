@@ -11,6 +11,7 @@ from mmengine.config import Config, DictAction
 from mmengine.runner import Runner
 
 import mdp_mmdet3d.engine  # noqa: F401  registers the slim model and lets checkpoints load safely
+from mdp_mmdet3d.engine.config_file import read_config
 from mdp_mmdet3d.errors import MdpError
 from projects.streampetr.checkpoint import load_checkpoint
 from projects.streampetr.submission import write_submission
@@ -27,12 +28,8 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def read_config(args: argparse.Namespace, folder: str, work_dir: Path) -> Config:
-    if not Path(args.config).is_file():
-        raise MdpError(f"config {args.config} does not exist; the configs are in configs/")
-    config = Config.fromfile(args.config)
-    if args.cfg_options:
-        config.merge_from_dict(args.cfg_options)
+def configure(args: argparse.Namespace, folder: str, work_dir: Path) -> Config:
+    config = read_config(args.config, args.cfg_options)
     info_file = f"nuscenes_infos_{args.split}.pkl"
     config.test_dataloader.dataset.ann_file = info_file
     config.test_evaluator.update(
@@ -49,7 +46,7 @@ def main() -> int:
     out = args.out or work_dir / f"submission_{args.split}.json"
     try:
         with tempfile.TemporaryDirectory() as folder:
-            runner = Runner.from_cfg(read_config(args, folder, work_dir))
+            runner = Runner.from_cfg(configure(args, folder, work_dir))
             load_checkpoint(runner.model, args.checkpoint)
             runner.test()
             formatted = Path(folder) / "pred_instances_3d" / "results_nusc.json"

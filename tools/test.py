@@ -11,6 +11,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
 import mdp_mmdet3d.engine  # noqa: F401  registers the slim model and lets checkpoints load safely
+from mdp_mmdet3d.engine.config_file import read_config
 from mdp_mmdet3d.engine.cpu_processes import prepare_cpu_processes
 from mdp_mmdet3d.errors import MdpError
 from projects.streampetr.checkpoint import load_checkpoint
@@ -27,12 +28,8 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def read_config(args: argparse.Namespace) -> Config:
-    if not Path(args.config).is_file():
-        raise MdpError(f"config {args.config} does not exist; the configs are in configs/")
-    config = Config.fromfile(args.config)
-    if args.cfg_options:
-        config.merge_from_dict(args.cfg_options)
+def configure(args: argparse.Namespace) -> Config:
+    config = read_config(args.config, args.cfg_options)
     config.launcher = args.launcher
     config.work_dir = args.work_dir or str(Path("work_dirs") / Path(args.config).stem)
     config.load_from, config.resume = None, False
@@ -43,7 +40,7 @@ def main() -> int:
     args = parse_args()
     os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
     try:
-        config = read_config(args)
+        config = configure(args)
         prepare_cpu_processes(config)
         runner = Runner.from_cfg(config)
         load_checkpoint(runner.model.module if is_model_wrapper(runner.model) else runner.model, args.checkpoint)

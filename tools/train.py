@@ -10,6 +10,7 @@ from mmengine.config import Config, DictAction
 from mmengine.runner import Runner
 
 import mdp_mmdet3d.engine  # noqa: F401  registers the hooks and lets checkpoints load safely
+from mdp_mmdet3d.engine.config_file import read_config
 from mdp_mmdet3d.engine.cpu_processes import prepare_cpu_processes
 from mdp_mmdet3d.errors import MdpError
 
@@ -27,12 +28,8 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def read_config(args: argparse.Namespace) -> Config:
-    if not Path(args.config).is_file():
-        raise MdpError(f"config {args.config} does not exist; the training configs are in configs/streampetr/")
-    config = Config.fromfile(args.config)
-    if args.cfg_options:
-        config.merge_from_dict(args.cfg_options)
+def configure(args: argparse.Namespace) -> Config:
+    config = read_config(args.config, args.cfg_options)
     if "train_dataloader" not in config:
         raise MdpError(f"{args.config} cannot be trained: it has no train_dataloader; use one of configs/streampetr/"
                        "*e.py, or prune one of them to fine-tune the result")
@@ -54,7 +51,7 @@ def main() -> int:
     args = parse_args()
     os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
     try:
-        config = read_config(args)
+        config = configure(args)
         prepare_cpu_processes(config)
         Runner.from_cfg(config).train()
     except MdpError as error:

@@ -126,7 +126,7 @@ def build_engine(trt: Any, path: Path, capability: str | None, cache_file: Path)
     """
     logger = tensorrt_timer.shared_logger(trt)
     # A process has one logger; the timer's keeps its records for its own builds in this list.
-    records = tensorrt_timer._records
+    records = tensorrt_timer.log_records
     del records[:]
     builder = trt.Builder(logger)
     strongly_typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
@@ -151,7 +151,7 @@ def build_engine(trt: Any, path: Path, capability: str | None, cache_file: Path)
     plan = bytes(plan)
     kernels = tensorrt_timer.parse_kernels(next((text for text in records if text.startswith("Layers:")), ""))
     memory = {}
-    for name, pattern in tensorrt_timer._MEMORY.items():
+    for name, pattern in tensorrt_timer.MEMORY_PATTERNS.items():
         found = [match for match in map(pattern.search, records) if match]
         memory[name] = int(found[-1].group(1)) if found else None
     return plan, {"kernels": kernels, "seconds": seconds, "plan_bytes": len(plan), **memory}

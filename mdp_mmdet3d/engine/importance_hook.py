@@ -19,8 +19,7 @@ from mdp_mmdet3d.engine.settings import PruneSettings
 from mdp_mmdet3d.errors import MdpError, StructureMismatchError
 from mdp_mmdet3d.importance.table import ImportanceTable
 from mdp_mmdet3d.importance.taylor import TaylorAccumulator
-from mdp_mmdet3d.space.builder import SpaceOptions
-from mdp_mmdet3d.space.trace import InputShape, trace_space
+from mdp_mmdet3d.space.trace import trace_space
 from mdp_mmdet3d.space.types import PruningSpace
 
 
@@ -31,11 +30,8 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 def space_of(model: nn.Module, settings: PruneSettings) -> PruningSpace:
     """Pruning space of a model that is being trained; the model is not touched."""
-    options = SpaceOptions(settings.max_options, settings.channel_multiple, settings.head_width_multiple,
-                           settings.min_keep, tuple(settings.freeze))
     with torch.no_grad():
-        return trace_space(copy.deepcopy(unwrapped(model)).eval(), InputShape(settings.num_cams, *settings.input_size),
-                           options)
+        return trace_space(copy.deepcopy(unwrapped(model)).eval(), settings.input_shape, settings.space_options)
 
 
 def loss_scale(runner: Runner) -> float:

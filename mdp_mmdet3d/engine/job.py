@@ -32,8 +32,7 @@ from mdp_mmdet3d.latency.measure import measure_latency
 from mdp_mmdet3d.latency.predict import LatencyModel, Measured
 from mdp_mmdet3d.latency.table import LatencyTable
 from mdp_mmdet3d.report.structure import plot_structure
-from mdp_mmdet3d.space.builder import SpaceOptions
-from mdp_mmdet3d.space.trace import InputShape, trace_space
+from mdp_mmdet3d.space.trace import trace_space
 from mdp_mmdet3d.space.types import PruningSpace
 from mdp_mmdet3d.surgery.apply import apply_plan
 from mdp_mmdet3d.surgery.plan import PruningPlan
@@ -129,9 +128,7 @@ class PruneJob:
         return report
 
     def _space(self, dense: nn.Module) -> PruningSpace:
-        s = self.settings
-        options = SpaceOptions(s.max_options, s.channel_multiple, s.head_width_multiple, s.min_keep, tuple(s.freeze))
-        space = trace_space(dense, InputShape(s.num_cams, *s.input_size), options)
+        space = trace_space(dense, self.settings.input_shape, self.settings.space_options)
         path = self.work_dir / "space.json"
         if path.exists() and PruningSpace.load(path).fingerprint != space.fingerprint:
             raise StructureMismatchError(f"{self.work_dir} holds a run of another model; give another --work-dir")

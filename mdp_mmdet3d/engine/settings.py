@@ -8,6 +8,8 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from mdp_mmdet3d.errors import MdpError
+from mdp_mmdet3d.space.builder import SpaceOptions
+from mdp_mmdet3d.space.trace import InputShape
 
 _BUDGET = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*(ms|fps)?\s*", re.IGNORECASE)
 
@@ -62,6 +64,17 @@ class PruneSettings:
         settings = cls(**values)
         settings.check()
         return settings
+
+    @property
+    def space_options(self) -> SpaceOptions:
+        """How finely and deeply may be pruned."""
+        return SpaceOptions(self.max_options, self.channel_multiple, self.head_width_multiple, self.min_keep,
+                            tuple(self.freeze))
+
+    @property
+    def input_shape(self) -> InputShape:
+        """One frame at deployment."""
+        return InputShape(self.num_cams, *self.input_size)
 
     def check(self) -> None:
         """Raise `MdpError` where a value makes no sense."""

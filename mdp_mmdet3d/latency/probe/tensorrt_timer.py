@@ -14,12 +14,12 @@ from typing import Any
 
 _KERNEL = re.compile(r"^Name: (?P<name>.*?), LayerType: (?P<type>[^,]*),", re.MULTILINE)
 _ONNX_LAYER = re.compile(r"\[ONNX Layer: ([^\]]*)\]")
-_MEMORY = {
+MEMORY_PATTERNS = {
     "weights_bytes": re.compile(r"Total Weights Memory: (\d+) bytes"),
     "activation_bytes": re.compile(r"Total Activation Memory: (\d+) bytes"),
     "scratch_bytes": re.compile(r"Max Scratch Memory: (\d+) bytes"),
 }
-_records: list[str] = []
+log_records: list[str] = []
 _logger: Any = None
 
 
@@ -43,7 +43,7 @@ def shared_logger(trt: Any) -> Any:
                 trt.ILogger.__init__(self)
 
             def log(self, severity: Any, message: str) -> None:
-                _records.append(message)
+                log_records.append(message)
 
         _logger = Recorder()
     return _logger
@@ -65,10 +65,10 @@ def build_engine(trt: Any, model: Any, capability: str | None = None) -> dict[st
         RuntimeError: The model cannot be parsed or built, or not for this capability.
     """
     logger = shared_logger(trt)
-    del _records[:]
+    del log_records[:]
     builder = trt.Builder(logger)
     if builder is None:
-        raise RuntimeError("TensorRT cannot create a builder here: " + " | ".join(_records[-3:]))
+        raise RuntimeError("TensorRT cannot create a builder here: " + " | ".join(log_records[-3:]))
     strongly_typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     network = builder.create_network(0 if strongly_typed is None else 1 << int(strongly_typed))
     parser = trt.OnnxParser(network, logger)
@@ -83,11 +83,11 @@ def build_engine(trt: Any, model: Any, capability: str | None = None) -> dict[st
     start = time.perf_counter()
     plan = builder.build_serialized_network(network, config)
     if plan is None:
-        raise RuntimeError("TensorRT cannot build the engine: " + " | ".join(_records[-3:]))
+        raise RuntimeError("TensorRT cannot build the engine: " + " | ".join(log_records[-3:]))
     result: dict[str, Any] = {"plan": bytes(plan), "seconds": time.perf_counter() - start}
-    result["kernels"] = parse_kernels(next((r for r in _records if r.startswith("Layers:")), ""))
-    for name, pattern in _MEMORY.items():
-        found = [match for match in map(pattern.search, _records) if match]
+    result["kernels"] = parse_kernels(next((r for r in log_records if r.startswith("Layers:")), ""))
+    for name, pattern in MEMORY_PATTERNS.items():
+        found = [match for match in map(pattern.search, log_records) if match]
         result[name] = int(found[-1].group(1)) if found else None
     return result
 
@@ -192,7 +192,7 @@ class TensorRtTimer:
         runtime = trt.Runtime(shared_logger(trt))
         engine = runtime.deserialize_cuda_engine(built["plan"])
         if engine is None:
-            raise RuntimeError("TensorRT cannot load the engine that it built: " + " | ".join(_records[-3:]))
+            raise RuntimeError("TensorRT cannot load the engine that it built: " + " | ".join(log_records[-3:]))
         context = engine.create_execution_context()
         buffers = []
         for index in range(engine.num_io_tensors):
@@ -221,7 +221,7 @@ class TensorRtTimer:
         stream = self._cuda.stream()
         for _ in range(warmup + runs):
             if not context.execute_async_v3(stream):
-                raise RuntimeError("TensorRT cannot run the engine: " + " | ".join(_records[-3:]))
+                raise RuntimeError("TensorRT cannot run the engine: " + " | ".join(log_records[-3:]))
             self._cuda.synchronize(stream)
         return {name: values[warmup:] for name, values in times.items()}
 
