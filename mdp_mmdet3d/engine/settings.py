@@ -45,7 +45,7 @@ class PruneSettings:
     head_width_multiple: int = 8
     min_keep: float = 0.0
     freeze: tuple[str, ...] = ()
-    tolerance: float = 0.03
+    tolerance: float = 0.02
     refinements: int = 3
     rounds: int = 16
     calibration_networks: int = 4

@@ -23,43 +23,20 @@ CLASS_NAMES = (
     "traffic_cone",
 )
 INPUT_SIZE = (64, 176)
+BASE = Path(__file__).resolve().parents[2] / "configs/_base_/models/streampetr_r50_704x256_428q.py"
 
 
 def build_tiny(seed: int = 0) -> torch.nn.Module:
     from mmdet3d.registry import MODELS
-
-    import projects.streampetr  # noqa: F401  (registers the model)
+    from mmengine.config import Config
 
     torch.manual_seed(seed)
-    config = dict(
-        type="StreamPETR",
-        data_preprocessor=dict(
-            type="mmdet3d.Det3DDataPreprocessor",
-            mean=[123.675, 116.28, 103.53],
-            std=[58.395, 57.12, 57.375],
-            bgr_to_rgb=True,
-            pad_size_divisor=32,
-        ),
-        img_backbone=dict(
-            type="mmdet.ResNet",
-            depth=18,
-            base_channels=16,
-            out_indices=(2, 3),
-            norm_cfg=dict(type="BN2d", requires_grad=False),
-            norm_eval=True,
-            zero_init_residual=False,
-        ),
-        img_neck=dict(type="CPFPN", in_channels=[64, 128], out_channels=256),
-        pts_bbox_head=dict(
-            type="StreamPETRHead",
-            num_query=60,
-            num_propagated=16,
-            memory_len=64,
-            topk_proposals=16,
-            decoder=dict(type="StreamPETRDecoder", num_layers=3, ffn_hidden_dims=512),
-        ),
-        bbox_coder=dict(type="StreamPETRBoxCoder", max_num=50),
-    )
+    config = Config.fromfile(BASE).model
+    config.img_backbone.update(depth=18, base_channels=16)
+    config.img_neck.in_channels = [64, 128]
+    config.pts_bbox_head.update(num_query=60, num_propagated=16, memory_len=64, topk_proposals=16)
+    config.pts_bbox_head.decoder.update(num_layers=3, ffn_hidden_dims=512)
+    config.bbox_coder.max_num = 50
     model = MODELS.build(config)
     # Constructors leave norms, MLNs and class biases at values that hide mistakes.
     with torch.no_grad():
