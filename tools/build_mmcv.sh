@@ -4,6 +4,7 @@
 set -euo pipefail
 python=${1:?usage: build_mmcv.sh PYTHON}
 version=2.1.0
+export PATH="$(dirname "$python"):$PATH"  # the venv brings ninja
 torch=$("$python" -c 'import torch; print(torch.__version__)')
 tag=$("$python" -c 'import sys, platform; print(f"cp{sys.version_info[0]}{sys.version_info[1]}-{platform.machine()}")')
 cache="${MDP_WHEEL_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/mdp_mmdet3d/wheels}/mmcv-$version-torch-$torch-$tag"

@@ -1,11 +1,13 @@
 """Search for the plan of a budget: solve, measure what the plan uses, solve again; calibrate on what was measured."""
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from rich.console import Console
 
+from mdp_mmdet3d.errors import InfeasibleBudgetError
 from mdp_mmdet3d.importance.table import ImportanceTable
 from mdp_mmdet3d.latency.backends.base import Backend
 from mdp_mmdet3d.latency.measure import measure_latency
@@ -77,7 +79,14 @@ class PlanSearch:
         return self.plan()
 
     def _solve_once(self, problem: PruningProblem) -> SolveResult:
-        return solve(problem, {LATENCY: self.budget_ms}, SolveOptions(time_limit_s=self.time_limit_s))
+        try:
+            return solve(problem, {LATENCY: self.budget_ms}, SolveOptions(time_limit_s=self.time_limit_s))
+        except InfeasibleBudgetError as error:
+            reachable = f"{math.ceil(error.minimum * 1000) / 1000:.3f} ms"  # rounded up, so that it can be met
+            raise InfeasibleBudgetError(
+                f"budget of {self.budget_ms:.3f} ms cannot be reached on {self.latency.table.device}: the fastest "
+                f"allowed structure takes {reachable} ({self.latency.total_fixed_ms:.1f} ms of it is not prunable). Raise the "
+                f"budget to {reachable}, or allow more: prune.freeze, prune.min_keep", error.minimum) from error
 
     def plan(self) -> PruningPlan:
         """The last solution as a plan."""
