@@ -83,10 +83,11 @@ class PlanSearch:
             return solve(problem, {LATENCY: self.budget_ms}, SolveOptions(time_limit_s=self.time_limit_s))
         except InfeasibleBudgetError as error:
             reachable = f"{math.ceil(error.minimum * 1000) / 1000:.3f} ms"  # rounded up, so that it can be met
+            fixed = f"{self.latency.total_fixed_ms:.1f} ms of it is not prunable"
             raise InfeasibleBudgetError(
                 f"budget of {self.budget_ms:.3f} ms cannot be reached on {self.latency.table.device}: the fastest "
-                f"allowed structure takes {reachable} ({self.latency.total_fixed_ms:.1f} ms of it is not prunable). "
-                f"Raise the budget to {reachable}, or allow more: prune.freeze, prune.min_keep", error.minimum) from error
+                f"allowed structure takes {reachable} ({fixed}). Raise the budget to {reachable}, or allow more: "
+                "prune.freeze, prune.min_keep", error.minimum) from error
 
     def plan(self) -> PruningPlan:
         """The last solution as a plan."""
