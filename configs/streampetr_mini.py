@@ -5,7 +5,7 @@ _base_ = ["./_base_/datasets/mini_176x64_train.py", "./_base_/default_runtime.py
 custom_imports = dict(imports=["projects.streampetr", "mdp_mmdet3d.engine"], allow_failed_imports=False)
 env_cfg = dict(dist_cfg=dict(backend="gloo"))
 
-max_iters = 5000
+max_iters = 12000
 model = dict(
     type="StreamPETR",
     data_preprocessor=dict(
@@ -61,6 +61,9 @@ model = dict(
     guidance=dict(type="AttentionGuidance", weight=1.0),
 )
 
+# Streams of five frames: long enough to fill the memory, short enough that two columns do not repeat one street.
+train_dataloader = dict(dataset=dict(scene_parts=4))
+
 optim_wrapper = dict(
     type="FiniteOptimWrapper",
     optimizer=dict(type="AdamW", lr=2.5e-4, weight_decay=0.01, fused=True),
@@ -76,7 +79,7 @@ val_cfg = dict(type="ValLoop")
 test_cfg = dict(type="TestLoop")
 default_hooks = dict(
     logger=dict(type="LoggerHook", interval=50),
-    checkpoint=dict(type="CheckpointHook", by_epoch=False, interval=500, max_keep_ckpts=2),
+    checkpoint=dict(type="CheckpointHook", by_epoch=False, interval=1000, max_keep_ckpts=2),
 )
 custom_hooks = [dict(type="StreamStateHook"), dict(type="GuidanceHook", iterations=400)]
 log_processor = dict(by_epoch=False)

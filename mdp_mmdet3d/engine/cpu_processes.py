@@ -1,4 +1,4 @@
-"""Several processes without a GPU, which MMEngine's launcher does not know."""
+"""Training and evaluation without a GPU, which MMEngine hardly knows."""
 from __future__ import annotations
 
 import torch
@@ -6,12 +6,18 @@ from mmengine.config import Config
 
 
 def prepare_cpu_processes(config: Config) -> None:
-    """Start the gloo process group of ``torchrun`` if there is no GPU; otherwise leave everything to MMEngine.
+    """Make the CPU ready if there is no GPU; otherwise leave everything to MMEngine.
+
+    Numbers below 1e-38 become 0: sharp attention is full of them, and they cost a training step of the small StreamPETR
+    a third of its time. Under ``torchrun`` the gloo process group is started.
 
     Args:
         config: With ``launcher``; gets a ``model_wrapper_cfg`` without the device ids that MMEngine would give.
     """
-    if config.get("launcher", "none") != "pytorch" or torch.cuda.is_available():
+    if torch.cuda.is_available():
+        return
+    torch.set_flush_denormal(True)
+    if config.get("launcher", "none") != "pytorch":
         return
     if not torch.distributed.is_initialized():
         torch.distributed.init_process_group("gloo")

@@ -65,7 +65,7 @@ val_dataloader = dict(
 )
 test_dataloader = val_dataloader
 val_evaluator = dict(
-    type="NuScenesMetric",
+    type="ClassSetNuScenesMetric",  # the devkit's mAP counts the five absent classes as 0
     data_root=data_root,
     ann_file=data_root + "/nuscenes_infos_val.pkl",
     metric="bbox",
