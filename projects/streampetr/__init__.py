@@ -10,12 +10,14 @@ from .dataset import StreamNuScenesDataset
 from .decoder import StreamPETRDecoder
 from .denoising import DenoisingGenerator
 from .detector import StreamPETR
+from .distillation import Distillation, DistillationHook
 from .frame import FrameInputs, frame_inputs
 from .grid_mask import GridMask
 from .guidance import AttentionGuidance, GuidanceHook
 from .head import HeadOutput, StreamPETRHead
 from .losses import StreamPETRLoss
 from .memory import MemoryState
+from .metric import ClassSetNuScenesMetric
 from .sampler import SceneSampler, StreamBatchSampler
 from .sliding_window import SlidingWindowDataset
 from .train_loop import StreamStateHook, StreamTrainLoop
@@ -26,8 +28,11 @@ __all__ = [
     "CPFPN",
     "AttentionGuidance",
     "AuxiliaryHead2D",
+    "ClassSetNuScenesMetric",
     "DenoisingGenerator",
     "Detections",
+    "Distillation",
+    "DistillationHook",
     "FrameInputs",
     "GridMask",
     "GuidanceHook",
