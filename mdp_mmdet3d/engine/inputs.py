@@ -45,7 +45,7 @@ def build_dense(config: Config, checkpoint: str | None, seed: int = 0) -> tuple[
     model = MODELS.build(copy.deepcopy(without_pretrained(config.model)))
     if checkpoint:
         load_checkpoint(model, checkpoint)
-        return model.eval(), f"{Path(checkpoint).name}@{_sha256(Path(checkpoint))[:16]}"
+        return model.eval(), f"{Path(checkpoint).name}@{file_digest(Path(checkpoint))}"
     model.init_weights()
     return model.eval(), RANDOM
 
@@ -81,9 +81,10 @@ def deployment_frames(config: Config, model: nn.Module, count: int) -> list[Fram
     return frames[:count]
 
 
-def _sha256(path: Path) -> str:
+def file_digest(path: Path) -> str:
+    """First 16 hex digits of a file's SHA-256."""
     digest = hashlib.sha256()
     with path.open("rb") as stream:
         while chunk := stream.read(1 << 20):
             digest.update(chunk)
-    return digest.hexdigest()
+    return digest.hexdigest()[:16]

@@ -204,12 +204,15 @@ def _max_pool(build: _Builder, signature: OperatorSignature, widths: tuple[int, 
 def _upsample_add(build: _Builder, signature: OperatorSignature, widths: tuple[int, ...]) -> int:
     batch, height, width, channels = signature["batch"], signature["height"], signature["width"], widths[0]
     fine_seed = build.input("fine_seed", batch, SOURCE_CHANNELS, height, width)
-    coarse_seed = build.input("coarse_seed", batch, SOURCE_CHANNELS, height // 2, width // 2)
+    coarse_seed = build.input("coarse_seed", batch, SOURCE_CHANNELS, -(-height // 2), -(-width // 2))
     coarse = build.conv(coarse_seed, "source_coarse", SOURCE_CHANNELS, channels)
-    scales = build.constant("scales", np.array([1, 1, 2, 2], dtype=np.float32), keep_type=True)
+    if height % 2 or width % 2:
+        size = ["", "", build.constant("sizes", np.array([batch, channels, height, width], dtype=np.int64))]
+    else:
+        size = ["", build.constant("scales", np.array([1, 1, 2, 2], dtype=np.float32), keep_type=True)]
     upsampled = build.node(
         "Resize",
-        [coarse, "", scales],
+        [coarse, *size],
         "target_upsampled",
         mode="nearest",
         coordinate_transformation_mode="asymmetric",

@@ -1,0 +1,311 @@
+"""Steps after pruning that a config may ask for: accuracy on the validation set, fine-tuning of the slim model.
+
+Both run MMEngine's ordinary Runner and keep their result with its identity: done once, it is read from then on.
+"""
+from __future__ import annotations
+
+import copy
+import difflib
+import math
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, redirect_stdout
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.runner import Runner, find_latest_checkpoint
+from rich.console import Console
+from rich.progress import Progress
+from torch import Tensor, nn
+
+from mdp_mmdet3d.engine.cpu_processes import prepare_cpu_processes
+from mdp_mmdet3d.engine.inputs import file_digest
+from mdp_mmdet3d.errors import FileFormatError, MdpError
+from mdp_mmdet3d.files import digest, read_json, write_json
+from mdp_mmdet3d.surgery.plan import PruningPlan
+
+SCHEMA_VERSION = 1
+FIGURES = ("mAP", "NDS")
+
+
+@dataclass(frozen=True)
+class FinetuneSettings:
+    """What ``prune = dict(finetune=dict(...))`` of a config may hold.
+
+    Attributes:
+        iterations: Optimizer steps.
+        lr: Learning rate of the optimizer; it rises to it linearly and falls to 0 along a cosine. A model that was
+            trained from nothing loses what its attention has learned at the rate of its training's start.
+        warmup: Steps of the rise.
+        seed: Of data order and denoising noise.
+        save_interval: Steps between checkpoints that an interrupted run goes on from.
+    """
+
+    iterations: int
+    lr: float = 1e-4
+    warmup: int = 20
+    seed: int = 0
+    save_interval: int = 50
+
+    @classmethod
+    def from_config(cls, section: Mapping[str, Any]) -> FinetuneSettings:
+        """Read the section; raises `MdpError` on an unknown key (naming the nearest) or a bad value."""
+        known = [f.name for f in fields(cls)]
+        for key in section:
+            if key not in known:
+                near = difflib.get_close_matches(key, known, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+                raise MdpError(f"unknown key {key!r} in the config's prune.finetune section; {hint}")
+        if "iterations" not in section:
+            raise MdpError("prune.finetune needs iterations, e.g. finetune=dict(iterations=300, lr=1e-4)")
+        settings = cls(**section)
+        for name, least in (("iterations", 1), ("warmup", 0), ("seed", 0), ("save_interval", 1)):
+            value = getattr(settings, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise MdpError(f"prune.finetune.{name} = {value!r} must be a whole number of at least {least}")
+        if not isinstance(settings.lr, (int, float)) or not 0 < settings.lr < 1:
+            raise MdpError(f"prune.finetune.lr = {settings.lr!r} must lie between 0 and 1")
+        return settings
+
+
+def model_identity(config: Config, weights: str, plan_hash: str | None) -> dict[str, Any]:
+    """What accuracy and fine-tuning of a model depend on, besides the settings of the step itself.
+
+    Args:
+        config: The dense config.
+        weights: Identity of the dense weights (`build_dense`).
+        plan_hash: Of the plan that was cut out; None for the dense model.
+    """
+    parts = {key: config.get(key) for key in ("model", "train_dataloader", "test_dataloader", "test_evaluator",
+                                              "optim_wrapper", "custom_hooks")}
+    infos = {key: file_digest(path) for key in ("train_dataloader", "test_dataloader")
+             if (path := _info_file(config, key)) is not None and path.is_file()}
+    return {"weights": weights, "plan": plan_hash, "config": digest(Config(parts).to_dict()), "data": infos}
+
+
+def evaluate(config: Config, state: Mapping[str, Tensor], path: Path, identity: Mapping[str, Any],
+             console: Console) -> dict[str, Any]:
+    """Evaluate a model on ``config.test_dataloader``, or read what an earlier run found.
+
+    Args:
+        config: Of the dense or of the slim model.
+        state: Its weights.
+        path: JSON file of the result; what the devkit prints goes into a log beside it.
+        identity: What the result depends on (`model_identity`).
+        console: Shows the progress.
+
+    Returns:
+        ``mAP`` and ``NDS`` of the nuScenes devkit (over the classes of the data set where the evaluator is
+        ``ClassSetNuScenesMetric``), and ``metrics``: all that the evaluator returned.
+
+    Raises:
+        MdpError: The config cannot evaluate, or its evaluator does not give these figures.
+    """
+    if (result := _kept(path, identity, "accuracy")) is not None:
+        return result
+    if any(config.get(key) is None for key in ("test_dataloader", "test_cfg", "test_evaluator")):
+        raise MdpError("prune.evaluate needs test_dataloader, test_cfg and test_evaluator in the config")
+    folder = path.with_suffix("")
+    config = _quiet(config, folder)
+    for key in ("train_dataloader", "train_cfg", "optim_wrapper", "param_scheduler", "val_dataloader", "val_cfg",
+                "val_evaluator"):
+        config[key] = None
+    config.custom_hooks = [hook for hook in config.get("custom_hooks") or () if hook["type"] == "PlanHook"]
+    with _runner(config, folder, console) as runner:
+        runner.model.load_state_dict(state)
+        runner.register_hook(_Bar(console, path.stem, len(runner.test_dataloader)))
+        metrics = {key: float(value) for key, value in runner.test().items()}
+    result = {"schema_version": SCHEMA_VERSION, "identity": dict(identity), **_figures(metrics),
+              "metrics": {key: None if math.isnan(value) else value for key, value in metrics.items()}}
+    write_json(path, result)
+    return result
+
+
+def finetune(config: Config, checkpoint: Path, folder: Path, settings: FinetuneSettings, identity: Mapping[str, Any],
+             console: Console) -> Path:
+    """Train a model on ``config.train_dataloader`` for a few steps; goes on where an earlier run stopped.
+
+    Args:
+        config: Of the dense or of the slim model, with optimizer, training data and an iteration-based loop.
+        checkpoint: The weights to start from.
+        folder: Where training state and result lie.
+        settings: How long and how.
+        identity: What the result depends on (`model_identity`).
+        console: Shows the progress.
+
+    Returns:
+        Path of the last checkpoint, ``folder/finetuned.pth``.
+
+    Raises:
+        MdpError: The config cannot train by iterations.
+    """
+    identity = {**identity, **asdict(settings)}
+    done, target = folder / "finetune.json", folder / "finetuned.pth"
+    if target.is_file() and _kept(done, identity, "fine-tuning") is not None:
+        return target
+    _check_trainable(config)
+    begun = folder / "identity.json"
+    if _kept(begun, identity, "fine-tuning in progress") is None:
+        shutil.rmtree(folder, ignore_errors=True)
+        write_json(begun, {"schema_version": SCHEMA_VERSION, "identity": identity})
+    config = _quiet(config, folder)
+    latest = find_latest_checkpoint(str(folder))
+    config.resume, config.load_from = bool(latest), latest or str(checkpoint)
+    config.randomness = dict(seed=settings.seed)
+    config.optim_wrapper.optimizer.lr = settings.lr
+    rise = min(settings.warmup, settings.iterations // 2)
+    config.param_scheduler = [
+        dict(type="CosineAnnealingLR", T_max=settings.iterations - rise, eta_min=0.0, begin=rise,
+             end=settings.iterations, by_epoch=False)]
+    if rise:
+        config.param_scheduler.insert(0, dict(type="LinearLR", start_factor=0.1, begin=0, end=rise, by_epoch=False))
+    config.train_cfg.update(max_iters=settings.iterations, val_interval=settings.iterations + 1)
+    config.default_hooks = {**config.get("default_hooks", {}), "checkpoint": dict(
+        type="CheckpointHook", by_epoch=False, interval=settings.save_interval, max_keep_ckpts=1)}
+    for key in ("val_dataloader", "val_cfg", "val_evaluator", "test_dataloader", "test_cfg", "test_evaluator"):
+        config[key] = None
+    start = time.perf_counter()
+    with _runner(config, folder, console) as runner:
+        runner.register_hook(_Bar(console, "fine-tuning", settings.iterations))
+        runner.train()
+        runner.save_checkpoint(str(folder), target.name, save_optimizer=False, save_param_scheduler=False)
+    write_json(done, {"schema_version": SCHEMA_VERSION, "identity": identity,
+                      "seconds": time.perf_counter() - start})
+    for path in folder.glob("iter_*.pth"):
+        path.unlink()
+    (folder / "last_checkpoint").unlink(missing_ok=True)
+    return target
+
+
+def recover(config: Config, work_dir: Path, *, evaluate_models: bool, settings: FinetuneSettings | None,
+            dense: nn.Module, slim: nn.Module, plan: PruningPlan, weights: str, console: Console,
+            stages: Callable[[str], AbstractContextManager[None]]) -> dict[str, Any]:
+    """The steps of a pruning job after the cut, as far as its config asks for them.
+
+    Args:
+        config: The dense config.
+        work_dir: Holds ``pruned.pth`` and ``pruned_config.py``.
+        evaluate_models: Whether to evaluate the dense, the pruned and, if there is one, the fine-tuned model.
+        settings: How to fine-tune; None not to.
+        dense: The dense model with its weights.
+        slim: The pruned model with its weights.
+        plan: What was cut.
+        weights: Identity of the dense weights.
+        console: Shows the progress.
+        stages: Announces and times a stage.
+
+    Returns:
+        For the report: ``accuracy`` (mAP and NDS of ``dense``, ``pruned``, ``finetuned``) and ``finetune`` (its
+        settings and checkpoint), where asked for.
+    """
+    report: dict[str, Any] = {}
+    slim_config = Config.fromfile(work_dir / "pruned_config.py")
+    slim_identity = model_identity(config, weights, plan.hash)
+
+    def judge(name: str, config: Config, state: Mapping[str, Tensor], identity: Mapping[str, Any]) -> None:
+        if not evaluate_models:
+            return
+        with stages("evaluate"):
+            result = evaluate(config, state, work_dir / "accuracy" / f"{name}.json", identity, console)
+            report.setdefault("accuracy", {})[name] = {figure: result[figure] for figure in FIGURES}
+            console.print(f"  {name}: mAP {result['mAP']:.3f}, NDS {result['NDS']:.3f}")
+
+    judge("dense", config, dense.state_dict(), model_identity(config, weights, None))
+    judge("pruned", slim_config, slim.state_dict(), slim_identity)
+    if settings is not None:
+        with stages("fine-tune"):
+            path = finetune(slim_config, work_dir / "pruned.pth", work_dir / "finetune", settings, slim_identity,
+                            console)
+            console.print(f"  {settings.iterations} iterations: {path}")
+        report["finetune"] = {**asdict(settings), "checkpoint": str(path.relative_to(work_dir))}
+        state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+        judge("finetuned", slim_config, state, {**slim_identity, "finetune": asdict(settings)})
+    return report
+
+
+class _Bar(Hook):
+    """Steps of a training or test on a progress bar."""
+
+    def __init__(self, console: Console, name: str, total: int) -> None:
+        self.progress = Progress(console=console, transient=True)
+        self.task = self.progress.add_task(name, total=total)
+
+    def before_run(self, runner: Runner) -> None:
+        """Show the bar."""
+        self.progress.start()
+
+    def after_run(self, runner: Runner) -> None:
+        """Take it away."""
+        self.progress.stop()
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        """Move on."""
+        self.progress.update(self.task, completed=runner.iter + 1)
+
+    def after_test_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        """Move on."""
+        self.progress.update(self.task, completed=batch_idx + 1)
+
+
+def _quiet(config: Config, folder: Path) -> Config:
+    config = copy.deepcopy(config)
+    config.work_dir = str(folder)
+    config.experiment_name = f"{folder.name}-{time.time_ns()}"  # MMEngine keeps loggers by this name
+    config.log_level = "WARNING"
+    config.launcher = "none"
+    config.load_from, config.resume = None, False
+    return config
+
+
+@contextmanager
+def _runner(config: Config, folder: Path, console: Console) -> Iterator[Runner]:
+    """A runner whose printing, and that of the devkit, goes to a file; ``console`` keeps the terminal."""
+    console.file = console.file  # rich would follow the redirection
+    folder.mkdir(parents=True, exist_ok=True)
+    prepare_cpu_processes(config)
+    try:
+        with (folder / "printed.log").open("a", encoding="utf-8") as log, redirect_stdout(log):
+            yield Runner.from_cfg(config)
+    finally:
+        torch.set_flush_denormal(False)  # latencies are measured without
+
+
+def _check_trainable(config: Config) -> None:
+    for key in ("train_dataloader", "optim_wrapper", "train_cfg"):
+        if config.get(key) is None:
+            raise MdpError(f"prune.finetune needs {key} in the config; prune a training config, e.g. "
+                           "configs/streampetr/streampetr_r50_704x256_428q_24e.py")
+    if "max_iters" not in config.train_cfg:
+        raise MdpError(f"prune.finetune counts iterations, but train_cfg is {dict(config.train_cfg)}; use "
+                       "StreamTrainLoop or IterBasedTrainLoop, or train pruned_config.py with tools/train.py")
+
+
+def _figures(metrics: Mapping[str, float]) -> dict[str, float]:
+    figures = {}
+    for name in FIGURES:
+        found = [metrics[key] for end in (f"/{name}_set", f"/{name}") for key in metrics if key.endswith(end)]
+        if not found:
+            raise MdpError(f"prune.evaluate: the config's test_evaluator gave no {name}, only "
+                           f"{', '.join(list(metrics)[:5])}; use NuScenesMetric")
+        figures[name] = found[0]
+    return figures
+
+
+def _kept(path: Path, identity: Mapping[str, Any], what: str) -> dict[str, Any] | None:
+    """Content of a result file if it is of this identity."""
+    if not path.is_file():
+        return None
+    data = read_json(path, what=what, schema_version=SCHEMA_VERSION)
+    if "identity" not in data:
+        raise FileFormatError(f"{what} {path} has no identity; delete it and run again")
+    return data if data["identity"] == identity else None
+
+
+def _info_file(config: Config, loader: str) -> Path | None:
+    dataset = (config.get(loader) or {}).get("dataset") or {}
+    return Path(dataset.get("data_root", ""), dataset["ann_file"]) if "ann_file" in dataset else None
