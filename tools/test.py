@@ -13,6 +13,7 @@ from mmengine.runner import Runner
 import mdp_mmdet3d.engine  # noqa: F401  registers the slim model and lets checkpoints load safely
 from mdp_mmdet3d.engine.config_file import read_config
 from mdp_mmdet3d.engine.cpu_processes import prepare_cpu_processes
+from mdp_mmdet3d.engine.train_config import check_loaders
 from mdp_mmdet3d.errors import MdpError
 from projects.streampetr.checkpoint import load_checkpoint
 
@@ -33,6 +34,7 @@ def configure(args: argparse.Namespace) -> Config:
     config.launcher = args.launcher
     config.work_dir = args.work_dir or str(Path("work_dirs") / Path(args.config).stem)
     config.load_from, config.resume = None, False
+    check_loaders(config)
     return config
 
 

@@ -11,7 +11,8 @@ from mmengine.runner import Runner
 
 import mdp_mmdet3d.engine  # noqa: F401  registers the hooks and lets checkpoints load safely
 from mdp_mmdet3d.engine.config_file import read_config
-from mdp_mmdet3d.engine.cpu_processes import prepare_cpu_processes
+from mdp_mmdet3d.engine.cpu_processes import prepare_cpu_processes, process_failure
+from mdp_mmdet3d.engine.train_config import add_optional_hooks, check_loaders, choose_start
 from mdp_mmdet3d.errors import MdpError
 
 
@@ -35,13 +36,11 @@ def configure(args: argparse.Namespace) -> Config:
                        "*e.py, or prune one of them to fine-tune the result")
     config.launcher = args.launcher
     config.work_dir = args.work_dir or str(Path("work_dirs") / Path(args.config).stem)
-    if args.resume:
-        config.resume = True
-        config.load_from = None if args.resume == "auto" else args.resume
-    if config.get("load_from") and not Path(config.load_from).is_file():
-        raise MdpError(f"checkpoint {config.load_from} does not exist")
+    add_optional_hooks(config)
+    check_loaders(config)
+    choose_start(config, args.resume)
     if args.fp32 and config.optim_wrapper.type == "AmpOptimWrapper":
-        config.optim_wrapper.type = "OptimWrapper"
+        config.optim_wrapper.type = "FiniteOptimWrapper"
         for key in ("loss_scale", "dtype"):
             config.optim_wrapper.pop(key, None)
     return config
@@ -56,6 +55,11 @@ def main() -> int:
         Runner.from_cfg(config).train()
     except MdpError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except RuntimeError as error:
+        if (message := process_failure(error)) is None:
+            raise
+        print(f"error: {message}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped; go on with --resume", file=sys.stderr)

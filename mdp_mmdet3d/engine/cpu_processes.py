@@ -1,8 +1,10 @@
-"""Training and evaluation without a GPU, which MMEngine hardly knows."""
+"""Several processes, and training without a GPU, which MMEngine hardly knows."""
 from __future__ import annotations
 
 import torch
 from mmengine.config import Config
+
+_LOST_PEER = ("connection closed by peer", "connection reset by peer", "broken pipe", "nccl", "watchdog", "timed out")
 
 
 def prepare_cpu_processes(config: Config) -> None:
@@ -23,3 +25,15 @@ def prepare_cpu_processes(config: Config) -> None:
         torch.distributed.init_process_group("gloo")
     wrapper = dict(type="MMDistributedDataParallel", device_ids=None, broadcast_buffers=False)
     config.setdefault("model_wrapper_cfg", wrapper)
+
+
+def process_failure(error: RuntimeError) -> str | None:
+    """What to tell the user if ``error`` means that another process of this training ended; None if it does not."""
+    if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
+        return None
+    text = str(error)
+    if not isinstance(error, torch.distributed.DistError) and not any(sign in text.lower() for sign in _LOST_PEER):
+        return None
+    return (f"process {torch.distributed.get_rank()} of {torch.distributed.get_world_size()} lost another one, which "
+            "was killed or failed: its own message says why. Checkpoints are complete; go on with --resume and as many "
+            f"processes ({text.strip().splitlines()[-1]})")

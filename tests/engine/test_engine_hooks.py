@@ -153,6 +153,29 @@ def test_loading_weights_is_no_resuming(make_config, tmp_path) -> None:
     assert table_of(train(config)).batches == 3
 
 
+def test_moving_average_and_importance_do_not_disturb_each_other(make_config, tmp_path) -> None:
+    importance, average = dict(type="ImportanceHook", num_steps=3), dict(type="EMAHook", momentum=0.5)
+    alone = train(make_config(tmp_path / "a", [importance], 4, lr=1e-3))
+    both = train(make_config(tmp_path / "b", [average, importance], 4, lr=1e-3))
+    assert_same(table_of(both), table_of(alone), rtol=0)
+    averaged, live = (torch.load(tmp_path / name / "iter_4.pth", weights_only=True) for name in "ba")
+    name = "img_backbone.conv1.weight"
+    assert torch.equal(averaged["ema_state_dict"][f"module.{name}"], live["state_dict"][name])
+    assert not torch.equal(averaged["state_dict"][name], live["state_dict"][name])
+
+
+def test_the_number_of_steps_left_out_survives_resuming(make_config, tmp_path) -> None:
+    def config(iterations: int) -> Config:
+        made = make_config(tmp_path / "w", [], iterations)
+        made.train_dataloader.dataset.corrupt = 1
+        return made
+
+    train(config(2))
+    resumed = config(6)  # the frames come in turns of four
+    resumed.resume, resumed.load_from = True, str(tmp_path / "w" / "iter_2.pth")
+    assert train(resumed).optim_wrapper.skipped_steps == 2
+
+
 def test_importance_of_another_model_is_refused(make_config, tmp_path) -> None:
     hooks = [dict(type="ImportanceHook", num_steps=9)]
     train(make_config(tmp_path / "w", hooks, 2))

@@ -218,6 +218,7 @@ def mini_config(easy_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     config = Config.fromfile(root / "configs" / "streampetr_mini.py")
     config.work_dir = str(tmp_path / "work")
     config.train_cfg.update(max_iters=6, val_interval=100)
+    config.train_dataloader.dataset.scene_parts = 1  # streams of four frames, which use the memory
     config.default_hooks.checkpoint.interval = 3
     config.default_hooks.checkpoint.max_keep_ckpts = -1
     config.log_level = "ERROR"
