@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from mdp_mmdet3d.engine.importance_hook import Collection, space_of, unwrapped
 from mdp_mmdet3d.engine.outputs import save_slim_checkpoint, write_slim_config
+from mdp_mmdet3d.engine.plan_hook import META_KEY
 from mdp_mmdet3d.engine.settings import PruneSettings, budget_ms
 from mdp_mmdet3d.errors import FileFormatError, MdpError, StructureMismatchError
 from mdp_mmdet3d.files import read_json
@@ -116,6 +118,16 @@ class LiveMask:
             silence_block(self.model.get_submodule(name), name)
 
 
+def _is_written(folder: Path, plan: PruningPlan) -> bool:
+    """Whether the folder holds this plan, a slim checkpoint of it and the config."""
+    try:
+        stored = PruningPlan.load(folder / "plan.json").hash
+        meta = torch.load(folder / "pruned.pth", map_location="cpu", weights_only=True)["meta"]
+    except (MdpError, OSError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError):
+        return False
+    return stored == meta[META_KEY]["hash"] == plan.hash and (folder / "pruned_config.py").is_file()
+
+
 @HOOKS.register_module()
 class MDPPruneHook(Hook):
     """Find the plan of a latency budget during training, in one pass or along a falling budget.
@@ -175,8 +187,11 @@ class MDPPruneHook(Hook):
             self._set_plan(runner, PruningPlan.from_dict(state["plan"]))
         if state["collection"] is not None:
             self._collection = Collection(runner.model, self._space, self.steps_each, state["collection"])
-        if self._done == self.num_prunings and self.stop:
-            runner.train_loop.stop_training = True
+        if self._done == self.num_prunings:
+            if self.plan is not None and is_main_process() and not _is_written(Path(runner.work_dir), self.plan):
+                self._write(runner, self.plan)
+            if self.stop:
+                runner.train_loop.stop_training = True
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         """Start collecting when it is time."""

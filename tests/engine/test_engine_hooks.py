@@ -305,6 +305,43 @@ def test_resuming_a_schedule_ends_at_the_same_plan(make_config, latency_dir, tmp
     torch.testing.assert_close(states[1], states[0], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
+def test_a_plan_without_its_checkpoint_is_repaired_on_resuming(make_config, latency_dir, tmp_path, monkeypatch) -> None:
+    from mdp_mmdet3d.engine import prune_hook as module
+    from mdp_mmdet3d.engine.plan_hook import check_meta
+
+    def config(iterations: int = 9) -> Config:
+        made = make_config(tmp_path / "w", [prune_hook(latency_dir)], iterations, lr=1e-3)
+        made.default_hooks.checkpoint.interval = 1
+        return made
+
+    def resume(at: int, **hook) -> None:
+        made = config()
+        made.custom_hooks[0].update(hook)
+        made.resume, made.load_from = True, str(tmp_path / "w" / f"iter_{at}.pth")
+        train(made)
+
+    def assert_pair() -> None:
+        plan = PruningPlan.load(tmp_path / "w" / "plan.json")
+        check_meta(torch.load(tmp_path / "w" / "pruned.pth", weights_only=True)["meta"], plan)
+
+    def killed(*_) -> None:
+        raise ConnectionError("as if killed between plan.json and pruned.pth")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "save_slim_checkpoint", killed)
+        with pytest.raises(ConnectionError):
+            train(config())
+    assert (tmp_path / "w" / "plan.json").exists() and not (tmp_path / "w" / "pruned.pth").exists()
+    resume(3)
+    assert_pair()
+    # A schedule that is over repairs what was damaged later.
+    resume(3, stop=False)
+    (tmp_path / "w" / "pruned.pth").write_bytes((tmp_path / "w" / "pruned.pth").read_bytes()[:1000])
+    resume(4)
+    assert_pair()
+
+
 def test_masks_of_removed_layers_silence_their_parts(make_config, tmp_path) -> None:
     from mmdet3d.registry import MODELS
     from mmengine.registry import init_default_scope
