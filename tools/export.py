@@ -32,6 +32,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--layout", choices=["native", "autoware"], default="native")
     parser.add_argument("--levels", choices=["last", "all"], default="last", help="decoder levels in the outputs")
     parser.add_argument("--precision", choices=["fp32", "fp16", "int8"], default="fp32")
+    parser.add_argument("--simplify", action=argparse.BooleanOptionalAction, default=True,
+                        help="let onnxslim fuse nodes and merge equal ones; constants are folded in any case")
     parser.add_argument("--prev-exists", action="store_true", help="give the head an input that starts a stream")
     parser.add_argument("--frames", choices=["dataset", "synthetic"], default="dataset",
                         help="frames to compare and calibrate on: of the config's importance data, or noise")
@@ -75,7 +77,7 @@ def main() -> int:
         manifest = export_streampetr(
             model, fp32, class_names=list(config.class_names),
             input_size=tuple(pipeline.get("input_size", config.get("input_size", (256, 704)))), layout=args.layout,
-            levels=args.levels, prev_exists=args.prev_exists,
+            levels=args.levels, prev_exists=args.prev_exists, simplify=args.simplify,
             plan_hash=plan.hash if plan else None, weights=weights, on_stage=lambda stage: print(f"export {stage}"))
         try:
             frames = frames_for(args, config, model, manifest)

@@ -1,4 +1,4 @@
-"""From a PyTorch module to a simplified, linted ONNX graph with static shapes."""
+"""From a PyTorch module to a linted ONNX graph with static shapes."""
 
 from __future__ import annotations
 
@@ -9,17 +9,28 @@ from pathlib import Path
 import onnx
 import onnxslim
 import torch
+from onnx import helper
 from torch import Tensor, nn
 
+import mdp_mmdet3d
 from mdp_mmdet3d.deploy.errors import DeploymentError
 from mdp_mmdet3d.deploy.lint import require_clean
+from mdp_mmdet3d.deploy.manifest import EngineSpec, TensorSpec
 
 OPSET = 17
 """Newest opset of which neither ONNX Runtime nor TensorRT-RTX refuses an operator that the exporter emits."""
 
+REWRITES = ("graph_fusion", "subexpression_elimination", "weight_tying")
+"""What onnxslim does beyond folding constants and dropping dead nodes."""
+
 
 def export_onnx(
-    module: nn.Module, inputs: Mapping[str, Tensor], output_names: Sequence[str], path: str | Path
+    module: nn.Module,
+    inputs: Mapping[str, Tensor],
+    output_names: Sequence[str],
+    path: str | Path,
+    *,
+    simplify: bool = True,
 ) -> onnx.ModelProto:
     """Export one module with its batch norms folded, simplify it, lint it and write it.
 
@@ -28,6 +39,8 @@ def export_onnx(
         inputs: Example inputs by name; their shapes and dtypes become the graph's.
         output_names: One name per output.
         path: File to write.
+        simplify: Let onnxslim also fuse nodes, merge equal ones and share equal weights. Constants are folded in any
+            case: the exporter computes shapes from constants, and the lint refuses shapes that are computed.
 
     Returns:
         The graph as written.
@@ -59,7 +72,7 @@ def export_onnx(
     finally:
         for child, mode in training.items():
             child.training = mode
-    graph = onnxslim.slim(onnx.load(str(path)))
+    graph = onnxslim.slim(onnx.load(str(path)), skip_optimizations=[] if simplify else list(REWRITES))
     require_clean(graph, Path(path).name)
     if dropped := sorted(inputs.keys() - {value.name for value in graph.graph.input}):
         raise DeploymentError(
@@ -67,3 +80,32 @@ def export_onnx(
         )
     onnx.save(graph, str(path))
     return graph
+
+
+def export_software(simplify: bool) -> dict[str, str]:
+    """Versions of what made a graph, for ``deployment.json``."""
+    return {
+        "mdp_mmdet3d": mdp_mmdet3d.__version__,
+        "torch": torch.__version__,
+        "onnx": onnx.__version__,
+        "onnxslim": onnxslim.__version__,
+        "simplify": "all" if simplify else "constants only",
+        "opset": str(OPSET),
+    }
+
+
+def engine_spec(file: str, graph: onnx.ModelProto) -> EngineSpec:
+    """Signature of a graph with static shapes."""
+    return EngineSpec(file, tensor_specs(graph.graph.input), tensor_specs(graph.graph.output))
+
+
+def tensor_specs(values: Sequence[onnx.ValueInfoProto]) -> tuple[TensorSpec, ...]:
+    """Name, dtype and shape of inputs or outputs."""
+    return tuple(
+        TensorSpec(
+            value.name,
+            helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type).name,
+            tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim),
+        )
+        for value in values
+    )

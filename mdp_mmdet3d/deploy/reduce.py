@@ -11,6 +11,7 @@ from typing import Literal
 import onnx
 
 from mdp_mmdet3d.deploy.accuracy import compare_boxes
+from mdp_mmdet3d.deploy.attention_widths import pad_attention
 from mdp_mmdet3d.deploy.errors import DeploymentError
 from mdp_mmdet3d.deploy.folders import check_target, replace_folder
 from mdp_mmdet3d.deploy.lint import require_clean
@@ -35,7 +36,8 @@ def reduce_precision(
         frames: To compare on, and to calibrate int8.
 
     Returns:
-        The new manifest; ``checks["boxes_against_fp32"]`` has the agreement.
+        The new manifest; ``checks["boxes_against_fp32"]`` has the agreement, ``checks["padded_attentions"]`` the
+        attentions whose heads were widened for TensorRT (`pad_attention`).
 
     Raises:
         DeploymentError: ``source`` is not float32, there is no frame, a graph cannot be converted, or ``out_dir``
@@ -55,11 +57,14 @@ def reduce_precision(
     try:
         for name in manifest.checksums:
             shutil.copyfile(source / name, part / name)
+        padded: tuple[str, ...] = ()
         for name, spec in manifest.engines.items():
             graph = onnx.load(str(source / spec.file))
             if name == "image_encoder" and precision == "int8":
                 graph = to_int8(graph, [{"img": frame.img[None]} for frame in frames])
             else:
+                graph, widened = pad_attention(graph)
+                padded += widened
                 graph = to_float16(graph, name)
             require_clean(graph, f"{spec.file} in {precision}")
             onnx.save(graph, str(part / spec.file))
@@ -67,7 +72,7 @@ def reduce_precision(
             manifest,
             precision=precision,
             checksums={name: file_sha256(part / name) for name in manifest.checksums},
-            checks={},
+            checks={"padded_attentions": list(padded)} if padded else {},
         )
         manifest.save(part)
         agreement = compare_boxes(StreamRunner(source), StreamRunner(part), frames)

@@ -8,12 +8,9 @@ from pathlib import Path
 from typing import Literal
 
 import onnx
-import onnxslim
 import torch
-from onnx import helper
 from torch import Tensor, nn
 
-import mdp_mmdet3d
 from mdp_mmdet3d.datasets.conventions import CAMERAS
 from mdp_mmdet3d.deploy.errors import DeploymentError
 from mdp_mmdet3d.deploy.folders import check_target, replace_folder
@@ -21,13 +18,11 @@ from mdp_mmdet3d.deploy.initializers import check_initializers
 from mdp_mmdet3d.deploy.manifest import (
     SCHEMA_VERSION,
     DeploymentManifest,
-    EngineSpec,
     ImageTransform,
     MemorySpec,
-    TensorSpec,
     file_sha256,
 )
-from mdp_mmdet3d.deploy.onnx_export import OPSET, export_onnx
+from mdp_mmdet3d.deploy.onnx_export import engine_spec, export_onnx, export_software, tensor_specs
 from mdp_mmdet3d.files import write_json, write_npz
 from projects.streampetr import MemoryState
 from projects.streampetr.transforms import evaluation_augmentation, scaled_size
@@ -102,6 +97,7 @@ def export_streampetr(
     layout: Layout = "native",
     levels: Levels = "last",
     prev_exists: bool = False,
+    simplify: bool = True,
     plan_hash: str | None = None,
     weights: str = "unknown",
     on_stage: Callable[[str], None] | None = None,
@@ -123,6 +119,7 @@ def export_streampetr(
         levels: Which decoder levels are in the outputs; only the last one is evaluated.
         prev_exists: Give the head an input ``prev_exists`` (1) float32; at 0 the graph makes the first frame's
             memory itself and ignores ``pre_memory_*``.
+        simplify: See `export_onnx`.
         plan_hash: Hash of the pruning plan, None for a dense model.
         weights: Where the weights came from, for the manifest.
         on_stage: Called with the name of each engine before it is exported.
@@ -143,13 +140,13 @@ def export_streampetr(
     part.mkdir(parents=True)
     try:
         graphs = _export_graphs(
-            model, part, len(camera_names), input_size, Head(head, layout, levels, prev_exists), on_stage
+            model, part, len(camera_names), input_size, Head(head, layout, levels, prev_exists), simplify, on_stage
         )
         shapes = {key: tuple(value.shape) for key, value in model.state_dict().items()}
         for graph in graphs.values():
             check_initializers(graph, shapes)
         _write_initial_memory(head, part)
-        specs = {name: _engine_spec(name, graph) for name, graph in graphs.items()}
+        specs = {name: engine_spec(f"{name}.onnx", graph) for name, graph in graphs.items()}
         tensors = (*specs["head"].inputs, *specs["head"].outputs)
         rows = {spec.name: spec.shape[1] for spec in tensors if "memory" in spec.name}
         coder = model.bbox_coder
@@ -176,13 +173,7 @@ def export_streampetr(
             ),
             plan_hash=plan_hash,
             weights=weights,
-            software={
-                "mdp_mmdet3d": mdp_mmdet3d.__version__,
-                "torch": torch.__version__,
-                "onnx": onnx.__version__,
-                "onnxslim": onnxslim.__version__,
-                "opset": str(OPSET),
-            },
+            software=export_software(simplify),
             checksums={path.name: file_sha256(path) for path in sorted(part.iterdir())},
         )
         manifest.save(part)
@@ -222,6 +213,7 @@ def _export_graphs(
     num_cams: int,
     input_size: tuple[int, int],
     detector: Head,
+    simplify: bool,
     on_stage: Callable[[str], None] | None,
 ) -> dict[str, onnx.ModelProto]:
     head = detector.pts_bbox_head
@@ -232,8 +224,8 @@ def _export_graphs(
     ) -> tuple[onnx.ModelProto, dict[str, Tensor]]:
         if on_stage:
             on_stage(name)
-        graph = export_onnx(module, inputs, outputs, folder / f"{name}.onnx")
-        return graph, {spec.name: torch.zeros(spec.shape, device=device) for spec in _specs(graph.graph.output)}
+        graph = export_onnx(module, inputs, outputs, folder / f"{name}.onnx", simplify=simplify)
+        return graph, {spec.name: torch.zeros(spec.shape, device=device) for spec in tensor_specs(graph.graph.output)}
 
     identity = torch.eye(4, device=device)
     images = torch.zeros(1, num_cams, 3, *input_size, device=device)
@@ -295,19 +287,4 @@ def _image_transform(model: nn.Module, input_size: tuple[int, int], source_size:
         std=tuple(round(value, 5) for value in preprocessor.std.flatten().tolist()),
         # Images are loaded as BGR.
         channel_order="RGB" if preprocessor._channel_conversion else "BGR",
-    )
-
-
-def _engine_spec(name: str, graph: onnx.ModelProto) -> EngineSpec:
-    return EngineSpec(f"{name}.onnx", _specs(graph.graph.input), _specs(graph.graph.output))
-
-
-def _specs(values: Sequence[onnx.ValueInfoProto]) -> tuple[TensorSpec, ...]:
-    return tuple(
-        TensorSpec(
-            value.name,
-            helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type).name,
-            tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim),
-        )
-        for value in values
     )
