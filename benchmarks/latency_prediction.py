@@ -30,6 +30,8 @@ from rich.table import Table
 from scipy.stats import spearmanr
 from torch import nn
 
+from mdp_mmdet3d.deploy.manifest import MANIFEST_FILE
+from mdp_mmdet3d.deploy.measure import settled
 from mdp_mmdet3d.deploy.stream import StreamRunner
 from mdp_mmdet3d.deploy.streampetr import export_streampetr
 from mdp_mmdet3d.deploy.synthetic import synthetic_frames
@@ -55,6 +57,7 @@ from mdp_mmdet3d.space import OperatorSignature, PruningSpace
 from mdp_mmdet3d.space.trace import trace_space
 from mdp_mmdet3d.surgery.apply import apply_plan
 
+Sample = tuple[float, float, float]  # milliseconds of the reference operator beside it, of the encoder, of the head
 STAGES = ("image_encoder", "head")
 CALIBRATION = 6
 WARMUP = 2
@@ -99,32 +102,37 @@ class Whole:
     rounds: int
     kernels: bool
     console: Console
-    quiet: list[bool] = field(default_factory=list)
+    samples: list[dict[str, list[Sample]]] = field(default_factory=list)
 
-    def measure(self, structures: list[Structure], cache: Path) -> list[Measured]:
-        """Milliseconds per engine, relative to the dense network of the first group; resumable per group."""
-        done: list[dict] = json.loads(cache.read_text()) if cache.exists() else []
-        for start in range(len(done), len(structures), GROUP):
-            group = structures[start:start + GROUP]
-            names = [f"s{start + index}" for index in range(len(group))]
+    def measure(self, structures: list[Structure], cache: Path, groups: int | None = None) -> list[Measured] | None:
+        """Milliseconds per engine, relative to the dense network of the first group; resumable per group.
+
+        Returns:
+            One measurement per structure, or None if ``groups`` more groups were not enough.
+        """
+        done: list[dict[str, list[Sample]]] = json.loads(cache.read_text()) if cache.exists() else []
+        for index in range(len(done), -(-len(structures) // GROUP))[:groups]:
+            group = structures[index * GROUP:(index + 1) * GROUP]
+            names = [f"s{index * GROUP + i}" for i in range(len(group))]
             for name, structure in zip(names, group, strict=True):
                 self._export(structure, name)
-            times = self._fastest_kernels(names) if self.kernels else self._interleaved(["dense", *names])
-            done += [{"dense": times["dense"], "ms": times[name]} for name in names]
+            done.append(self._fastest_kernels(names) if self.kernels else self._interleaved(["dense", *names]))
             write_json(cache, done)
             for name in names:
                 shutil.rmtree(self.folder / name)
-            self.console.print(f"measured {len(done)} of {len(structures)} structures", highlight=False)
-        first = done[0]["dense"]
-        return [Measured(s.widths, s.removed, {stage: entry["ms"][stage] * first[stage] / entry["dense"][stage]
-                                               for stage in STAGES})
-                for s, entry in zip(structures, done, strict=True)]
+            self.console.print(f"measured {index * GROUP + len(group)} of {len(structures)} structures",
+                               highlight=False)
+        if len(done) * GROUP < len(structures):
+            return None
+        self.samples = done
+        return [Measured(s.widths, s.removed, stages_ms)
+                for s, stages_ms in zip(structures, relative_times(done), strict=True)]
 
-    def _interleaved(self, names: list[str]) -> dict[str, dict[str, float]]:
-        """Median milliseconds per engine over the rounds in which the machine was not busy."""
+    def _interleaved(self, names: list[str]) -> dict[str, list[Sample]]:
+        """Every round of every network."""
         runners = {name: StreamRunner(self.folder / name) for name in names}
         frame = synthetic_frames(runners["dense"].manifest, 1)[0]
-        samples: dict[str, list[tuple[float, float, float]]] = {name: [] for name in names}
+        samples: dict[str, list[Sample]] = {name: [] for name in names}
         for runner in runners.values():
             runner.set_rig(frame.intrinsics, frame.lidar2img)
         before = self.backend.reference_ms()
@@ -137,15 +145,13 @@ class Whole:
                 if index >= WARMUP:
                     samples[name].append((max(before, after), output.encoder_ms, output.head_ms))
                 before = after
-        idle = min(sample[0] for rows in samples.values() for sample in rows)
-        self.quiet += [sample[0] <= DISTURBED * idle for rows in samples.values() for sample in rows]
-        return {name: quiet_median(rows, idle) for name, rows in samples.items()}
+        return samples
 
-    def _fastest_kernels(self, names: list[str]) -> dict[str, dict[str, float]]:
-        """Sum over kernels of the fastest of all rounds, milliseconds per engine; needs no comparison to the dense."""
-        times = {name: {stage: fastest_kernels_ms(self.folder / name / f"{stage}.onnx", WARMUP + self.rounds)
-                        for stage in STAGES} for name in names}
-        return {"dense": dict.fromkeys(STAGES, 1.0), **times}
+    def _fastest_kernels(self, names: list[str]) -> dict[str, list[Sample]]:
+        """Sum over kernels of the fastest of all rounds; needs no comparison to the dense network."""
+        encoder, head = ({name: fastest_kernels_ms(self.folder / name / f"{stage}.onnx", WARMUP + self.rounds)
+                          for name in names} for stage in STAGES)
+        return {"dense": [(1.0, 1.0, 1.0)], **{name: [(1.0, encoder[name], head[name])] for name in names}}
 
     def _export(self, structure: Structure, name: str) -> None:
         slim = apply_plan(copy.deepcopy(self.dense), plan_of_structure(self.space, structure))
@@ -155,12 +161,32 @@ class Whole:
         gc.collect()
 
 
-def quiet_median(samples: list[tuple[float, float, float]], idle_ms: float) -> dict[str, float]:
-    """Median per engine of the samples whose reference operator was within `DISTURBED` of ``idle_ms``, at least 3."""
-    samples = sorted(samples)
-    quiet = max(sum(sample[0] <= DISTURBED * idle_ms for sample in samples), 3)
-    encoder, head = (statistics.median(sample[i] for sample in samples[:quiet]) for i in (1, 2))
-    return dict(zip(STAGES, (encoder, head), strict=True))
+def relative_times(groups: list[dict[str, list[Sample]]]) -> list[dict[str, float]]:
+    """Milliseconds per engine of each structure, in terms of the dense network of the first group."""
+    first = settled_ms(groups[0], "dense")
+    result = []
+    for group in groups:
+        dense = settled_ms(group, "dense")
+        for name in group:
+            if name != "dense":
+                own = settled_ms(group, name)
+                result.append({stage: own[stage] * first[stage] / dense[stage] for stage in STAGES})
+    return result
+
+
+def settled_ms(group: dict[str, list[Sample]], name: str) -> dict[str, float]:
+    """Settled milliseconds per engine, of the rounds whose reference operator was not disturbed, 4 at least."""
+    idle = min(sample[0] for rows in group.values() for sample in rows)
+    rows = sorted(tuple(row) for row in group[name])
+    quiet = rows[:max(sum(row[0] <= DISTURBED * idle for row in rows), min(4, len(rows)))]
+    return {stage: settled([row[i] for row in quiet]) for i, stage in enumerate(STAGES, start=1)}
+
+
+def quiet_share(groups: list[dict[str, list[Sample]]]) -> float:
+    """Share of the runs of whole networks during which the machine did nothing else."""
+    idle = min(sample[0] for group in groups for rows in group.values() for sample in rows)
+    return statistics.fmean(sample[0] <= DISTURBED * idle for group in groups for rows in group.values()
+                            for sample in rows)
 
 
 def fastest_kernels_ms(path: Path, rounds: int) -> float:
@@ -211,6 +237,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--extreme", type=int, default=12)
     parser.add_argument("--pool", type=int, default=1500, help="structures that the extreme ones are taken from")
     parser.add_argument("--rounds", type=int, default=16)
+    parser.add_argument("--groups", type=int, help="stop after this many more groups of networks; run again to go on")
     parser.add_argument("--kernels", action="store_true", help="add up kernels, for a machine that is never idle")
     parser.add_argument("--exact", action="store_true", help="also predict with every used entry measured")
     parser.add_argument("--json", type=Path, help="write the figures and each structure's times here")
@@ -238,9 +265,12 @@ def main() -> None:
                                          LatencyModel(space, macs_table, zeros, ones), args.pool, args.extreme)
     structures = calibration + [structure for chosen in sets.values() for structure in chosen]
 
-    export_streampetr(dense, args.work_dir / "dense", class_names=list(config.class_names), weights=weights)
+    if not (args.work_dir / "dense" / MANIFEST_FILE).exists():
+        export_streampetr(dense, args.work_dir / "dense", class_names=list(config.class_names), weights=weights)
     whole = Whole(dense, space, backend, list(config.class_names), args.work_dir, args.rounds, args.kernels, console)
-    points = whole.measure(structures, args.work_dir / "whole.json")
+    points = whole.measure(structures, args.work_dir / "whole.json", args.groups)
+    if points is None:
+        return
 
     tables: dict[str, LatencyTable] = {"table": table}
     if args.exact:
@@ -252,9 +282,8 @@ def main() -> None:
     for name, model in models.items():
         for line in model.explanation:
             console.print(f"{name}: {line}", highlight=False)
-    if whole.quiet:
-        console.print(f"the machine was idle during {statistics.fmean(whole.quiet):.0%} of the {len(whole.quiet)} runs "
-                      "of whole networks; below a half, the measured times are not to be trusted", highlight=False)
+    quiet = quiet_share(whole.samples)
+    console.print(f"the machine was idle during {quiet:.0%} of the runs of whole networks", highlight=False)
     report(sets, points[CALIBRATION:], models, len(table.disturbed()), args.json, console)
 
 

@@ -2,6 +2,7 @@
 
 profile_latency.py CONFIG [--policy grid|exact] [--backend onnxruntime|torch|tensorrt] [--out latency_table.json]
 profile_latency.py CONFIG --bundle probes.zip      # measure on another device, without torch and mmcv
+profile_latency.py CONFIG --bundle more.zip --plan plan.json --lacking A.json   # what a plan uses and A interpolates
 profile_latency.py diff A.json B.json
 profile_latency.py merge TARGET.json OTHER.json [--force]
 """
@@ -16,10 +17,13 @@ from rich.console import Console
 from rich.table import Table
 
 from mdp_mmdet3d.errors import MdpError
-from mdp_mmdet3d.latency import LatencyModel, exact_points, grid_points
+from mdp_mmdet3d.latency import LatencyModel, entries_of, exact_points, grid_points
 from mdp_mmdet3d.latency.backends.base import Backend
 from mdp_mmdet3d.latency.compare import compare_tables, print_comparison
+from mdp_mmdet3d.latency.sampling import Point
 from mdp_mmdet3d.latency.table import LatencyTable
+from mdp_mmdet3d.space.types import PruningSpace
+from mdp_mmdet3d.surgery.plan import PruningPlan
 
 if TYPE_CHECKING:
     from mdp_mmdet3d.latency.graphs import Precision
@@ -43,6 +47,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--precision", choices=("float32", "float16"), default="float32",
                         help="of TensorRT, PyTorch and bundles")
     parser.add_argument("--bundle", type=Path, help="measure nothing here: write a zip file to run on the target")
+    parser.add_argument("--plan", type=Path, help="only the entries that this plan.json uses")
+    parser.add_argument("--lacking", type=Path, metavar="TABLE", help="with --plan: only those that this table lacks")
     parser.add_argument("--plots", type=Path, help="folder for pictures: staircases.png, breakdown.png")
     return parser.parse_args()
 
@@ -65,6 +71,19 @@ def make_backend(name: str, precision: Precision) -> Backend:
     return TorchBackend("cuda" if torch.cuda.is_available() else "cpu", precision)
 
 
+def plan_points(space: PruningSpace, plan: PruningPlan, lacking: Path | None) -> list[Point]:
+    """What a plan uses, without what a table holds."""
+    if plan.fingerprint != space.fingerprint:
+        raise MdpError(f"plan {plan.hash} is of another model than this config's; give the config it was made with")
+    points = entries_of(space, plan.widths(space), set(plan.removed))
+    if lacking is not None:
+        table = LatencyTable.load(lacking)
+        points = [point for point in points if table.get(*point) is None]
+    if not points:
+        raise MdpError(f"{lacking} holds every entry that plan {plan.hash} uses: nothing is left to measure")
+    return points
+
+
 def measure(args: argparse.Namespace, console: Console) -> None:
     from mmengine.logging import MMLogger
 
@@ -79,22 +98,31 @@ def measure(args: argparse.Namespace, console: Console) -> None:
     config = read_config(args.config)
     s = PruneSettings.from_config(config.get("prune", {}))
     space = trace_space(build_dense(config, None)[0], s.input_shape, s.space_options)
-    if args.bundle is not None:
+    widths: dict[str, int] = {}
+    removed: set[str] = set()
+    if args.plan is not None:
+        plan = PruningPlan.load(args.plan)
+        widths, removed = plan.widths(space), set(plan.removed)
+        points = plan_points(space, plan, args.lacking)
+    else:
         points = exact_points(space) if args.policy == "exact" else grid_points(space)
+    if args.bundle is not None:
         count = write_bundle(points, args.bundle, args.precision)
         console.print(f"{args.bundle}: {count} operators; on the target: unzip it and run python probe.py "
                       "--backend tensorrt|onnxruntime", highlight=False)
         return
     path = args.out or Path("work_dirs") / args.config.stem / "latency_table.json"
-    table = measure_latency(space, make_backend(args.backend, args.precision), path, policy=args.policy, improve=True)
+    table = measure_latency(space, make_backend(args.backend, args.precision), path, policy="none",
+                            extra=points, improve=True)
     console.print(f"{path}: {len(table)} entries of {table.device}", highlight=False)
     disturbed = len(table.disturbed())
     if disturbed:
         console.print(f"[yellow]{disturbed} of them were measured while the machine was busy[/yellow]: run again when "
                       "it is idle, or expect them to be too slow")
     unit = {term.stage: 1.0 for term in space.frame_terms()}
-    rows = LatencyModel(space, table, dict.fromkeys(unit, 0.0), unit).breakdown({})
-    shown = Table("module", "ms", "share", title="where the milliseconds of the dense model are")
+    rows = LatencyModel(space, table, dict.fromkeys(unit, 0.0), unit).breakdown(widths, removed)
+    name = "dense" if args.plan is None else "pruned"
+    shown = Table("module", "ms", "share", title=f"where the milliseconds of the {name} model are")
     for module, ms in rows.items():
         if ms > 0:
             shown.add_row(module, f"{ms:.1f}", f"{ms / sum(rows.values()):.1%}")
@@ -103,7 +131,7 @@ def measure(args: argparse.Namespace, console: Console) -> None:
         from mdp_mmdet3d.latency.plots import plot_breakdown, plot_staircases
 
         plot_staircases(space, table, args.plots / "staircases.png")
-        plot_breakdown({"dense": rows}, args.plots / "breakdown.png")
+        plot_breakdown({name: rows}, args.plots / "breakdown.png")
 
 
 def main() -> int:

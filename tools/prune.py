@@ -1,4 +1,7 @@
-"""Prune a detector to a latency budget on this machine: space, importance, latency, solve, cut, export, measure."""
+"""Prune a detector to a latency budget: space, importance, latency, solve, cut, export, measure.
+
+The budget holds on this machine, or, with --latency-table F, on the device where F was made.
+"""
 from __future__ import annotations
 
 import argparse
@@ -12,9 +15,9 @@ from rich.console import Console
 
 from mdp_mmdet3d.engine.config_file import read_config
 from mdp_mmdet3d.engine.job import PruneJob
-from mdp_mmdet3d.engine.settings import PruneSettings
+from mdp_mmdet3d.engine.settings import PRECISIONS, PruneSettings
 from mdp_mmdet3d.errors import MdpError
-from mdp_mmdet3d.report.summary import print_summary
+from mdp_mmdet3d.report.summary import print_summary, print_target_steps
 
 
 def parse_args() -> argparse.Namespace:
@@ -23,6 +26,12 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--checkpoint", help="weights of the dense model (official .pth or one of this project)")
     parser.add_argument("--budget", help="0.55 (share of the dense latency), 120ms or 8fps")
     parser.add_argument("--frames", type=int, help="frames for the importance")
+    parser.add_argument("--latency-table", type=Path, metavar="F",
+                        help="table made on the target (probe bundle or tools/profile_latency.py): prune for that "
+                             "device; nothing measured on this machine counts then")
+    parser.add_argument("--target-latency", type=Path, metavar="FPS_JSON",
+                        help="tools/validate_fps.py --json of the last plan, run on the target: calibrates predictions")
+    parser.add_argument("--precision", choices=PRECISIONS, help="of the target's table and deployment")
     parser.add_argument("--work-dir", help="default: work_dirs/<name of the config>")
     parser.add_argument("--cfg-options", nargs="+", action=DictAction, help="override settings, key=value ...")
     return parser.parse_args()
@@ -35,11 +44,15 @@ def main() -> int:
     try:
         config = read_config(args.config, args.cfg_options)
         settings = PruneSettings.from_config(config.get("prune", {}))
-        overrides = {k: v for k, v in (("budget", args.budget), ("frames", args.frames)) if v is not None}
+        overrides = {k: v for k in ("budget", "frames", "precision") if (v := getattr(args, k)) is not None}
         work_dir = Path(args.work_dir or Path("work_dirs") / Path(args.config).stem)
         job = PruneJob(config, dataclasses.replace(settings, **overrides), work_dir,
-                       args.checkpoint or config.get("checkpoint"), console)
-        print_summary(job.run(), console)
+                       args.checkpoint or config.get("checkpoint"), console, args.latency_table,
+                       args.target_latency)
+        report = job.run()
+        print_summary(report, console)
+        if not report["measured_end_to_end"]:
+            print_target_steps(report, args.config, work_dir, console)
     except MdpError as error:
         console.print(f"[bold red]error:[/bold red] {error}", highlight=False)
         return 2

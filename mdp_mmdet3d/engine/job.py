@@ -4,7 +4,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,11 @@ from mdp_mmdet3d.deploy.streampetr import export_streampetr
 from mdp_mmdet3d.engine.inputs import RANDOM, build_dense, data_identity, deployment_frames, importance_batches
 from mdp_mmdet3d.engine.optimise import PlanSearch
 from mdp_mmdet3d.engine.outputs import save_slim_checkpoint, write_slim_config
+from mdp_mmdet3d.engine.recovery import recover
 from mdp_mmdet3d.engine.settings import PruneSettings, budget_ms, parse_budget
+from mdp_mmdet3d.engine.target import load_target_table, table_identity, target_model, target_points
 from mdp_mmdet3d.engine.wholes import load_wholes, measure_wholes, stages_ms
-from mdp_mmdet3d.errors import FileFormatError, StructureMismatchError
+from mdp_mmdet3d.errors import FileFormatError, MdpError, StructureMismatchError
 from mdp_mmdet3d.files import write_json
 from mdp_mmdet3d.importance.collect import collect_importance
 from mdp_mmdet3d.importance.table import ImportanceTable
@@ -37,6 +39,7 @@ from mdp_mmdet3d.space.types import PruningSpace
 from mdp_mmdet3d.surgery.apply import apply_plan
 from mdp_mmdet3d.surgery.plan import PruningPlan
 
+TABLE_FILE = "latency_table.json"
 MEASURED_FRAMES = 4   # distinct frames that an end-to-end measurement cycles through
 COMPARED_FRAMES = 3   # frames on which ONNX Runtime is compared with PyTorch
 
@@ -59,6 +62,25 @@ class Stages:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
 
+@dataclass(frozen=True)
+class Pruned:
+    """What either way of pruning comes to.
+
+    Attributes:
+        search: With the latency model that the plan was made on.
+        plan: What stays.
+        slim: The slim model.
+        stats: Latency of ``"dense"`` and ``"pruned"`` on this machine; None if the plan is for another device.
+        drift: Dense latency of this session relative to the one that the budget refers to.
+    """
+
+    search: PlanSearch
+    plan: PruningPlan
+    slim: nn.Module
+    stats: dict[str, LatencyStats] | None = None
+    drift: float = 1.0
+
+
 @dataclass
 class PruneJob:
     """One run of ``tools/prune.py``.
@@ -69,6 +91,9 @@ class PruneJob:
         work_dir: Where everything is written; a second run with another budget reuses importance and latency.
         checkpoint: Dense weights, or None for random ones.
         console: Where progress is printed.
+        latency_table: Table to use. One of this device is completed by measuring here as usual; one of another device
+            is taken as it is, and nothing that this machine measures counts.
+        target_latency: ``fps.json`` of ``tools/validate_fps.py``, run on the device of ``latency_table``.
     """
 
     config: Config
@@ -76,6 +101,8 @@ class PruneJob:
     work_dir: Path
     checkpoint: str | None = None
     console: Console = field(default_factory=Console)
+    latency_table: Path | None = None
+    target_latency: Path | None = None
 
     def run(self) -> dict[str, Any]:
         """Prune, export, measure; returns what ``report.json`` holds."""
@@ -90,25 +117,43 @@ class PruneJob:
             frames = deployment_frames(self.config, dense, max(MEASURED_FRAMES, COMPARED_FRAMES))
         with stages("pruning space"):
             space = self._space(dense)
+        target = self._target_table(space)
         with stages("importance"):
             importance = self._importance(dense, space, weights)
         with stages("export dense"):
             self._export(dense, "dense", None, weights)
+        if target is None or self.latency_table is None:
+            found = self._prune_here(space, importance, dense, frames, weights, stages)
+        else:
+            found = self._prune_for_target(space, importance, self.latency_table, target, weights, stages)
+        with stages("check"):
+            differences = {name: compare_stream(model, self.work_dir / "onnx" / name, frames[:COMPARED_FRAMES])
+                           for name, model in (("dense", dense), ("pruned", found.slim))}
+        plot_structure(self.work_dir / "structure.png", space, found.plan)
+        recovered = recover(
+            self.config, self.work_dir, evaluate_models=self.settings.evaluate, settings=self.settings.finetuning,
+            dense=dense, slim=found.slim, plan=found.plan, weights=weights, console=self.console, stages=stages)
+        report = {**self._report(space, importance, found, differences, weights, stages, dense), **recovered}
+        write_json(self.work_dir / "report.json", report)
+        return report
+
+    def _prune_here(self, space: PruningSpace, importance: ImportanceTable, dense: nn.Module, frames: list[Frame],
+                    weights: str, stages: Stages) -> Pruned:
+        """Measure on this machine, solve, measure the result, and calibrate until it meets the budget."""
         with stages("whole networks"):
             wholes = self._wholes(space, dense, frames, weights)
         reference_ms = sum(wholes[0].stages_ms.values())
         budget = budget_ms(self.settings.budget, reference_ms)
         with stages("latency table"):
             backend = OnnxRuntimeBackend()
-            table = measure_latency(space, backend, self.work_dir / "latency_table.json")
-        search = PlanSearch(space, importance, self._latency_model(space, table, wholes), backend,
-                            self.work_dir / "latency_table.json", budget, self.settings.time_limit_s, self.console)
+            table = measure_latency(space, backend, self.work_dir / TABLE_FILE)
+        search = PlanSearch(space, importance, self._explained(LatencyModel.fit(space, table, wholes)), backend,
+                            self.work_dir / TABLE_FILE, budget, self.settings.time_limit_s, self.console,
+                            {"latency_device": str(table.device)})
         for refinement in range(self.settings.refinements + 1):
             with stages("solve"):
                 plan = search.solve()
-            with stages("cut and export"):
-                slim = apply_plan(build_dense(self.config, self.checkpoint)[0], plan)
-                self._save(slim, plan, weights, search)
+            slim = self._cut(plan, weights, search, stages)
             with stages("measure"):
                 stats = self._measure(("dense", "pruned"), frames)
             drift = sum(stages_ms(stats["dense"]).values()) / reference_ms
@@ -119,13 +164,55 @@ class PruneJob:
             if abs(deviation) <= self.settings.tolerance or refinement == self.settings.refinements:
                 break
             search.calibrate({stage: ms / drift for stage, ms in stages_ms(stats["pruned"]).items()})
-        with stages("check"):
-            differences = {name: compare_stream(model, self.work_dir / "onnx" / name, frames[:COMPARED_FRAMES])
-                           for name, model in (("dense", dense), ("pruned", slim))}
-        plot_structure(self.work_dir / "structure.png", space, plan)
-        report = self._report(space, importance, search, plan, stats, drift, differences, weights, stages, dense, slim)
-        write_json(self.work_dir / "report.json", report)
-        return report
+        return Pruned(search, plan, slim, stats, drift)
+
+    def _prune_for_target(self, space: PruningSpace, importance: ImportanceTable, path: Path, table: LatencyTable,
+                          weights: str, stages: Stages) -> Pruned:
+        """Solve on the target's table; what it takes end to end is measured on the target."""
+        with stages("latency model of the target"):
+            model = self._explained(target_model(
+                space, table, target_points(self.work_dir, space, table, self.target_latency)))
+            dense_ms = model.predict({})
+            self.console.print(f"  dense: {dense_ms:.3f} ms predicted on {table.device}")
+        search = PlanSearch(space, importance, model, None, path,
+                            budget_ms(self.settings.budget, dense_ms), self.settings.time_limit_s, self.console,
+                            {"latency_device": str(table.device),
+                             "latency_table": table_identity(path, table)})
+        with stages("solve"):
+            plan = search.solve()
+        return Pruned(search, plan, self._cut(plan, weights, search, stages))
+
+    def _target_table(self, space: PruningSpace) -> LatencyTable | None:
+        """The given table if it is of another device; one of this device joins the work directory's."""
+        if self.latency_table is None:
+            for option, given in (("--target-latency", self.target_latency is not None),
+                                  (f"prune.precision {self.settings.precision}", self.settings.precision != "float32")):
+                if given:
+                    raise MdpError(f"{option} needs the latency table of the target (--latency-table F): without one, "
+                                   "latency is measured on this machine with ONNX Runtime in float32")
+            return None
+        backend = OnnxRuntimeBackend()
+        table = LatencyTable.load(self.latency_table)
+        differences = table.device.differences(backend.fingerprint())
+        if table.protocol != backend.protocol:
+            differences.append(f"protocol: {table.protocol.name!r} and {backend.protocol.name!r}")
+        if differences:
+            table = load_target_table(self.latency_table, space, self.settings.precision)
+            self.console.print(
+                f"  [bold]target: {table.device}[/bold]; not this machine ({'; '.join(differences)}), so latencies are "
+                "predictions from its table and nothing measured here counts", highlight=False)
+            return table
+        if self.target_latency is not None:
+            raise MdpError(f"--target-latency {self.target_latency}: the latency table {self.latency_table} is of this "
+                           "machine, which measures whole networks by itself; leave the option out")
+        path = self.work_dir / TABLE_FILE
+        if path.exists():
+            own = LatencyTable.load(path)
+            own.merge(table)
+            table = own
+        table.save(path)
+        self.console.print(f"  {self.latency_table} is of this machine: measuring goes on from it", highlight=False)
+        return None
 
     def _space(self, dense: nn.Module) -> PruningSpace:
         space = trace_space(dense, self.settings.input_shape, self.settings.space_options)
@@ -185,11 +272,16 @@ class PruneJob:
                            f"{len(points)} networks for calibration")
         return points
 
-    def _latency_model(self, space: PruningSpace, table: LatencyTable, wholes: list[Measured]) -> LatencyModel:
-        model = LatencyModel.fit(space, table, wholes)
+    def _explained(self, model: LatencyModel) -> LatencyModel:
         for line in model.explanation:
             self.console.print(f"  {line}")
         return model
+
+    def _cut(self, plan: PruningPlan, weights: str, search: PlanSearch, stages: Stages) -> nn.Module:
+        with stages("cut and export"):
+            slim = apply_plan(build_dense(self.config, self.checkpoint)[0], plan)
+            self._save(slim, plan, weights, search)
+        return slim
 
     def _save(self, slim: nn.Module, plan: PruningPlan, weights: str, search: PlanSearch) -> None:
         plan.save(self.work_dir / "plan.json")
@@ -198,22 +290,29 @@ class PruneJob:
         write_slim_config(self.work_dir / "pruned_config.py", self.config)
         self._export(slim, "pruned", plan, weights)
 
-    def _report(self, space: PruningSpace, importance: ImportanceTable, search: PlanSearch, plan: PruningPlan,
-                stats: dict[str, LatencyStats], drift: float, differences: dict[str, StreamDifference], weights: str,
-                stages: Stages, dense: nn.Module, slim: nn.Module) -> dict[str, Any]:
+    def _report(self, space: PruningSpace, importance: ImportanceTable, found: Pruned,
+                differences: dict[str, StreamDifference], weights: str, stages: Stages,
+                dense: nn.Module) -> dict[str, Any]:
         from mdp_mmdet3d.report.summary import build_report, model_figures
 
+        search, stats = found.search, found.stats
         # A share of the dense latency means the dense latency of this session.
         relative = parse_budget(self.settings.budget)[1] == "share"
-        figures = {name: model_figures(model, self.work_dir / "onnx" / name, stats[name], predicted)
+        figures = {name: model_figures(model, self.work_dir / "onnx" / name, stats[name] if stats else None, predicted)
                    for name, model, predicted in (("dense", dense, search.dense_predicted_ms),
-                                                  ("pruned", slim, search.predicted_ms))}
+                                                  ("pruned", found.slim, search.predicted_ms))}
+        interpolated = search.interpolated_points
+        device = search.latency.table.device
         return build_report(
-            space=space, importance=importance, plan=plan, solution=search.solution, figures=figures,
-            budget=self.settings.budget, budget_ms=search.budget_ms * (drift if relative else 1.0),
-            reference_budget_ms=search.budget_ms, session_drift=drift,
-            speedup=speedup(stats["dense"], stats["pruned"]),
-            not_prunable_ms=search.latency.total_fixed_ms, interpolated_entries=search.interpolated_entries,
-            calibrations=search.calibrations, breakdown_ms=search.breakdown(),
+            space=space, importance=importance, plan=found.plan, solution=search.solution, figures=figures,
+            budget=self.settings.budget, budget_ms=search.budget_ms * (found.drift if relative else 1.0),
+            reference_budget_ms=search.budget_ms, session_drift=found.drift,
+            measured_end_to_end=stats is not None,
+            speedup=speedup(stats["dense"], stats["pruned"]) if stats else None,
+            not_prunable_ms=search.latency.total_fixed_ms, interpolated_entries=len(interpolated),
+            interpolated=[{"operator": signature.key, "widths": list(widths)} for signature, widths in interpolated],
+            calibrations=search.calibrations, calibration_points=len(search.latency.points),
+            latency_model=list(search.latency.explanation), breakdown_ms=search.breakdown(),
             differences={name: {"logits": d.max_logits, "boxes": d.max_boxes} for name, d in differences.items()},
-            weights=weights, device=device_fingerprint(), seconds=stages.seconds)
+            weights=weights, device=device_fingerprint() if stats else asdict(device),
+            latency_table=search.provenance.get("latency_table"), seconds=stages.seconds)

@@ -2,8 +2,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -12,7 +14,7 @@ from mdp_mmdet3d.importance.table import ImportanceTable
 from mdp_mmdet3d.latency.backends.base import Backend
 from mdp_mmdet3d.latency.measure import measure_latency
 from mdp_mmdet3d.latency.predict import LatencyModel
-from mdp_mmdet3d.latency.sampling import entries_of
+from mdp_mmdet3d.latency.sampling import Point, entries_of
 from mdp_mmdet3d.solver import PruningProblem, SolveOptions, SolveResult, solve
 from mdp_mmdet3d.solver.build import LATENCY
 from mdp_mmdet3d.solver.rerank import RankedSolution, solve_ranked
@@ -31,21 +33,24 @@ class PlanSearch:
         space: What may be pruned.
         importance: What each part is worth.
         latency: What each part costs; replaced as measuring and calibration go on.
-        backend: Measures entries that the plan uses and the table lacks.
+        backend: Measures entries that the plan uses and the table lacks; None where the table is of another device:
+            then such entries stay interpolated.
         table_path: Where the table is kept.
         budget_ms: End-to-end budget per frame.
         time_limit_s: Limit of one solve.
         console: Where progress is printed.
+        provenance: Further facts for the plan's ``info``.
     """
 
     space: PruningSpace
     importance: ImportanceTable
     latency: LatencyModel
-    backend: Backend
+    backend: Backend | None
     table_path: Path
     budget_ms: float
     time_limit_s: float
     console: Console
+    provenance: Mapping[str, Any] = field(default_factory=dict)
     calibrations: int = 0
     _solution: RankedSolution | None = field(default=None, repr=False)
 
@@ -57,7 +62,7 @@ class PlanSearch:
         return self._solution
 
     def solve(self) -> PruningPlan:
-        """Solve until every table entry that the plan uses was measured.
+        """Solve until every table entry that the plan uses was measured, once if nothing can be measured.
 
         Raises:
             InfeasibleBudgetError: No structure meets the budget.
@@ -71,7 +76,7 @@ class PlanSearch:
             self.console.print(f"  {result.status.value}: value {result.objective:.6g}, gap {result.gap:.1e}, "
                                f"{result.costs[LATENCY]:.1f} of {self.budget_ms:.1f} ms, "
                                f"{result.seconds.get('total', 0.0):.1f} s; {len(missing)} entries not measured yet")
-            if not missing:
+            if not missing or self.backend is None:
                 break
             table = measure_latency(self.space, self.backend, self.table_path, policy="none", extra=missing,
                                     progress=len(missing) > WORTH_A_BAR)
@@ -95,7 +100,7 @@ class PlanSearch:
         result = self.solution.result
         return PruningPlan.from_selection(self.space, kept, removed, {
             "budget_ms": self.budget_ms, "predicted_ms": result.costs[LATENCY], "status": result.status.value,
-            "objective": result.objective, "bound": result.bound})
+            "objective": result.objective, "bound": result.bound, **self.provenance})
 
     def calibrate(self, measured_stages_ms: dict[str, float]) -> None:
         """Scale the prediction of every engine so that it is exact for the last plan, which was measured whole."""
@@ -119,10 +124,10 @@ class PlanSearch:
         return self.latency.predict({})
 
     @property
-    def interpolated_entries(self) -> int:
+    def interpolated_points(self) -> list[Point]:
         """Table entries of the last plan that were not measured."""
         plan = self.plan()
-        return self.latency.interpolated_entries(plan.widths(self.space), set(plan.removed))
+        return self.latency.interpolated_points(plan.widths(self.space), set(plan.removed))
 
     def breakdown(self) -> dict[str, dict[str, float]]:
         """Predicted milliseconds per module, dense and pruned."""

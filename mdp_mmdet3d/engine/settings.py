@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from mdp_mmdet3d.engine.recovery import FinetuneSettings
 from mdp_mmdet3d.errors import MdpError
 from mdp_mmdet3d.space.builder import SpaceOptions
 from mdp_mmdet3d.space.trace import InputShape
 
+PRECISIONS = ("float32", "float16")
 _BUDGET = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*(ms|fps)?\s*", re.IGNORECASE)
 
 
@@ -27,6 +29,7 @@ class PruneSettings:
         channel_multiple: Smallest step of channels and hidden widths.
         head_width_multiple: Step of the q/k and v width of a head.
         min_keep: Smallest share of a dimension that may stay.
+        precision: In which the model will run: ``"float32"``, or ``"float16"`` with a latency table of the target.
         freeze: Shell patterns of dimensions and blocks that stay as they are.
         tolerance: Largest relative distance of the measured latency from the budget before the prediction is
             calibrated on the plan and the program is solved again.
@@ -34,6 +37,8 @@ class PruneSettings:
         rounds: Timed rounds of an end-to-end measurement.
         calibration_networks: Whole networks that the latency model is fitted to, the dense one included.
         time_limit_s: Limit of one solve.
+        evaluate: Whether to evaluate the dense and the pruned model, and the fine-tuned one.
+        finetune: How to fine-tune the pruned model (keys of `recovery.FinetuneSettings`); None not to.
     """
 
     budget: float | str = 0.55
@@ -45,11 +50,14 @@ class PruneSettings:
     head_width_multiple: int = 8
     min_keep: float = 0.0
     freeze: tuple[str, ...] = ()
+    precision: str = "float32"
     tolerance: float = 0.02
     refinements: int = 3
     rounds: int = 16
     calibration_networks: int = 4
     time_limit_s: float = 300.0
+    evaluate: bool = False
+    finetune: Mapping[str, Any] | None = None
 
     @classmethod
     def from_config(cls, section: Mapping[str, Any]) -> PruneSettings:
@@ -72,6 +80,11 @@ class PruneSettings:
                             tuple(self.freeze))
 
     @property
+    def finetuning(self) -> FinetuneSettings | None:
+        """How to fine-tune, checked."""
+        return None if self.finetune is None else FinetuneSettings.from_config(self.finetune)
+
+    @property
     def input_shape(self) -> InputShape:
         """One frame at deployment."""
         return InputShape(self.num_cams, *self.input_size)
@@ -79,6 +92,11 @@ class PruneSettings:
     def check(self) -> None:
         """Raise `MdpError` where a value makes no sense."""
         parse_budget(self.budget)
+        if not isinstance(self.evaluate, bool):
+            raise MdpError(f"prune.evaluate = {self.evaluate!r} must be True or False")
+        if self.finetune is not None and not isinstance(self.finetune, Mapping):
+            raise MdpError(f"prune.finetune = {self.finetune!r} must be a dict such as dict(iterations=300, lr=1e-4)")
+        _ = self.finetuning
         positive = ("frames", "num_cams", "max_options", "channel_multiple", "head_width_multiple", "time_limit_s")
         for name in positive:
             value = getattr(self, name)
@@ -91,6 +109,8 @@ class PruneSettings:
             raise MdpError(f"prune.min_keep = {self.min_keep!r} must lie in 0 ... 1")
         if len(self.input_size) != 2 or any(size <= 0 or size % 16 for size in self.input_size):
             raise MdpError(f"prune.input_size = {self.input_size!r} must be (height, width), multiples of 16")
+        if self.precision not in PRECISIONS:
+            raise MdpError(f"prune.precision = {self.precision!r} must be one of {', '.join(PRECISIONS)}")
         if isinstance(self.freeze, str):
             raise MdpError(f"prune.freeze = {self.freeze!r} must be a list of patterns")
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mdp_mmdet3d.latency.sampling import kept_terms, term_widths
+from mdp_mmdet3d.latency.sampling import Point, kept_terms, term_widths
 from mdp_mmdet3d.latency.table import LatencyTable, NotMeasuredError
 from mdp_mmdet3d.space import CostTerm, PruningSpace
 
@@ -147,16 +147,18 @@ class LatencyModel:
             totals[term.stage] += self.scale[term.stage] * ms
         return totals
 
-    def interpolated_entries(self, widths: Mapping[str, int], removed: Collection[str] = ()) -> int:
-        """How many distinct table entries of this structure are not measured but interpolated."""
+    def interpolated_points(self, widths: Mapping[str, int], removed: Collection[str] = ()) -> list[Point]:
+        """The distinct table entries of this structure that are not measured but interpolated."""
         self._check(widths, removed)
-        return len(
-            {
-                (term.signature, term_widths(self.space, term, widths))
-                for term, _, interpolated in self._terms(widths, removed)
-                if interpolated
-            }
-        )
+        return list(dict.fromkeys(
+            (term.signature, term_widths(self.space, term, widths))
+            for term, _, interpolated in self._terms(widths, removed)
+            if interpolated
+        ))
+
+    def interpolated_entries(self, widths: Mapping[str, int], removed: Collection[str] = ()) -> int:
+        """How many `interpolated_points` there are."""
+        return len(self.interpolated_points(widths, removed))
 
     def breakdown(
         self, widths: Mapping[str, int], removed: Collection[str] = (), *, depth: int = 2

@@ -13,6 +13,7 @@ from mdp_mmdet3d import __version__
 from mdp_mmdet3d.deploy.macs import count_macs
 from mdp_mmdet3d.deploy.measure import LatencyStats
 from mdp_mmdet3d.importance.table import ImportanceTable
+from mdp_mmdet3d.latency.table import Device
 from mdp_mmdet3d.solver.rerank import RankedSolution
 from mdp_mmdet3d.space.types import PruningSpace
 from mdp_mmdet3d.surgery.plan import PruningPlan
@@ -22,30 +23,32 @@ TRAINING_ONLY = ("img_roi_head.",)
 FRAME_ENGINES = ("image_encoder.onnx", "head.onnx")
 
 
-def model_figures(model: nn.Module, folder: Path, stats: LatencyStats, predicted_ms: float) -> dict[str, float]:
+def model_figures(model: nn.Module, folder: Path, stats: LatencyStats | None,
+                  predicted_ms: float) -> dict[str, float | None]:
     """Size and speed of one exported model.
 
     Args:
         model: Dense or slim.
         folder: Its deployment folder.
-        stats: Its measured latency.
+        stats: Its measured latency; None if it was not measured, as for another device.
         predicted_ms: What the latency table says.
 
     Returns:
         ``latency_ms`` (settled, end to end), ``median_ms``, ``p90_ms``, ``predicted_ms``, ``fps``, ``params``,
-        ``macs`` (of the engines that run every frame).
+        ``macs`` (of the engines that run every frame). What was not measured is None; ``fps`` is predicted then.
     """
     return {
-        "latency_ms": stats.settled_ms, "median_ms": stats.median_ms, "p90_ms": stats.p90_ms,
-        "encoder_ms": stats.encoder_ms,
-        "head_ms": stats.head_ms, "predicted_ms": predicted_ms, "fps": stats.fps,
+        "latency_ms": stats and stats.settled_ms, "median_ms": stats and stats.median_ms,
+        "p90_ms": stats and stats.p90_ms, "encoder_ms": stats and stats.encoder_ms,
+        "head_ms": stats and stats.head_ms, "predicted_ms": predicted_ms,
+        "fps": stats.fps if stats else 1e3 / predicted_ms,
         "params": sum(p.numel() for n, p in model.named_parameters() if not n.startswith(TRAINING_ONLY)),
         "macs": sum(count_macs(folder / engine) for engine in FRAME_ENGINES),
     }
 
 
 def build_report(*, space: PruningSpace, importance: ImportanceTable, plan: PruningPlan, solution: RankedSolution,
-                 figures: Mapping[str, Mapping[str, float]], seconds: Mapping[str, float],
+                 figures: Mapping[str, Mapping[str, float | None]], seconds: Mapping[str, float],
                  **facts: Any) -> dict[str, Any]:
     """Put a run's results together.
 
@@ -80,26 +83,74 @@ def build_report(*, space: PruningSpace, importance: ImportanceTable, plan: Prun
 
 def print_summary(report: Mapping[str, Any], console: Console) -> None:
     """The closing table."""
-    table = Table(title=f"{report['model']} on {report['device']['cpu_model']}, ONNX Runtime "
-                        f"{report['device']['onnxruntime']}, {report['device']['threads']} thread")
+    measured = report["measured_end_to_end"]
+    table = Table(title=f"{report['model']} on {_device(report['device'])}")
     for column in ("", "dense", "pruned", "ratio"):
         table.add_column(column, justify="left" if not column else "right")
     dense, pruned = report["dense"], report["pruned"]
     for name, key, scale, digits in (("latency, measured (ms)", "latency_ms", 1, 1),
-                                     ("latency, predicted (ms)", "predicted_ms", 1, 1), ("FPS", "fps", 1, 2),
+                                     ("latency, predicted (ms)", "predicted_ms", 1, 1 if measured else 3),
+                                     ("FPS" if measured else "FPS, predicted", "fps", 1, 2),
                                      ("parameters (M)", "params", 1e-6, 2), ("MACs per frame (G)", "macs", 1e-9, 2)):
-        a, b = dense[key] * scale, pruned[key] * scale
-        table.add_row(name, f"{a:.{digits}f}", f"{b:.{digits}f}", f"{b / a:.3f}")
+        if dense[key] is not None:
+            a, b = dense[key] * scale, pruned[key] * scale
+            table.add_row(name, f"{a:.{digits}f}", f"{b:.{digits}f}", f"{b / a:.3f}")
     console.print(table)
     solver = report["solver"]
-    console.print(f"budget {report['budget']} = {report['budget_ms']:.1f} ms; speed-up {report['speedup']:.2f}x "
-                  f"(side by side); not prunable {report['not_prunable_ms']:.1f} ms "
+    speedup = f"speed-up {report['speedup']:.2f}x (side by side)" if measured else (
+        f"speed-up {dense['predicted_ms'] / pruned['predicted_ms']:.2f}x (predicted)")
+    digits = 1 if measured else 3
+    console.print(f"budget {report['budget']} = {report['budget_ms']:.{digits}f} ms; {speedup}; "
+                  f"not prunable {report['not_prunable_ms']:.{digits}f} ms "
                   f"({report['not_prunable_ms'] / dense['predicted_ms']:.1%} of dense), "
-                  f"smallest reachable {solver['minimum']['latency_ms']:.1f} ms")
+                  f"smallest reachable {solver['minimum']['latency_ms']:.{digits}f} ms")
     console.print(f"solver {solver['status']}, gap {solver['gap']:.1e}; importance kept "
                   f"{report['importance_kept']:.1%}; {len(report['removed_blocks'])} blocks removed; "
                   f"{report['interpolated_entries']} interpolated table entries; plan {report['plan_hash']}")
+    if "accuracy" in report:
+        console.print(_accuracy_table(report))
     worst = report["differences"]["pruned"]
     console.print(f"ONNX Runtime against PyTorch (pruned): logits {worst['logits']:.1e}, boxes {worst['boxes']:.1e}")
     if report["weights"] == "random":
         console.print("[bold red]weights: random[/bold red]: the line works; accuracy means nothing")
+
+
+def print_target_steps(report: Mapping[str, Any], config: str, work_dir: Path, console: Console) -> None:
+    """What is left to do on the device that a plan was made for."""
+    table = report["latency_table"]
+    device = _device(report["device"])
+    console.print(f"[bold]End-to-end latency on {device} is a prediction[/bold] ({'; '.join(report['latency_model'])})."
+                  " To do on that device:", highlight=False)
+    if report["device"]["runtime"] == "roofline":
+        console.print("- measure: the table is an estimate from peak figures, no measurement", highlight=False)
+    if report["interpolated"]:
+        console.print(f"- {len(report['interpolated'])} table entries of this plan are interpolated:", highlight=False)
+        for entry in report["interpolated"]:
+            console.print(f"    {entry['operator']} {entry['widths']}", highlight=False, markup=False)
+        console.print(f"  measure exactly these: tools/profile_latency.py {config} --bundle more.zip --plan "
+                      f"{work_dir}/plan.json --lacking {table['path']}, run it there, then tools/profile_latency.py "
+                      f"merge {table['path']} more.json, and prune again", highlight=False, markup=False)
+    fp32 = report["device"]["precision"] == "float32"
+    precision = "" if fp32 else ", both exported in that precision (tools/export.py)"
+    console.print(f"- validate: tools/validate_fps.py {work_dir}/onnx/pruned --dense {work_dir}/onnx/dense "
+                  f"--fps N --json fps.json{precision}; --target-latency fps.json calibrates the next run on it",
+                  highlight=False, markup=False)
+
+
+def _device(device: Mapping[str, Any]) -> str:
+    if "cpu_model" in device:
+        return f"{device['cpu_model']}, ONNX Runtime {device['onnxruntime']}, {device['threads']} thread"
+    return str(Device(**device))
+
+
+def _accuracy_table(report: Mapping[str, Any]) -> Table:
+    """Accuracy beside latency; fine-tuning changes weights only, so the fine-tuned model runs as fast as the pruned."""
+    table = Table(title="accuracy on the validation set")
+    for column in ("", "mAP", "NDS", "latency (ms)"):
+        table.add_column(column, justify="left" if not column else "right")
+    names = {"dense": "dense", "pruned": "pruned", "finetuned": "pruned, fine-tuned"}
+    for name, figures in report["accuracy"].items():
+        latency_ms = report["dense" if name == "dense" else "pruned"].get("latency_ms")
+        table.add_row(names[name], f"{figures['mAP']:.3f}", f"{figures['NDS']:.3f}",
+                      "" if latency_ms is None else f"{latency_ms:.1f}")
+    return table

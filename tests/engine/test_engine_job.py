@@ -9,7 +9,6 @@ import pytest
 from mmengine.config import Config
 from rich.console import Console
 
-from mdp_mmdet3d.datasets.mini_nuscenes import MiniNuScenesSpec, write_mini_nuscenes
 from mdp_mmdet3d.engine.job import PruneJob
 from mdp_mmdet3d.engine.settings import PruneSettings
 from mdp_mmdet3d.errors import FileFormatError, InfeasibleBudgetError, MdpError, StructureMismatchError
@@ -20,20 +19,8 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory, tiny_config):
-    root = tmp_path_factory.mktemp("nuscenes") / "mini"
-    write_mini_nuscenes(root, MiniNuScenesSpec(scenes=2, frames=3, image_size=(384, 216), object_count=12))
-    config = Config.fromfile("configs/streampetr_mdp.py")
-    config.model = tiny_config()
-    for key in ("importance_dataloader", "test_dataloader", "val_dataloader"):
-        dataset = config[key].dataset
-        dataset.data_root = str(root)
-        for step in dataset.pipeline:
-            if step["type"] == "ResizeCropImages":
-                step["final_shape"] = (64, 192)
-    config.prune.update(frames=2, input_size=(64, 192), rounds=4, calibration_networks=2, refinements=0, max_options=4,
-                        budget=0.6)
-    return config
+def config(tiny_job_config):
+    return tiny_job_config
 
 
 def make_job(config, work_dir, **overrides):
