@@ -18,13 +18,14 @@ from typing import Any
 import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
-from mmengine.runner import Runner, find_latest_checkpoint
+from mmengine.runner import Runner
 from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor, nn
 
 from mdp_mmdet3d.engine.cpu_processes import prepare_cpu_processes
 from mdp_mmdet3d.engine.inputs import file_digest
+from mdp_mmdet3d.engine.train_config import latest_checkpoint
 from mdp_mmdet3d.errors import FileFormatError, MdpError
 from mdp_mmdet3d.files import digest, read_json, write_json
 from mdp_mmdet3d.surgery.plan import PruningPlan
@@ -154,8 +155,8 @@ def finetune(config: Config, checkpoint: Path, folder: Path, settings: FinetuneS
         shutil.rmtree(folder, ignore_errors=True)
         write_json(begun, {"schema_version": SCHEMA_VERSION, "identity": identity})
     config = _quiet(config, folder)
-    latest = find_latest_checkpoint(str(folder))
-    config.resume, config.load_from = bool(latest), latest or str(checkpoint)
+    latest = latest_checkpoint(folder)
+    config.resume, config.load_from = latest is not None, str(latest or checkpoint)
     config.randomness = dict(seed=settings.seed)
     config.optim_wrapper.optimizer.lr = settings.lr
     rise = min(settings.warmup, settings.iterations // 2)
@@ -166,7 +167,7 @@ def finetune(config: Config, checkpoint: Path, folder: Path, settings: FinetuneS
         config.param_scheduler.insert(0, dict(type="LinearLR", start_factor=0.1, begin=0, end=rise, by_epoch=False))
     config.train_cfg.update(max_iters=settings.iterations, val_interval=settings.iterations + 1)
     config.default_hooks = {**config.get("default_hooks", {}), "checkpoint": dict(
-        type="CheckpointHook", by_epoch=False, interval=settings.save_interval, max_keep_ckpts=1)}
+        type="CheckpointHook", by_epoch=False, interval=settings.save_interval, max_keep_ckpts=2)}
     for key in ("val_dataloader", "val_cfg", "val_evaluator", "test_dataloader", "test_cfg", "test_evaluator"):
         config[key] = None
     start = time.perf_counter()

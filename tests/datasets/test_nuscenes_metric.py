@@ -9,7 +9,6 @@ import pytest
 import torch
 from mmdet3d.evaluation.metrics import NuScenesMetric
 from mmdet3d.structures import LiDARInstance3DBoxes
-from mmengine.structures import InstanceData
 from nuscenes.eval.common.config import config_factory
 from nuscenes.eval.common.loaders import load_gt
 from nuscenes.eval.detection.data_classes import DetectionBox
@@ -65,7 +64,7 @@ def by_devkit(nusc, results, folder) -> dict:
     return evaluation.evaluate()[0].serialize()
 
 
-def in_lidar_frame(nusc, token: str, boxes: list[dict]) -> InstanceData:
+def in_lidar_frame(nusc, token: str, boxes: list[dict]) -> dict:
     """Boxes as the detector gives them, by the devkit's tables."""
     data = nusc.get("sample_data", nusc.get("sample", token)["data"]["LIDAR_TOP"])
     steps = (nusc.get("ego_pose", data["ego_pose_token"]),
@@ -80,7 +79,7 @@ def in_lidar_frame(nusc, token: str, boxes: list[dict]) -> InstanceData:
             heading, velocity = inverse * heading, inverse.rotate(velocity)
         width, length, height = box["size"]
         rows.append([*centre, length, width, height, heading.yaw_pitch_roll[0], *velocity[:2]])
-    return InstanceData(
+    return dict(
         bboxes_3d=LiDARInstance3DBoxes(torch.tensor(rows, dtype=torch.float32), box_dim=9, origin=(0.5, 0.5, 0.5)),
         scores_3d=torch.tensor([box["detection_score"] for box in boxes]),
         labels_3d=torch.tensor([INFO_CLASSES.index(box["detection_name"]) for box in boxes]))
@@ -94,7 +93,7 @@ def test_both_give_the_same_figures(metric_class, detections, mini_nusc, mini_ro
     metric.dataset_meta = dict(classes=INFO_CLASSES, version="v1.0-mini")
     for row, info in enumerate(mmengine.load(info_file)["data_list"]):
         instances = in_lidar_frame(mini_nusc, info["token"], detections[info["token"]])
-        metric.process({}, [dict(pred_instances_3d=instances, pred_instances=InstanceData(), sample_idx=row)])
+        metric.process({}, [dict(pred_instances_3d=instances, pred_instances={}, sample_idx=row)])
     found = {name.removeprefix("pred_instances_3d_NuScenes/"): value
              for name, value in metric.compute_metrics(metric.results).items()}
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmdet3d.registry import MODELS
 
 from projects.streampetr.train_loop import STATE_KEY
 
@@ -49,18 +50,24 @@ def saved(path: Path) -> dict:
     return torch.load(path, weights_only=True)
 
 
-def test_every_rank_goes_on_with_its_own_memory(start, tmp_path) -> None:
-    finish(start(tmp_path / "whole", "train_cfg.max_iters=5", "default_hooks.checkpoint.interval=3"))
-    finish(start(tmp_path / "parts", "train_cfg.max_iters=3"))
+def test_every_rank_goes_on_with_its_own_memory_and_its_teachers(start, mini_config, tmp_path) -> None:
+    teacher = MODELS.build(mini_config.model)
+    torch.save({"state_dict": teacher.state_dict(), "meta": {}}, tmp_path / "teacher.pth")
+    distillation = [f"distillation.teacher_config={tmp_path}/config.py",
+                    f"distillation.teacher_checkpoint={tmp_path}/teacher.pth"]
+    finish(start(tmp_path / "whole", "train_cfg.max_iters=5", "default_hooks.checkpoint.interval=3", *distillation))
+    finish(start(tmp_path / "parts", "train_cfg.max_iters=3", *distillation))
     states = saved(tmp_path / "parts" / "iter_3.pth")[STATE_KEY]["ranks"]
     assert len(states) == 2
     memories = [state["memory"]["reference_point"] for state in states]
     assert not torch.equal(*memories)  # each follows a stream of its own
-    finish(start(tmp_path / "parts", "train_cfg.max_iters=5", resume=True))
+    finish(start(tmp_path / "parts", "train_cfg.max_iters=5", *distillation, resume=True))
     whole, parts = (saved(tmp_path / name / "iter_5.pth") for name in ("whole", "parts"))
     torch.testing.assert_close(parts["state_dict"], whole["state_dict"], rtol=0, atol=0)
     for ours, theirs in zip(parts[STATE_KEY]["ranks"], whole[STATE_KEY]["ranks"]):
         torch.testing.assert_close(ours["memory"], theirs["memory"], rtol=0, atol=0)
+        torch.testing.assert_close(ours["hooks"], theirs["hooks"], rtol=0, atol=0)
+        assert ours["hooks"]["DistillationHook"]["embedding"].abs().sum() > 0
         assert torch.equal(ours["random"]["torch"], theirs["random"]["torch"])
 
 

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
 import mdp_mmdet3d.engine  # noqa: F401
 from mdp_mmdet3d.errors import StructureMismatchError
-from projects.streampetr.train_loop import random_state, set_random_state
+from projects.streampetr.train_loop import STATE_KEY, random_state, set_random_state
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
@@ -53,6 +55,42 @@ def test_a_resumed_training_ends_where_an_uninterrupted_one_does(mini_config, tm
     forgetful = run(other, tmp_path / "forgetful", 5, resume=str(tmp_path / "forgetful" / "iter_3.pth"))
     name = "pts_bbox_head.reference_points.weight"
     assert not torch.equal(weights(forgetful)[name], weights(whole)[name])
+
+
+@pytest.mark.slow
+def test_a_validation_at_the_checkpoint_changes_nothing_for_a_resumed_training(mini_config, tmp_path) -> None:
+    mini_config.model.pts_bbox_head.decoder.update(dropout=0.1)
+    full = Config.fromfile(CONFIGS / "streampetr_mini.py")
+    for key in ("val_dataloader", "val_evaluator", "val_cfg"):
+        mini_config[key] = full[key]
+    mini_config.train_cfg.val_interval = 3
+    whole = run(mini_config, tmp_path / "whole", 5)
+    run(mini_config, tmp_path / "parts", 3)
+    resumed = run(mini_config, tmp_path / "parts", 5, resume=str(tmp_path / "parts" / "iter_3.pth"))
+    torch.testing.assert_close(weights(resumed), weights(whole), rtol=0, atol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("change", ["processes", "batch_size"])
+def test_with_other_streams_a_training_goes_on_without_their_memory(mini_config, tmp_path, change) -> None:
+    run(mini_config, tmp_path / "parts", 3)
+    saved = torch.load(tmp_path / "parts" / "iter_3.pth", weights_only=True)
+    if change == "processes":
+        saved[STATE_KEY]["ranks"] *= 2
+    else:
+        mini_config.train_dataloader.batch_size = 1
+    torch.save(saved, tmp_path / "other.pth")
+    seen = []
+
+    class Spy(Hook):
+        def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
+            seen.append(runner.model.memory)
+
+    HOOKS.register_module(name="Spy", module=Spy, force=True)
+    mini_config.custom_hooks.append(dict(type="Spy"))
+    resumed = run(mini_config, tmp_path / "other", 5, resume=str(tmp_path / "other.pth"))
+    assert resumed.iter == 5 and len(seen) == 2
+    assert seen[0] is None and seen[1] is not None
 
 
 def test_training_logs_every_loss_and_changes_every_parameter(mini_config) -> None:
