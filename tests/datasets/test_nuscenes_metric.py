@@ -18,6 +18,7 @@ from pyquaternion import Quaternion
 from mdp_mmdet3d.datasets.conventions import INFO_CLASSES
 from projects.streampetr.metric import ClassSetNuScenesMetric
 
+TOLERANCE = 5e-4
 VEHICLES = ("car", "construction_vehicle", "bus", "truck", "trailer")
 
 
@@ -108,4 +109,5 @@ def test_both_give_the_same_figures(metric_class, detections, mini_nusc, mini_ro
         figures |= {"mAP_set": expected["mean_ap"], "NDS_set": expected["nd_score"]}
     assert found.keys() == figures.keys()
     for name, value in figures.items():
-        assert found[name] == pytest.approx(value, abs=1e-4, nan_ok=True), name
+        # A detector's box turns about the vertical of a lidar that is tilted a little, in float32.
+        assert found[name] == pytest.approx(value, abs=TOLERANCE, nan_ok=True), name
