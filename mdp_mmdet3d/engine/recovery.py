@@ -7,10 +7,12 @@ from __future__ import annotations
 import copy
 import difflib
 import math
+import os
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, redirect_stdout
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,7 @@ from torch import Tensor, nn
 
 from mdp_mmdet3d.engine.cpu_processes import prepare_cpu_processes
 from mdp_mmdet3d.engine.inputs import file_digest
-from mdp_mmdet3d.engine.train_config import latest_checkpoint
+from mdp_mmdet3d.engine.train_config import add_optional_hooks, choose_start
 from mdp_mmdet3d.errors import FileFormatError, MdpError
 from mdp_mmdet3d.files import digest, read_json, write_json
 from mdp_mmdet3d.surgery.plan import PruningPlan
@@ -83,7 +85,7 @@ def model_identity(config: Config, weights: str, plan_hash: str | None) -> dict[
         plan_hash: Of the plan that was cut out; None for the dense model.
     """
     parts = {key: config.get(key) for key in ("model", "train_dataloader", "test_dataloader", "test_evaluator",
-                                              "optim_wrapper", "custom_hooks")}
+                                              "optim_wrapper", "custom_hooks", "ema", "distillation")}
     infos = {key: file_digest(path) for key in ("train_dataloader", "test_dataloader")
              if (path := _info_file(config, key)) is not None and path.is_file()}
     return {"weights": weights, "plan": plan_hash, "config": digest(Config(parts).to_dict()), "data": infos}
@@ -155,8 +157,9 @@ def finetune(config: Config, checkpoint: Path, folder: Path, settings: FinetuneS
         shutil.rmtree(folder, ignore_errors=True)
         write_json(begun, {"schema_version": SCHEMA_VERSION, "identity": identity})
     config = _quiet(config, folder)
-    latest = latest_checkpoint(folder)
-    config.resume, config.load_from = latest is not None, str(latest or checkpoint)
+    add_optional_hooks(config)
+    config.load_from = str(checkpoint)
+    choose_start(config, "auto")
     config.randomness = dict(seed=settings.seed)
     config.optim_wrapper.optimizer.lr = settings.lr
     rise = min(settings.warmup, settings.iterations // 2)
@@ -266,14 +269,34 @@ def _quiet(config: Config, folder: Path) -> Config:
 @contextmanager
 def _runner(config: Config, folder: Path, console: Console) -> Iterator[Runner]:
     """A runner whose printing, and that of the devkit, goes to a file; ``console`` keeps the terminal."""
-    console.file = console.file  # rich would follow the redirection
     folder.mkdir(parents=True, exist_ok=True)
     prepare_cpu_processes(config)
+    with (folder / "printed.log").open("a", encoding="utf-8") as log, _redirected(log.fileno(), console):
+        yield Runner.from_cfg(config)
+
+
+@contextmanager
+def _redirected(target: int, console: Console) -> Iterator[None]:
+    """Send what this process prints elsewhere, by file descriptor: MMEngine's bars hold ``sys.stdout`` itself."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    saved = [os.dup(1), os.dup(2)]
+    terminal = os.fdopen(os.dup(1), "w", encoding="utf-8") if console.file is sys.stdout else None
+    if terminal is not None:
+        console.file = terminal
     try:
-        with (folder / "printed.log").open("a", encoding="utf-8") as log, redirect_stdout(log):
-            yield Runner.from_cfg(config)
+        os.dup2(target, 1)
+        os.dup2(target, 2)
+        yield
     finally:
-        torch.set_flush_denormal(False)  # latencies are measured without
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for descriptor, copy_of in enumerate(saved, start=1):
+            os.dup2(copy_of, descriptor)
+            os.close(copy_of)
+        if terminal is not None:
+            console.file = sys.stdout
+            terminal.close()
 
 
 def _check_trainable(config: Config) -> None:

@@ -90,6 +90,7 @@ class OnnxRuntimeTimer:
         options.intra_op_num_threads = 1
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
+        options.add_session_config_entry("session.set_denormal_as_zero", "1")  # as deployed
         if profile is not None:
             options.enable_profiling = True
             options.profile_file_prefix = profile

@@ -1,0 +1,443 @@
+"""MDP, HALP and uniform pruning of the small StreamPETR: accuracy at equal measured latency.
+
+Every method's own knob (internal budget, ratio) is turned until its plan, exported and measured beside the dense model,
+takes the wanted share of the dense latency. Each plan is evaluated, fine-tuned with several seeds by equal recipe, and
+evaluated again; so is the dense model. A run that was stopped goes on: plans, trainings and evaluations are kept.
+
+    python benchmarks/mini_nuscenes.py --json docs/results/mini_nuscenes.json
+"""
+from __future__ import annotations
+
+import argparse
+import os
+import queue
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.logging import MMLogger
+from rich.console import Console
+
+from mdp_mmdet3d import __version__
+from mdp_mmdet3d.deploy.macs import count_macs
+from mdp_mmdet3d.deploy.measure import LatencyStats, device_fingerprint, measure_interleaved
+from mdp_mmdet3d.deploy.streampetr import export_streampetr
+from mdp_mmdet3d.engine.config_file import read_config
+from mdp_mmdet3d.engine.inputs import build_dense, deployment_frames
+from mdp_mmdet3d.engine.job import MEASURED_FRAMES, TABLE_FILE, PruneJob
+from mdp_mmdet3d.engine.optimise import PlanSearch
+from mdp_mmdet3d.engine.outputs import save_slim_checkpoint, write_slim_config
+from mdp_mmdet3d.engine.recovery import FIGURES, FinetuneSettings, evaluate, finetune, model_identity
+from mdp_mmdet3d.engine.settings import PruneSettings
+from mdp_mmdet3d.errors import InfeasibleBudgetError, MdpError
+from mdp_mmdet3d.files import read_json, write_json
+from mdp_mmdet3d.latency.backends.onnxruntime import OnnxRuntimeBackend
+from mdp_mmdet3d.latency.measure import measure_latency
+from mdp_mmdet3d.latency.predict import LatencyModel
+from mdp_mmdet3d.report.summary import FRAME_ENGINES, TRAINING_ONLY
+from mdp_mmdet3d.solver.baselines import halp
+from mdp_mmdet3d.solver.build import LATENCY, Ranking, build_problem, select
+from mdp_mmdet3d.solver.problem import PlanIndices, PruningProblem
+from mdp_mmdet3d.surgery.apply import apply_plan
+from mdp_mmdet3d.surgery.plan import PruningPlan
+
+SCHEMA_VERSION = 1
+METHODS = ("mdp", "halp", "uniform")
+TRIES = 10            # turns of a knob
+CLOSE = 0.01          # relative distance from the wanted latency that ends them
+Propose = Callable[[float], PruningPlan]
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("config", nargs="?", default="configs/streampetr_mini_mdp.py")
+    parser.add_argument("--checkpoint", help="default: the config's")
+    parser.add_argument("--work-dir", type=Path, default=Path("work_dirs/mini_nuscenes"))
+    parser.add_argument("--shares", type=float, nargs="+", default=[0.7, 0.55, 0.4], help="of the dense latency")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--iterations", type=int, help="of fine-tuning; default: the config's prune.finetune")
+    parser.add_argument("--cores", type=int, nargs="+", default=sorted(os.sched_getaffinity(0)),
+                        help="the first one measures; all others train meanwhile, and the first one too afterwards")
+    parser.add_argument("--json", type=Path, help="write the result here too")
+    parser.add_argument("--step", type=Path, help=argparse.SUPPRESS)  # one evaluation or training, in its own process
+    return parser.parse_args()
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A plan whose measured latency is as near to the wanted share as the method came.
+
+    Attributes:
+        plan: What stays.
+        share: Its measured latency relative to the dense model beside it.
+        tries: (knob, measured share) of every turn.
+    """
+
+    plan: PruningPlan
+    share: float
+    tries: tuple[tuple[float, float], ...]
+
+
+def tune(propose: Propose, measure: Callable[[PruningPlan], float], share: float) -> Tuned:
+    """Turn a knob until the measured share of the dense latency is ``share``, within `CLOSE` or as near as it gets.
+
+    Args:
+        propose: Plan for a knob; a larger knob asks for a slower plan. The knob is a share itself, but the method may
+            be wrong about latency.
+        measure: Measured share of a plan.
+        share: Wanted.
+    """
+    best: Tuned | None = None
+    tries: list[tuple[float, float]] = []
+    measured: dict[str, float] = {}
+    low, high = 0.0, 2.0
+    knob = share
+    for _ in range(TRIES):
+        try:
+            plan = propose(knob)
+        except InfeasibleBudgetError:
+            low = knob
+            knob = (low + high) / 2 if high < 2.0 else knob * 1.3
+            continue
+        if plan.hash not in measured:
+            measured[plan.hash] = measure(plan)
+        found = measured[plan.hash]
+        tries.append((knob, found))
+        if best is None or abs(found / share - 1) < abs(best.share / share - 1):
+            best = Tuned(plan, found, ())
+        if abs(found / share - 1) <= CLOSE:
+            break
+        low, high = (max(low, knob), high) if found < share else (low, min(high, knob))
+        knob *= share / found
+        if not low < knob < high or any(knob == earlier for earlier, _ in tries):
+            knob = (low + high) / 2
+    if best is None:
+        raise MdpError(f"no plan at {share} of the dense latency: the smallest structures are slower")
+    return replace(best, tries=tuple(tries))
+
+
+def uniform_path(problem: PruningProblem) -> list[PlanIndices]:
+    """Plans from dense to smallest that narrow all dimensions alike; neighbours differ in one option of one dimension.
+
+    The option to give up next is the one whose next smaller count is the largest share of its dense count.
+    """
+    options = [len(d.options) - 1 for d in problem.dimensions]
+    kept = (True,) * len(problem.blocks)
+    path = [PlanIndices(tuple(options), kept)]
+    while any(options):
+        _, index = max((d.options[k - 1] / d.options[-1], -i) for i, (d, k) in
+                       enumerate(zip(problem.dimensions, options)) if k)
+        options[-index] -= 1
+        path.append(PlanIndices(tuple(options), kept))
+    return path
+
+
+class Comparison(PruneJob):
+    """The pruning job's machinery, with other methods beside MDP."""
+
+    def prepare(self) -> None:
+        """Importance, latency table, whole networks: what all methods start from, reused if it is there."""
+        self.work_dir.mkdir(parents=True, exist_ok=True)
+        self.dense, self.weights = build_dense(self.config, self.checkpoint)
+        self.frames = deployment_frames(self.config, self.dense, MEASURED_FRAMES)
+        self.space = self._space(self.dense)
+        self.importance = self._importance(self.dense, self.space, self.weights)
+        self._export(self.dense, "dense", None, self.weights)
+        wholes = self._wholes(self.space, self.dense, self.frames, self.weights)
+        self.reference_ms = sum(wholes[0].stages_ms.values())
+        self.backend = OnnxRuntimeBackend()
+        table = measure_latency(self.space, self.backend, self.work_dir / TABLE_FILE)
+        self.latency = self._explained(LatencyModel.fit(self.space, table, wholes))
+
+    def propose(self, method: str) -> Propose:
+        """The method as a function of its knob."""
+        if method == "mdp":
+            search = PlanSearch(self.space, self.importance, self.latency, self.backend, self.work_dir / TABLE_FILE,
+                                0.0, self.settings.time_limit_s, self.console)
+
+            def mdp(knob: float) -> PruningPlan:
+                search.budget_ms = knob * self.reference_ms
+                plan = search.solve()
+                kept = search.solution.result.objective / search.solution.problem.dense.value
+                return replace(plan, info={**plan.info, "method": method, "importance_kept": kept})
+            return mdp
+        ranking = Ranking.by_importance(self.space, self.importance)
+        problem = build_problem(self.space, self.importance, self.latency, ranking)
+        path = uniform_path(problem)
+        costs = [problem.evaluate(plan).costs[LATENCY] for plan in path]
+
+        def baseline(knob: float) -> PruningPlan:
+            budget = knob * self.reference_ms
+            if method == "halp":
+                found = halp(problem, LATENCY, budget)
+                if found.plan is None:
+                    raise InfeasibleBudgetError(found.note, budget)
+                indices = found.plan
+            else:
+                indices = min(zip(path, costs), key=lambda item: abs(item[1] - budget))[0]
+            kept, removed = select(self.space, ranking, indices)
+            value = problem.evaluate(indices).value / problem.dense.value
+            return PruningPlan.from_selection(self.space, kept, removed, {"method": method, "importance_kept": value})
+        return baseline
+
+    def folder(self, method: str, share: float) -> Path:
+        """Where a plan and its slim model lie."""
+        return self.work_dir / "plans" / f"{method}_{share:g}"
+
+    def plan(self, method: str, share: float) -> Path:
+        """Find the plan of a method for a share of the latency, unless an earlier run did; returns its folder."""
+        folder = self.folder(method, share)
+        identity = {"weights": self.weights, "space": self.space.hash, "frames": self.settings.frames,
+                    "device": device_fingerprint()}
+        if (folder / "tuned.json").is_file():
+            kept = read_json(folder / "tuned.json", what="tuned plan", schema_version=SCHEMA_VERSION)
+            if kept["identity"] == identity:
+                return folder
+        folder.mkdir(parents=True, exist_ok=True)
+
+        def measure(plan: PruningPlan) -> float:
+            self.cut(plan, folder)
+            stats = self.measure({"dense": self.work_dir / "onnx" / "dense", "pruned": folder / "onnx"})
+            return stats["pruned"].settled_ms / stats["dense"].settled_ms
+
+        found = tune(self.propose(method), measure, share)
+        slim = self.cut(found.plan, folder)
+        found.plan.save(folder / "plan.json")
+        save_slim_checkpoint(folder / "pruned.pth", slim, found.plan, self.weights, self.config.class_names)
+        write_slim_config(folder / "pruned_config.py", self.config)
+        write_json(folder / "tuned.json", {
+            "schema_version": SCHEMA_VERSION, "identity": identity, "plan_hash": found.plan.hash,
+            "share": found.share, "tries": [list(turn) for turn in found.tries],
+            "params": sum(p.numel() for n, p in slim.named_parameters() if not n.startswith(TRAINING_ONLY)),
+            "macs": sum(count_macs(folder / "onnx" / engine) for engine in FRAME_ENGINES),
+            "importance_kept": found.plan.info["importance_kept"],
+            "removed_blocks": sorted(found.plan.removed),
+            "widths": {d.name: [found.plan.width(d.name, d.size), d.size] for d in self.space.dimensions}})
+        self.console.print(f"{method} at {share:g}: measured {found.share:.4f} of dense after {len(found.tries)} tries")
+        return folder
+
+    def cut(self, plan: PruningPlan, folder: Path) -> torch.nn.Module:
+        """The slim model of a plan, exported."""
+        slim = apply_plan(build_dense(self.config, self.checkpoint)[0], plan)
+        export_streampetr(slim, folder / "onnx", class_names=list(self.config.class_names),
+                          input_size=self.settings.input_size, plan_hash=plan.hash, weights=self.weights)
+        return slim
+
+    def measure(self, folders: Mapping[str, Path]) -> dict[str, LatencyStats]:
+        """Side by side."""
+        return measure_interleaved(folders, self.frames, rounds=self.settings.rounds)
+
+
+class Steps:
+    """Evaluations and trainings, each in its own process, one at a time on each core.
+
+    Args:
+        job: Names config, checkpoint and weights.
+        config_path: The dense config.
+        console: Says what ended.
+    """
+
+    def __init__(self, job: Comparison, config_path: str, settings: FinetuneSettings, console: Console) -> None:
+        self.job, self.config_path, self.settings, self.console = job, config_path, settings, console
+        self.waiting: queue.SimpleQueue[Path | None] = queue.SimpleQueue()
+        self.threads: list[threading.Thread] = []
+        self.failed: list[Path] = []
+        self.added = self.ended = 0
+
+    def add(self, name: str, plan: Path | None, seed: int | None) -> Path:
+        """Evaluate a plan's slim model, or the dense one; after fine-tuning if there is a seed. Returns the result."""
+        folder = self.job.work_dir / "steps" / name
+        settings = None if seed is None else replace(self.settings, seed=seed)
+        plan_hash = None if plan is None else PruningPlan.load(plan / "plan.json").hash
+        identity = {**model_identity(self.job.config, self.job.weights, plan_hash),
+                    "finetune": settings and asdict(settings)}
+        result = folder / "accuracy.json"
+        if result.is_file() and read_json(
+                result, what="accuracy", schema_version=SCHEMA_VERSION).get("identity") == identity:
+            return result
+        write_json(folder / "step.json", {
+            "schema_version": SCHEMA_VERSION, "config": self.config_path, "checkpoint": self.job.checkpoint,
+            "plan": None if plan is None else str(plan), "finetune": settings and asdict(settings),
+            "identity": identity})
+        self.added += 1
+        self.waiting.put(folder)
+        return result
+
+    def work_on(self, core: int) -> None:
+        """Let a core take steps until none is left after `finish`."""
+        thread = threading.Thread(target=self._work, args=(core,), daemon=True)
+        thread.start()
+        self.threads.append(thread)
+
+    def finish(self) -> None:
+        """Wait for all steps; raises `MdpError` if one failed."""
+        for _ in self.threads:
+            self.waiting.put(None)
+        for thread in self.threads:
+            thread.join()
+        if self.failed:
+            raise MdpError(f"{len(self.failed)} of {self.added} steps failed, the first: {self.failed[0]}/log.txt; "
+                           "mend what it says and run again: the others are kept")
+
+    def _work(self, core: int) -> None:
+        while (folder := self.waiting.get()) is not None:
+            start = time.perf_counter()
+            with (folder / "log.txt").open("w", encoding="utf-8") as log:
+                code = subprocess.run(
+                    ["taskset", "-c", str(core), sys.executable, __file__, "--step", str(folder)],
+                    stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False).returncode
+            self.ended += 1
+            if code:
+                self.failed.append(folder)
+            self.console.print(f"[{self.ended} of {self.added}] {folder.name}: {'FAILED, ' if code else ''}"
+                               f"{time.perf_counter() - start:.0f} s on core {core}", highlight=False)
+
+
+def run_step(folder: Path) -> None:
+    """What a process of `Steps` does."""
+    step = read_json(folder / "step.json", what="step", schema_version=SCHEMA_VERSION)
+    console = Console()
+    if step["plan"] is None:
+        config, checkpoint = read_config(step["config"]), Path(step["checkpoint"])
+    else:
+        config, checkpoint = read_config(Path(step["plan"], "pruned_config.py")), Path(step["plan"], "pruned.pth")
+    if step["finetune"] is not None:
+        checkpoint = finetune(config, checkpoint, folder / "training", FinetuneSettings(**step["finetune"]),
+                              step["identity"], console)
+    state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
+    evaluate(config, state, folder / "accuracy.json", step["identity"], console)
+
+
+def summary(results: Sequence[Path]) -> dict[str, Any]:
+    """Figures of runs that differ in their seed: each, mean, standard deviation, spread (largest - smallest)."""
+    content = [read_json(path, what="accuracy", schema_version=SCHEMA_VERSION) for path in results]
+    out: dict[str, Any] = {}
+    for figure in FIGURES:
+        values = [item[figure] for item in content]
+        out[figure] = {"runs": values, "mean": statistics.mean(values),
+                       "std": statistics.stdev(values) if len(values) > 1 else 0.0, "spread": max(values) - min(values)}
+    return out
+
+
+def verdicts(report: Mapping[str, Any]) -> dict[str, Any]:
+    """What was expected: MDP ahead of HALP at every share; at the largest share not below dense by more than spread."""
+    dense = report["dense"]["finetuned"]["mAP"]
+    out: dict[str, Any] = {}
+    for share, methods in report["shares"].items():
+        mdp = methods["mdp"]["finetuned"]["mAP"]
+        out[share] = {f"mdp_minus_{name}": mdp["mean"] - methods[name]["finetuned"]["mAP"]["mean"]
+                      for name in methods if name != "mdp"}
+        out[share]["mdp_minus_dense"] = mdp["mean"] - dense["mean"]
+        out[share]["spread"] = max(mdp["spread"], dense["spread"])
+        out[share]["not_below_dense_by_more_than_the_spread"] = (
+            out[share]["mdp_minus_dense"] >= -out[share]["spread"])
+    return out
+
+
+def print_report(report: Mapping[str, Any], console: Console) -> None:
+    """Markdown, to be pasted."""
+    console.print("| share | method | latency ms | measured share | params M | importance kept | mAP cut | NDS cut | "
+                  "mAP fine-tuned | NDS fine-tuned |\n|---|---|---|---|---|---|---|---|---|---|", soft_wrap=True)
+
+    def row(share: str, name: str, item: Mapping[str, Any], dense_ms: float) -> None:
+        tuned = " | ".join(f"{item['finetuned'][f]['mean']:.3f} ± {item['finetuned'][f]['std']:.3f}" for f in FIGURES)
+        console.print(
+            f"| {share} | {name} | {item['latency_ms']:.2f} | {item['latency_ms'] / dense_ms:.3f} | "
+            f"{item['params'] / 1e6:.2f} | {item['importance_kept']:.3f} | {item['before']['mAP']['mean']:.3f} | "
+            f"{item['before']['NDS']['mean']:.3f} | {tuned} |", soft_wrap=True, highlight=False)
+
+    row("1", "dense", report["dense"], report["dense"]["latency_ms"])
+    for share, methods in report["shares"].items():
+        for name, item in methods.items():
+            row(share, name, item, report["dense"]["latency_ms"])
+    for share, verdict in report["verdicts"].items():
+        console.print(f"{share}: " + ", ".join(f"{k} {v if isinstance(v, bool) else format(v, '+.3f')}"
+                                               for k, v in verdict.items()), soft_wrap=True, highlight=False)
+
+
+def compare(args: argparse.Namespace, console: Console) -> dict[str, Any]:
+    """Everything; returns the report."""
+    start = time.perf_counter()
+    config = read_config(args.config)
+    settings = PruneSettings.from_config(config.get("prune", {}))
+    checkpoint = args.checkpoint or config.get("checkpoint")
+    if settings.finetuning is None or not checkpoint:
+        raise MdpError(f"{args.config} must name a checkpoint and hold prune.finetune, as "
+                       "configs/streampetr_mini_mdp.py does")
+    tuning = replace(settings.finetuning, iterations=args.iterations or settings.finetuning.iterations)
+    os.sched_setaffinity(0, {args.cores[0]})
+    torch.set_num_threads(1)
+    job = Comparison(config, settings, args.work_dir, checkpoint, console)
+    job.prepare()
+    steps = Steps(job, args.config, tuning, console)
+    for core in args.cores[1:]:
+        steps.work_on(core)
+
+    results: dict[str, dict[str, list[Path]]] = {}
+
+    def add(name: str, plan: Path | None) -> None:
+        results[name] = {"before": [steps.add(f"{name}_cut" if plan else name, plan, None)],
+                         "finetuned": [steps.add(f"{name}_seed{seed}", plan, seed) for seed in args.seeds]}
+
+    add("dense", None)
+    for share in args.shares:
+        for method in METHODS:
+            add(f"{method}_{share:g}", job.plan(method, share))
+    folders = {name: job.work_dir / "onnx" / "dense" if name == "dense" else job.work_dir / "plans" / name / "onnx"
+               for name in results}
+    stats = job.measure(folders)
+    steps.work_on(args.cores[0])
+    steps.finish()
+
+    def entry(name: str) -> dict[str, Any]:
+        figures = {key: summary(paths) for key, paths in results[name].items()}
+        latency = {"latency_ms": stats[name].settled_ms, "median_ms": stats[name].median_ms,
+                   "encoder_ms": stats[name].encoder_ms, "head_ms": stats[name].head_ms}
+        if name == "dense":
+            size = {"params": sum(p.numel() for n, p in job.dense.named_parameters()
+                                  if not n.startswith(TRAINING_ONLY)),
+                    "macs": sum(count_macs(folders[name] / engine) for engine in FRAME_ENGINES), "importance_kept": 1.0}
+        else:
+            size = read_json(job.work_dir / "plans" / name / "tuned.json", what="tuned plan",
+                             schema_version=SCHEMA_VERSION)
+            size = {key: value for key, value in size.items() if key not in ("schema_version", "identity")}
+        return {**latency, **size, **figures}
+
+    report: dict[str, Any] = {
+        "schema_version": SCHEMA_VERSION, "version": __version__, "torch": torch.__version__,
+        "device": device_fingerprint(),
+        "config": args.config, "weights": job.weights, "data": model_identity(config, job.weights, None)["data"],
+        "importance_frames": job.importance.batches, "finetune": {**asdict(tuning), "seeds": args.seeds},
+        "rounds": settings.rounds, "dense": entry("dense"),
+        "shares": {f"{share:g}": {method: entry(f"{method}_{share:g}") for method in METHODS} for share in args.shares},
+        "seconds": time.perf_counter() - start}
+    return {**report, "verdicts": verdicts(report)}
+
+
+def main() -> int:
+    args = parse_args()
+    console = Console(soft_wrap=True)
+    MMLogger.get_instance("mdp", log_level="WARNING")
+    try:
+        if args.step:
+            run_step(args.step)
+            return 0
+        report = compare(args, console)
+    except MdpError as error:
+        console.print(f"[bold red]error:[/bold red] {error}", highlight=False)
+        return 2
+    for path in filter(None, (args.work_dir / "mini_nuscenes.json", args.json)):
+        write_json(path, report)
+    print_report(report, console)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
