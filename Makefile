@@ -7,7 +7,7 @@ STAMP   := $(VENV)/.ready
 NUSCENES_ROOT ?= data/nuscenes
 export NUSCENES_ROOT
 
-.PHONY: setup prune test test-fast lint clean
+.PHONY: setup prune prune-mini test test-fast lint clean
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
@@ -32,6 +32,13 @@ $(NUSCENES_ROOT)/nuscenes_infos_val.pkl: | $(STAMP)
 
 prune: $(STAMP) $(NUSCENES_ROOT)/nuscenes_infos_val.pkl
 	$(PY) tools/prune.py configs/streampetr_mdp.py --budget 0.55
+
+# The demo: a trained small StreamPETR, with accuracy before pruning, after it and after fine-tuning.
+data/mini_easy/nuscenes_infos_val.pkl: | $(STAMP)
+	$(PY) tools/create_mini_nuscenes.py data/mini_easy --easy
+
+prune-mini: $(STAMP) data/mini_easy/nuscenes_infos_val.pkl
+	$(PY) tools/prune.py configs/streampetr_mini_mdp.py
 
 test: $(STAMP)
 	$(PY) -m pytest

@@ -18,6 +18,7 @@ from mdp_mmdet3d.deploy.manifest import MANIFEST_FILE, DeploymentManifest
 from mdp_mmdet3d.deploy.measure import LatencyStats, device_fingerprint, measure_interleaved, speedup
 from mdp_mmdet3d.deploy.stream import Frame
 from mdp_mmdet3d.deploy.streampetr import export_streampetr
+from mdp_mmdet3d.engine.calibration import load_calibration, save_calibration
 from mdp_mmdet3d.engine.inputs import RANDOM, build_dense, data_identity, deployment_frames, importance_batches
 from mdp_mmdet3d.engine.optimise import PlanSearch
 from mdp_mmdet3d.engine.outputs import save_slim_checkpoint, write_slim_config
@@ -26,7 +27,7 @@ from mdp_mmdet3d.engine.settings import PruneSettings, budget_ms, parse_budget
 from mdp_mmdet3d.engine.target import load_target_table, table_identity, target_model, target_points
 from mdp_mmdet3d.engine.wholes import load_wholes, measure_wholes, stages_ms
 from mdp_mmdet3d.errors import FileFormatError, MdpError, StructureMismatchError
-from mdp_mmdet3d.files import write_json
+from mdp_mmdet3d.files import digest, write_json
 from mdp_mmdet3d.importance.collect import collect_importance
 from mdp_mmdet3d.importance.table import ImportanceTable
 from mdp_mmdet3d.latency.backends.onnxruntime import OnnxRuntimeBackend
@@ -40,6 +41,7 @@ from mdp_mmdet3d.surgery.apply import apply_plan
 from mdp_mmdet3d.surgery.plan import PruningPlan
 
 TABLE_FILE = "latency_table.json"
+CALIBRATION_FILE = "calibration.json"
 MEASURED_FRAMES = 4   # distinct frames that an end-to-end measurement cycles through
 COMPARED_FRAMES = 3   # frames on which ONNX Runtime is compared with PyTorch
 
@@ -147,9 +149,15 @@ class PruneJob:
         with stages("latency table"):
             backend = OnnxRuntimeBackend()
             table = measure_latency(space, backend, self.work_dir / TABLE_FILE)
-        search = PlanSearch(space, importance, self._explained(LatencyModel.fit(space, table, wholes)), backend,
-                            self.work_dir / TABLE_FILE, budget, self.settings.time_limit_s, self.console,
-                            {"latency_device": str(table.device)})
+        latency = self._explained(LatencyModel.fit(space, table, wholes))
+        identity = {"budget": str(self.settings.budget), "tolerance": self.settings.tolerance, "space": space.hash,
+                    "importance": [importance.weights, importance.data, importance.requested],
+                    "wholes": digest([point.stages_ms for point in wholes])}
+        finished = load_calibration(self.work_dir / CALIBRATION_FILE, identity, latency)
+        latency, calibrations = finished or (latency, 0)
+        search = PlanSearch(space, importance, latency, backend, self.work_dir / TABLE_FILE, budget,
+                            self.settings.time_limit_s, self.console, {"latency_device": str(table.device)},
+                            calibrations)
         for refinement in range(self.settings.refinements + 1):
             with stages("solve"):
                 plan = search.solve()
@@ -161,9 +169,11 @@ class PruneJob:
             deviation = measured / budget - 1
             self.console.print(f"  predicted {search.predicted_ms:.1f} ms, measured {measured:.1f} ms, budget "
                                f"{budget:.1f} ms: {deviation:+.1%}")
-            if abs(deviation) <= self.settings.tolerance or refinement == self.settings.refinements:
+            if (finished or abs(deviation) <= self.settings.tolerance
+                    or refinement == self.settings.refinements):
                 break
             search.calibrate({stage: ms / drift for stage, ms in stages_ms(stats["pruned"]).items()})
+        save_calibration(self.work_dir / CALIBRATION_FILE, identity, search.latency, search.calibrations)
         return Pruned(search, plan, slim, stats, drift)
 
     def _prune_for_target(self, space: PruningSpace, importance: ImportanceTable, path: Path, table: LatencyTable,

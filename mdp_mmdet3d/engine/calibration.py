@@ -1,0 +1,37 @@
+"""What a finished search tied its predictions to, kept so that the same job, run again, ends at the same plan."""
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from mdp_mmdet3d.errors import FileFormatError
+from mdp_mmdet3d.files import read_json, write_json
+from mdp_mmdet3d.latency.predict import LatencyModel
+
+SCHEMA_VERSION = 1
+
+
+def save_calibration(path: Path, identity: Mapping[str, Any], latency: LatencyModel, calibrations: int) -> None:
+    """Keep the scale and the fixed part of each engine, and how often they were corrected by a measured plan."""
+    write_json(path, {"schema_version": SCHEMA_VERSION, "identity": dict(identity), "calibrations": calibrations,
+                      "fixed_ms": dict(latency.fixed_ms), "scale": dict(latency.scale)})
+
+
+def load_calibration(path: Path, identity: Mapping[str, Any], latency: LatencyModel) -> tuple[LatencyModel, int] | None:
+    """The latency model as the search with this identity left it, or None if there was none.
+
+    Raises:
+        FileFormatError: The file is damaged.
+    """
+    if not path.exists():
+        return None
+    data = read_json(path, what="calibration", schema_version=SCHEMA_VERSION)
+    if data.get("identity") != identity:
+        return None
+    try:
+        fixed, scale = ({stage: float(data[key][stage]) for stage in latency.scale} for key in ("fixed_ms", "scale"))
+        return replace(latency, fixed_ms=fixed, scale=scale), int(data["calibrations"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise FileFormatError(f"calibration {path} is damaged ({error!r}); delete it, run again") from error
