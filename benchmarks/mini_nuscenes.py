@@ -9,6 +9,7 @@ evaluated again; so is the dense model. A run that was stopped goes on: plans, t
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import queue
 import statistics
@@ -97,14 +98,14 @@ def tune(propose: Propose, measure: Callable[[PruningPlan], float], share: float
     best: Tuned | None = None
     tries: list[tuple[float, float]] = []
     measured: dict[str, float] = {}
-    low, high = 0.0, 2.0
+    below, above = (0.0, 0.0), (math.inf, math.inf)  # knob and measured share, on either side of what is wanted
     knob = share
-    for _ in range(TRIES):
+    for turn in range(TRIES):
         try:
             plan = propose(knob)
         except InfeasibleBudgetError:
-            low = knob
-            knob = (low + high) / 2 if high < 2.0 else knob * 1.3
+            below = (knob, 0.0)
+            knob = (knob + above[0]) / 2 if above[0] < math.inf else knob * 1.3
             continue
         if plan.hash not in measured:
             measured[plan.hash] = measure(plan)
@@ -114,10 +115,12 @@ def tune(propose: Propose, measure: Callable[[PruningPlan], float], share: float
             best = Tuned(plan, found, ())
         if abs(found / share - 1) <= CLOSE:
             break
-        low, high = (max(low, knob), high) if found < share else (low, min(high, knob))
-        knob *= share / found
-        if not low < knob < high or any(knob == earlier for earlier, _ in tries):
-            knob = (low + high) / 2
+        below, above = ((knob, found), above) if found < share else (below, (knob, found))
+        if above[0] < math.inf and below[1] > 0:  # both sides are known: interpolate, and halve now and then
+            fraction = 0.5 if turn % 3 == 2 else (share - below[1]) / (above[1] - below[1])
+            knob = below[0] + fraction * (above[0] - below[0])
+        else:
+            knob = min(max(knob * (share / found) ** 1.5, below[0]), above[0])
     if best is None:
         raise MdpError(f"no plan at {share} of the dense latency: the smallest structures are slower")
     return replace(best, tries=tuple(tries))
