@@ -38,7 +38,7 @@ from mdp_mmdet3d.surgery.plan import PruningPlan
 from projects.streampetr.train_loop import STATE_KEY
 
 ROOT = Path(__file__).resolve().parents[1]
-ITERATIONS = 12
+ITERATIONS = 10
 LATENCIES = ("latency_table.json", "whole_latency.json")
 SCHEMA_VERSION = 1
 
@@ -212,6 +212,7 @@ def make_config(path: Path, root: Path, hooks: list[dict], iterations: int) -> P
     config = Config.fromfile(ROOT / "configs" / "streampetr_mini.py")
     config.model.pts_bbox_head.decoder.update(dropout=0.1)
     config.train_cfg.update(max_iters=iterations, val_interval=iterations + 1)
+    config.train_dataloader.batch_size = 1
     config.train_dataloader.dataset.scene_parts = 1
     config.default_hooks.checkpoint.interval = 2
     config.default_hooks.logger.interval = 1
@@ -247,7 +248,7 @@ def make_areas(folder: Path) -> list[Area]:
         latencies.mkdir(exist_ok=True)
         settle_latencies(plain, latencies)
         (latencies / "settled").touch()
-    importance = make_config(folder / "importance.py", root, [dict(type="ImportanceHook", num_steps=9, begin=2)],
+    importance = make_config(folder / "importance.py", root, [dict(type="ImportanceHook", num_steps=7, begin=2)],
                              ITERATIONS)
     schedule = dict(type="MDPPruneHook", latency_dir=str(latencies), steps_each=3, num_prunings=3)
     pruning = make_config(folder / "pruning.py", root, [schedule], ITERATIONS)
