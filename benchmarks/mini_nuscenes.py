@@ -11,11 +11,8 @@ from __future__ import annotations
 import argparse
 import math
 import os
-import queue
 import statistics
-import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -23,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from mini_steps import Steps
 from mmengine.logging import MMLogger
 from rich.console import Console
 
@@ -35,7 +33,7 @@ from mdp_mmdet3d.engine.inputs import build_dense, deployment_frames
 from mdp_mmdet3d.engine.job import MEASURED_FRAMES, TABLE_FILE, PruneJob
 from mdp_mmdet3d.engine.optimise import PlanSearch
 from mdp_mmdet3d.engine.outputs import save_slim_checkpoint, write_slim_config
-from mdp_mmdet3d.engine.recovery import FIGURES, FinetuneSettings, evaluate, finetune, model_identity
+from mdp_mmdet3d.engine.recovery import FIGURES, model_identity
 from mdp_mmdet3d.engine.settings import PruneSettings
 from mdp_mmdet3d.errors import InfeasibleBudgetError, MdpError
 from mdp_mmdet3d.files import read_json, write_json
@@ -43,9 +41,8 @@ from mdp_mmdet3d.latency.backends.onnxruntime import OnnxRuntimeBackend
 from mdp_mmdet3d.latency.measure import measure_latency
 from mdp_mmdet3d.latency.predict import LatencyModel
 from mdp_mmdet3d.report.summary import FRAME_ENGINES, TRAINING_ONLY
-from mdp_mmdet3d.solver.baselines import halp
+from mdp_mmdet3d.solver.baselines import halp, uniform_path
 from mdp_mmdet3d.solver.build import LATENCY, Ranking, build_problem, select
-from mdp_mmdet3d.solver.problem import PlanIndices, PruningProblem
 from mdp_mmdet3d.surgery.apply import apply_plan
 from mdp_mmdet3d.surgery.plan import PruningPlan
 
@@ -67,7 +64,6 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--cores", type=int, nargs="+", default=sorted(os.sched_getaffinity(0)),
                         help="the first one measures; all others train meanwhile, and the first one too afterwards")
     parser.add_argument("--json", type=Path, help="write the result here too")
-    parser.add_argument("--step", type=Path, help=argparse.SUPPRESS)  # one evaluation or training, in its own process
     return parser.parse_args()
 
 
@@ -124,22 +120,6 @@ def tune(propose: Propose, measure: Callable[[PruningPlan], float], share: float
     if best is None:
         raise MdpError(f"no plan at {share} of the dense latency: the smallest structures are slower")
     return replace(best, tries=tuple(tries))
-
-
-def uniform_path(problem: PruningProblem) -> list[PlanIndices]:
-    """Plans from dense to smallest that narrow all dimensions alike; neighbours differ in one option of one dimension.
-
-    The option to give up next is the one whose next smaller count is the largest share of its dense count.
-    """
-    options = [len(d.options) - 1 for d in problem.dimensions]
-    kept = (True,) * len(problem.blocks)
-    path = [PlanIndices(tuple(options), kept)]
-    while any(options):
-        _, index = max((d.options[k - 1] / d.options[-1], -i) for i, (d, k) in
-                       enumerate(zip(problem.dimensions, options)) if k)
-        options[-index] -= 1
-        path.append(PlanIndices(tuple(options), kept))
-    return path
 
 
 class Comparison(PruneJob):
@@ -235,87 +215,8 @@ class Comparison(PruneJob):
 
     def measure(self, folders: Mapping[str, Path]) -> dict[str, LatencyStats]:
         """Side by side."""
+        torch.set_flush_denormal(True)
         return measure_interleaved(folders, self.frames, rounds=self.settings.rounds)
-
-
-class Steps:
-    """Evaluations and trainings, each in its own process, one at a time on each core.
-
-    Args:
-        job: Names config, checkpoint and weights.
-        config_path: The dense config.
-        console: Says what ended.
-    """
-
-    def __init__(self, job: Comparison, config_path: str, settings: FinetuneSettings, console: Console) -> None:
-        self.job, self.config_path, self.settings, self.console = job, config_path, settings, console
-        self.waiting: queue.SimpleQueue[Path | None] = queue.SimpleQueue()
-        self.threads: list[threading.Thread] = []
-        self.failed: list[Path] = []
-        self.added = self.ended = 0
-
-    def add(self, name: str, plan: Path | None, seed: int | None) -> Path:
-        """Evaluate a plan's slim model, or the dense one; after fine-tuning if there is a seed. Returns the result."""
-        folder = self.job.work_dir / "steps" / name
-        settings = None if seed is None else replace(self.settings, seed=seed)
-        plan_hash = None if plan is None else PruningPlan.load(plan / "plan.json").hash
-        identity = {**model_identity(self.job.config, self.job.weights, plan_hash),
-                    "finetune": settings and asdict(settings)}
-        result = folder / "accuracy.json"
-        if result.is_file() and read_json(
-                result, what="accuracy", schema_version=SCHEMA_VERSION).get("identity") == identity:
-            return result
-        write_json(folder / "step.json", {
-            "schema_version": SCHEMA_VERSION, "config": self.config_path, "checkpoint": self.job.checkpoint,
-            "plan": None if plan is None else str(plan), "finetune": settings and asdict(settings),
-            "identity": identity})
-        self.added += 1
-        self.waiting.put(folder)
-        return result
-
-    def work_on(self, core: int) -> None:
-        """Let a core take steps until none is left after `finish`."""
-        thread = threading.Thread(target=self._work, args=(core,), daemon=True)
-        thread.start()
-        self.threads.append(thread)
-
-    def finish(self) -> None:
-        """Wait for all steps; raises `MdpError` if one failed."""
-        for _ in self.threads:
-            self.waiting.put(None)
-        for thread in self.threads:
-            thread.join()
-        if self.failed:
-            raise MdpError(f"{len(self.failed)} of {self.added} steps failed, the first: {self.failed[0]}/log.txt; "
-                           "mend what it says and run again: the others are kept")
-
-    def _work(self, core: int) -> None:
-        while (folder := self.waiting.get()) is not None:
-            start = time.perf_counter()
-            with (folder / "log.txt").open("w", encoding="utf-8") as log:
-                code = subprocess.run(
-                    ["taskset", "-c", str(core), sys.executable, __file__, "--step", str(folder)],
-                    stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False).returncode
-            self.ended += 1
-            if code:
-                self.failed.append(folder)
-            self.console.print(f"[{self.ended} of {self.added}] {folder.name}: {'FAILED, ' if code else ''}"
-                               f"{time.perf_counter() - start:.0f} s on core {core}", highlight=False)
-
-
-def run_step(folder: Path) -> None:
-    """What a process of `Steps` does."""
-    step = read_json(folder / "step.json", what="step", schema_version=SCHEMA_VERSION)
-    console = Console()
-    if step["plan"] is None:
-        config, checkpoint = read_config(step["config"]), Path(step["checkpoint"])
-    else:
-        config, checkpoint = read_config(Path(step["plan"], "pruned_config.py")), Path(step["plan"], "pruned.pth")
-    if step["finetune"] is not None:
-        checkpoint = finetune(config, checkpoint, folder / "training", FinetuneSettings(**step["finetune"]),
-                              step["identity"], console)
-    state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
-    evaluate(config, state, folder / "accuracy.json", step["identity"], console)
 
 
 def summary(results: Sequence[Path]) -> dict[str, Any]:
@@ -379,7 +280,7 @@ def compare(args: argparse.Namespace, console: Console) -> dict[str, Any]:
     torch.set_num_threads(1)
     job = Comparison(config, settings, args.work_dir, checkpoint, console)
     job.prepare()
-    steps = Steps(job, args.config, tuning, console)
+    steps = Steps(args.work_dir / "steps", args.config, checkpoint, job.weights, tuning, console)
     for core in args.cores[1:]:
         steps.work_on(core)
 
@@ -429,9 +330,6 @@ def main() -> int:
     console = Console(soft_wrap=True)
     MMLogger.get_instance("mdp", log_level="WARNING")
     try:
-        if args.step:
-            run_step(args.step)
-            return 0
         report = compare(args, console)
     except MdpError as error:
         console.print(f"[bold red]error:[/bold red] {error}", highlight=False)

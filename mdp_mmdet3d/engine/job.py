@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from mmengine.config import Config
 from rich.console import Console
 from rich.progress import Progress
@@ -260,6 +261,7 @@ class PruneJob:
                           weights=weights, on_stage=lambda stage: self.console.print(f"  {stage}"))
 
     def _measure(self, names: Sequence[str], frames: list[Frame]) -> dict[str, LatencyStats]:
+        torch.set_flush_denormal(True)  # OrtEngine asks for it too, but the export's onnxslim had the first session
         folders = {name: self.work_dir / "onnx" / name for name in names}
         with Progress(console=self.console, transient=True) as bar:
             task = bar.add_task("end to end", total=None)

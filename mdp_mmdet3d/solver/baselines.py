@@ -134,6 +134,22 @@ def uniform(problem: PruningProblem, metric: str, budget: float) -> Baseline:
     return _judged("uniform", problem, metric, budget, run)
 
 
+def uniform_path(problem: PruningProblem) -> list[PlanIndices]:
+    """Plans from dense to smallest that narrow all dimensions alike; neighbours differ in one option of one dimension.
+
+    The option to give up next is the one whose next smaller count is the largest share of its dense count.
+    """
+    options = [len(d.options) - 1 for d in problem.dimensions]
+    kept = (True,) * len(problem.blocks)
+    path = [PlanIndices(tuple(options), kept)]
+    while any(options):
+        _, index = max((d.options[k - 1] / d.options[-1], -i) for i, (d, k) in
+                       enumerate(zip(problem.dimensions, options)) if k)
+        options[-index] -= 1
+        path.append(PlanIndices(tuple(options), kept))
+    return path
+
+
 def greedy(problem: PruningProblem, metric: str, budget: float) -> Baseline:
     """From dense, take the step that loses least value per cost saved: fewer of one count, or a block less."""
     return _judged("greedy", problem, metric, budget, lambda: _Greedy(problem, metric).run(budget))

@@ -8,19 +8,20 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from mmengine.config import Config
 from rich.console import Console
 
 from mdp_mmdet3d.engine.recovery import FinetuneSettings
 from mdp_mmdet3d.errors import InfeasibleBudgetError, MdpError
 from mdp_mmdet3d.files import write_json
 from mdp_mmdet3d.solver import ProblemDimension, ProblemTerm, PruningProblem
+from mdp_mmdet3d.solver.baselines import uniform_path
 
-SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "mini_nuscenes.py"
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = ROOT / "benchmarks" / "mini_nuscenes.py"
+CONFIG = str(ROOT / "configs" / "streampetr_mini_mdp.py")
 QUIET = Console(quiet=True)
 
 
@@ -29,7 +30,9 @@ def bench():
     spec = importlib.util.spec_from_file_location("mini_nuscenes_benchmark", SCRIPT)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(SCRIPT.parent)
+        spec.loader.exec_module(module)
     return module
 
 
@@ -72,12 +75,12 @@ def test_of_a_few_plans_the_nearest_one_is_taken_and_each_is_measured_once(bench
         bench.tune(never, measure, 0.4)
 
 
-def test_uniform_pruning_narrows_all_dimensions_alike(bench):
+def test_uniform_pruning_narrows_all_dimensions_alike():
     dimensions = (ProblemDimension("a", (8, 16, 24, 32)), ProblemDimension("b", (1, 2, 3, 4, 5, 6, 7, 8)),
                   ProblemDimension("c", (64, 128)))
     terms = tuple(ProblemTerm(d.name, (i,), None, {"latency_ms": np.array(d.options, float)})
                   for i, d in enumerate(dimensions))
-    path = bench.uniform_path(PruningProblem("p", ("latency_ms",), dimensions, (), terms))
+    path = uniform_path(PruningProblem("p", ("latency_ms",), dimensions, (), terms))
     assert path[0].options == (3, 7, 1) and path[-1].options == (0, 0, 0)
     assert len(path) == 1 + 3 + 7 + 1
     for before, after in itertools.pairwise(path):
@@ -116,18 +119,17 @@ def test_steps_run_in_their_own_processes_and_are_kept(bench, tmp_path, monkeypa
     script = tmp_path / "step.py"
     script.write_text(
         "import json, os, pathlib, sys\n"
-        "folder = pathlib.Path(sys.argv[2]); step = json.loads((folder / 'step.json').read_text())\n"
+        "folder = pathlib.Path(sys.argv[1]); step = json.loads((folder / 'step.json').read_text())\n"
         "seed = (step['finetune'] or {}).get('seed')\n"
         "sys.exit('broken') if seed == 7 else None\n"
         "(folder / 'accuracy.json').write_text(json.dumps(dict(schema_version=1, seed=seed,\n"
         "    identity=step['identity'], mAP=0.5, NDS=0.5, cores=sorted(os.sched_getaffinity(0)), pid=os.getpid())))\n")
-    monkeypatch.setattr(bench, "__file__", str(script))
-    job = SimpleNamespace(work_dir=tmp_path, config=Config(dict(model=dict(type="M"))), weights="w",
-                          checkpoint="dense.pth")
+    monkeypatch.setattr(sys.modules[bench.Steps.__module__], "__file__", str(script))
+    weights = "w"
     core = min(os.sched_getaffinity(0))
 
     def run(*seeds):
-        steps = bench.Steps(job, "config.py", FinetuneSettings(3), QUIET)
+        steps = bench.Steps(tmp_path / "steps", CONFIG, "dense.pth", weights, FinetuneSettings(3), QUIET)
         results = [steps.add(f"dense_{seed}", None, seed) for seed in seeds]
         steps.work_on(core)
         steps.finish()
@@ -138,7 +140,7 @@ def test_steps_run_in_their_own_processes_and_are_kept(bench, tmp_path, monkeypa
     assert all(item["cores"] == [core] for item in first)
     assert len({item["pid"] for item in first} | {os.getpid()}) == 4
     assert run(None, 0, 1) == (0, first)
-    job.weights = "others"
+    weights = "others"
     assert run(0)[0] == 1
     with pytest.raises(MdpError, match=r"1 of 2 steps failed, the first: .*dense_7/log\.txt"):
         run(7, 2)
