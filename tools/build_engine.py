@@ -3,13 +3,16 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from pathlib import Path
 
 if __name__ == "__main__":  # on a vehicle the repository is not installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from mdp_mmdet3d.deploy.engine_report import engine_report
 from mdp_mmdet3d.deploy.trt_build import build_engines, kernel_types
 from mdp_mmdet3d.errors import MdpError
+from mdp_mmdet3d.files import atomic_path
 
 MIB = 2**20
 
@@ -19,6 +22,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("deployments", nargs="+", type=Path, help="folders of tools/export.py, e.g. dense and pruned")
     parser.add_argument("--capability", action="append", metavar="X.Y",
                         help="compute capability, e.g. 8.6; may be repeated (TensorRT-RTX); default: the GPU here")
+    parser.add_argument("--report", type=Path, metavar="FILE.md", help="write kernels and memory side by side")
     parser.add_argument("--layers", action="store_true", help="print every kernel")
     return parser.parse_args()
 
@@ -29,6 +33,7 @@ def megabytes(value: int | None) -> str:
 
 def main() -> int:
     args = parse_args()
+    start = time.perf_counter()
     try:
         print(f"{'deployment':<32} {'target':<7} {'engine':<19} {'kernels':>7} {'plan MiB':>9} {'weights':>8} "
               f"{'activations':>11} {'scratch':>8} {'s':>6}  kernel types")
@@ -43,6 +48,10 @@ def main() -> int:
                     if args.layers:
                         for kernel in report["kernels"]:
                             print(f"    {kernel['type']:<14} {', '.join(kernel['onnx_layers']) or kernel['name']}")
+        print(f"built in {time.perf_counter() - start:.1f} s")
+        if args.report:
+            with atomic_path(args.report) as temporary:
+                temporary.write_text(engine_report(args.deployments), encoding="utf-8")
     except MdpError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -15,6 +15,8 @@ from mdp_mmdet3d.files import read_json, read_npz, write_json
 
 MANIFEST_FILE = "deployment.json"
 SCHEMA_VERSION = 1
+SINGLE_GRAPH = "single_graph"
+"""``kind`` of a deployment of one graph (`graph_manifest`); a StreamPETR's has none."""
 
 
 @dataclass(frozen=True)
@@ -140,15 +142,17 @@ class DeploymentManifest:
         """
         path = Path(folder) / MANIFEST_FILE
         data = read_json(path, what="deployment manifest", schema_version=SCHEMA_VERSION)
+        if data.get("kind") == SINGLE_GRAPH:
+            raise FileFormatError(
+                f"{path} is that of a single graph ({data.get('model_type')}): the streaming runtime and what builds "
+                "on it run StreamPETR only; run model.onnx with ONNX Runtime or TensorRT itself"
+            )
         try:
             manifest = _manifest_from_json(data)
         except (KeyError, TypeError, AttributeError) as error:
             raise FileFormatError(f"deployment manifest {path} is malformed ({error!r}); export again") from error
         needed = {*(engine.file for engine in manifest.engines.values()), manifest.memory.init_file}
-        if unchecked := sorted(needed - manifest.checksums.keys()):
-            raise FileFormatError(f"deployment manifest {path} has no checksum of {unchecked}; export again")
-        for name, sha256 in manifest.checksums.items():
-            _check_file(Path(folder) / name, sha256)
+        check_files(folder, manifest.checksums, needed)
         return manifest
 
     def pseudo_reference_points(self, folder: str | Path) -> np.ndarray:
@@ -169,6 +173,14 @@ def file_sha256(path: str | Path) -> str:
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
+def check_files(folder: str | Path, checksums: Mapping[str, str], needed: set[str]) -> None:
+    """Raise `FileFormatError` if a file has changed or is missing, or one of ``needed`` has no checksum."""
+    if unchecked := sorted(needed - checksums.keys()):
+        raise FileFormatError(f"{Path(folder) / MANIFEST_FILE} has no checksum of {unchecked}; export again")
+    for name, sha256 in checksums.items():
+        _check_file(Path(folder) / name, sha256)
+
+
 def _check_file(path: Path, sha256: str) -> None:
     if not path.is_file():
         raise FileFormatError(f"{path} is listed in {MANIFEST_FILE} but does not exist; export again")
@@ -180,22 +192,24 @@ def _check_file(path: Path, sha256: str) -> None:
         )
 
 
-def _tuples(data: Mapping[str, Any]) -> dict[str, Any]:
+def tuples(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Lists of a JSON object as tuples."""
     return {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
 
 
-def _engine_from_json(data: Mapping[str, Any]) -> EngineSpec:
+def engine_from_json(data: Mapping[str, Any]) -> EngineSpec:
+    """Inverse of ``asdict``."""
     def specs(items: list[dict[str, Any]]) -> tuple[TensorSpec, ...]:
-        return tuple(TensorSpec(**_tuples(item)) for item in items)
+        return tuple(TensorSpec(**tuples(item)) for item in items)
 
     return EngineSpec(data["file"], specs(data["inputs"]), specs(data["outputs"]))
 
 
 def _manifest_from_json(data: Mapping[str, Any]) -> DeploymentManifest:
     # Folders of the first release have no checks.
-    values = _tuples({item.name: data[item.name] for item in fields(DeploymentManifest) if item.name != "checks"})
+    values = tuples({item.name: data[item.name] for item in fields(DeploymentManifest) if item.name != "checks"})
     values["checks"] = data.get("checks", {})
-    values["engines"] = {name: _engine_from_json(engine) for name, engine in data["engines"].items()}
-    values["image"] = ImageTransform(**_tuples(data["image"]))
+    values["engines"] = {name: engine_from_json(engine) for name, engine in data["engines"].items()}
+    values["image"] = ImageTransform(**tuples(data["image"]))
     values["memory"] = MemorySpec(**data["memory"])
     return DeploymentManifest(**values)

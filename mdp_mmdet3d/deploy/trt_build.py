@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from mdp_mmdet3d.deploy.errors import DeploymentError
-from mdp_mmdet3d.deploy.manifest import DeploymentManifest, file_sha256
+from mdp_mmdet3d.deploy.graph_manifest import load_manifest
+from mdp_mmdet3d.deploy.manifest import file_sha256
 from mdp_mmdet3d.errors import FileFormatError
 from mdp_mmdet3d.files import atomic_path, read_json, write_json
 from mdp_mmdet3d.latency.probe import tensorrt_timer
@@ -63,7 +64,7 @@ def build_engines(folder: str | Path, capability: str | None = None) -> dict[str
         FileFormatError: The deployment is incomplete, or its files have changed.
     """
     folder = Path(folder)
-    manifest = DeploymentManifest.load(folder)
+    manifest = load_manifest(folder)
     trt = import_tensorrt()
     target = f"sm{capability.replace('.', '')}" if capability else "here"
     cache = folder / f"{target}.{TIMING_CACHE_FILE}"

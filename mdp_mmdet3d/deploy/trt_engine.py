@@ -17,6 +17,7 @@ from mdp_mmdet3d.latency.probe.tensorrt_timer import Cuda, DeviceBuffer, shared_
 
 HOST_TO_DEVICE, DEVICE_TO_HOST, DEVICE_TO_DEVICE = 1, 2, 3
 CAPTURE_THREAD_LOCAL = 1
+CAPABILITY_MAJOR, CAPABILITY_MINOR = 75, 76  # of cudaDeviceAttr
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,15 @@ class CudaStream(Cuda):
             "cudaMemcpyAsync", ctypes.c_void_p(target), ctypes.c_void_p(source), ctypes.c_size_t(size),
             ctypes.c_int(kind), ctypes.c_void_p(self.stream()),
         )  # fmt: skip
+
+    def capability(self) -> str:
+        """Compute capability of device 0, e.g. ``"8.6"``."""
+        numbers = []
+        for attribute in (CAPABILITY_MAJOR, CAPABILITY_MINOR):
+            value = ctypes.c_int()
+            self._call("cudaDeviceGetAttribute", ctypes.byref(value), ctypes.c_int(attribute), ctypes.c_int(0))
+            numbers.append(value.value)
+        return f"{numbers[0]}.{numbers[1]}"
 
     def capture(self, enqueue: Any) -> Any:
         """Record what ``enqueue()`` puts on the stream as an executable graph; raises `RuntimeError`."""
@@ -99,12 +109,12 @@ class TrtEngine:
         cuda: Any = None,
     ) -> None:  # fmt: skip
         self._trt = trt or import_tensorrt()
+        self._cuda = cuda or shared_cuda()
         self.path, entry = self._find(folder, name)
         if entry["onnx_sha256"] != onnx_sha256 or not self.path.is_file() or file_sha256(self.path) != entry["sha256"]:
             raise DeploymentError(
                 f"{self.path} is missing, truncated, or was built from another {name}.onnx; run tools/build_engine.py"
             )
-        self._cuda = cuda or shared_cuda()
         runtime = self._trt.Runtime(shared_logger(self._trt))
         self._engine = runtime.deserialize_cuda_engine(self.path.read_bytes())
         if self._engine is None:
@@ -166,17 +176,25 @@ class TrtEngine:
         }
 
     def _find(self, folder: Path, name: str) -> tuple[Path, dict[str, Any]]:
-        """The engine for this library and version; a GPU of another capability is noticed when it is loaded."""
+        """The engine for this library, version and GPU; one that was built on this machine comes first."""
         found = read_engines(folder)["targets"]
         own = (self._trt.__name__, self._trt.__version__)
-        for target in sorted(found, key=lambda key: key != "here"):
-            if (found[target]["library"], found[target]["version"]) == own:
-                entry = found[target]["engines"][name]
+        fitting = {key: item for key, item in found.items() if (item["library"], item["version"]) == own}
+        if not fitting:
+            listed = sorted({f"{item['library']} {item['version']}" for item in found.values()})
+            raise DeploymentError(
+                f"the engines in {folder} are for {', '.join(listed)}, this machine has {own[0]} {own[1]}; "
+                "engines do not run in another version: run tools/build_engine.py on this machine"
+            )
+        capability = self._cuda.capability()
+        for target in sorted(fitting, key=lambda key: key != "here"):
+            if fitting[target]["capability"] in (None, capability):
+                entry = fitting[target]["engines"][name]
                 return Path(folder) / entry["file"], entry
-        listed = sorted({f"{item['library']} {item['version']}" for item in found.values()})
+        built = ", ".join(sorted(str(item["capability"]) for item in fitting.values()))
         raise DeploymentError(
-            f"the engines in {folder} are for {', '.join(listed)}, this machine has {own[0]} {own[1]}; "
-            "engines do not run in another version: run tools/build_engine.py on this machine"
+            f"the engines in {folder} are for compute capability {built}, this GPU has {capability}; "
+            "run tools/build_engine.py on this machine"
         )
 
     def _add_tensor(self, name: str) -> None:

@@ -6,6 +6,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from mdp_mmdet3d.deploy.engine_report import engine_report
 from mdp_mmdet3d.deploy.manifest import DeploymentManifest
 from mdp_mmdet3d.deploy.reduce import reduce_precision
 from mdp_mmdet3d.deploy.trt_build import EngineBuildError, TargetError, build_engine, build_engines, read_engines
@@ -37,6 +38,10 @@ def test_engines_are_built_for_two_targets_and_listed(deployment):
             assert (deployment / engine["file"]).stat().st_size == engine["plan_bytes"] > 0
             assert engine["onnx_sha256"] == manifest.checksums[f"{name}.onnx"]
             assert len(engine["kernels"]) > 3 and engine["activation_bytes"] > 0
+    report = engine_report([deployment, deployment])
+    assert "## sm86" in report and "## sm89" in report
+    count = len(targets["sm86"]["engines"]["head"]["kernels"])
+    assert f"| head | kernels | {count} | {count} |" in report and "/layers.1/attentions.1" in report
     kernels = targets["sm86"]["engines"]["image_encoder"]["kernels"]
     layers = [layer for kernel in kernels for layer in kernel["onnx_layers"]]
     assert any("layer3" in layer for layer in layers)

@@ -36,6 +36,9 @@ class HostCuda:
     def device_name(self):
         return "host"
 
+    def capability(self):
+        return "8.9"
+
     def allocate(self, size):
         buffer = ctypes.create_string_buffer(size)
         self._held[ctypes.addressof(buffer)] = buffer
@@ -180,6 +183,20 @@ def test_engines_of_another_version_model_or_device_are_refused(built, cuda):
     found["targets"]["here"]["engines"]["head"]["sha256"] = file_sha256(engine)
     path.write_text(json.dumps(found))
     with pytest.raises(DeploymentError, match="another GPU or driver"):
+        StreamRunner(built, backend="tensorrt")
+
+
+def test_the_engine_of_this_gpu_is_taken(built, cuda):
+    path = built / "engines.json"
+    found = json.loads(path.read_text())
+    here = found["targets"].pop("here")
+    other = json.loads(json.dumps(here).replace(".here.", ".sm86."))
+    found["targets"] = {"sm86": {**other, "capability": "8.6"}, "sm89": {**here, "capability": "8.9"}}
+    path.write_text(json.dumps(found))
+    manifest = DeploymentManifest.load(built)
+    assert TrtEngine(built, "head", manifest.checksums["head.onnx"]).path.name == "head.here.engine"
+    cuda.capability = lambda: "12.0"
+    with pytest.raises(DeploymentError, match=r"for compute capability 8\.6, 8\.9, this GPU has 12\.0"):
         StreamRunner(built, backend="tensorrt")
 
 

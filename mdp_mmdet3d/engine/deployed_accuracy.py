@@ -1,0 +1,85 @@
+"""Accuracy of exported engines: the config's test data and metric, with the streaming runtime in place of the model."""
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mmdet3d.structures import LiDARInstance3DBoxes
+from mmengine.config import Config
+from mmengine.evaluator import Evaluator
+from mmengine.runner import Runner
+from mmengine.structures import InstanceData
+from torch import as_tensor, nn
+
+from mdp_mmdet3d.deploy.decode import Detections
+from mdp_mmdet3d.deploy.frames import frame_of
+from mdp_mmdet3d.deploy.stream import StreamRunner
+from mdp_mmdet3d.errors import MdpError
+
+NEEDED = ("test_dataloader", "test_evaluator")
+FIGURES = ("mAP", "NDS", "mAP_set", "NDS_set")
+
+
+def evaluate_deployment(
+    config: Config,
+    preprocessor: nn.Module,
+    deployment: StreamRunner | str | Path,
+    on_frame: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Run a deployment over ``config.test_dataloader`` and judge its boxes with ``config.test_evaluator``.
+
+    Images come from the data set's pipeline and the model's data preprocessor, as in ``tools/test.py``, so that the
+    engines are all that differs; memory, decoding and boxes are the runtime's (ONNX Runtime).
+
+    Args:
+        config: Of the model, with test data and metric.
+        preprocessor: The model's ``data_preprocessor``.
+        deployment: Folder or loaded runner.
+        on_frame: Called with (frames done, frames in all).
+
+    Returns:
+        Those of `FIGURES` that the metric gives, ``metric``, ``data`` and ``frames``.
+
+    Raises:
+        MdpError: The config has no test data or no metric, or the deployment detects other classes.
+        MissingDatasetError: The data set is not there.
+    """
+    if missing := [key for key in NEEDED if config.get(key) is None]:
+        raise MdpError(f"the config has no {' and no '.join(missing)}: accuracy needs a data set and its metric")
+    runner = deployment if isinstance(deployment, StreamRunner) else StreamRunner(deployment)
+    settings = copy.deepcopy(config.test_dataloader)
+    settings.batch_size = 1  # one stream
+    loader = Runner.build_dataloader(settings, seed=0)
+    meta = loader.dataset.metainfo
+    if tuple(meta["classes"]) != runner.manifest.class_names:
+        raise MdpError(
+            f"the data set has the classes {list(meta['classes'])}, {runner.folder} detects "
+            f"{list(runner.manifest.class_names)}"
+        )
+    evaluator = Evaluator(copy.deepcopy(config.test_evaluator))
+    evaluator.dataset_meta = meta
+    frames = len(loader.dataset)
+    runner.reset()
+    for index, batch in enumerate(loader):
+        data = preprocessor(dict(batch), False)
+        for images, sample in zip(data["inputs"]["imgs"], data["data_samples"]):
+            sample.pred_instances_3d = _instances(runner.decode(runner.run(frame_of(images, sample.metainfo))))
+            sample.pred_instances = InstanceData()
+        evaluator.process(data_samples=data["data_samples"], data_batch=batch)
+        if on_frame:
+            on_frame(index + 1, frames)
+    runner.reset()
+    values = {name.rpartition("/")[2]: float(value) for name, value in evaluator.evaluate(frames).items()}
+    return {
+        **{name: values[name] for name in FIGURES if name in values},
+        "metric": str(config.test_evaluator["type"]),
+        "data": str(config.test_dataloader.dataset.get("ann_file", "")),
+        "frames": frames,
+    }
+
+
+def _instances(found: Detections) -> InstanceData:
+    boxes = LiDARInstance3DBoxes(as_tensor(found.boxes), box_dim=9, origin=(0.5, 0.5, 0.5))
+    return InstanceData(bboxes_3d=boxes, scores_3d=as_tensor(found.scores), labels_3d=as_tensor(found.labels))
