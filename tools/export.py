@@ -8,12 +8,13 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from mmengine.config import Config, DictAction
 from mmengine.logging import MMLogger
-from rich.progress import Progress
+from rich.progress import Progress, TaskID
 from torch import nn
 
 from mdp_mmdet3d.deploy.bundle import write_runtime
@@ -77,15 +78,18 @@ def frames_for(args: argparse.Namespace, config: Config, model: nn.Module, manif
     return deployment_frames(config, model, args.num_frames)
 
 
+def advance(bar: Progress, task: TaskID, done: int, total: int) -> None:
+    bar.update(task, completed=done, total=total)
+
+
 def accuracy(args: argparse.Namespace, config: Config, model: nn.Module, folders: dict[str, Path]) -> dict[str, dict]:
     """Figures of the test data by precision; empty without --evaluate."""
     found = {}
     for precision, folder in folders.items() if args.evaluate else ():
         with Progress(transient=True) as bar:
             task = bar.add_task(f"evaluate {precision}", total=None)
-            found[precision] = evaluate_deployment(
-                config, model.data_preprocessor, folder,
-                lambda done, total, task=task: bar.update(task, completed=done, total=total))
+            found[precision] = evaluate_deployment(config, model.data_preprocessor, folder,
+                                                   partial(advance, bar, task))
         figures = {key: value for key, value in found[precision].items() if isinstance(value, float)}
         print(f"{precision} on {found[precision]['frames']} frames: "
               + ", ".join(f"{key} {value:.4f}" for key, value in figures.items()))

@@ -34,18 +34,18 @@ def engine_report(folders: Sequence[str | Path], layers_of: str | None = None) -
         DeploymentError: The deployments have no target in common.
         FileFormatError: A folder has no ``engines.json``.
     """
-    targets = {str(folder): read_engines(folder)["targets"] for folder in folders}
-    common = [name for name in next(iter(targets.values()), {}) if all(name in found for found in targets.values())]
+    targets = [read_engines(folder)["targets"] for folder in folders]
+    common = [name for name in (targets[0] if targets else ()) if all(name in found for found in targets)]
     if not common:
         raise DeploymentError(f"{[str(folder) for folder in folders]} have no engines for one and the same target")
     names = [Path(folder).name for folder in folders]
     lines = []
     for target in common:
-        columns = [found[target]["engines"] for found in targets.values()]
-        first = next(iter(targets.values()))[target]
+        columns = [found[target]["engines"] for found in targets]
+        first = targets[0][target]
         lines += [f"## {target}, {first['library']} {first['version']}", "", *_memory_table(names, columns), ""]
     target = layers_of or common[0]
-    columns = [found[target]["engines"] for found in targets.values()]
+    columns = [found[target]["engines"] for found in targets]
     lines += [f"## Kernels by module, {target}", "", *_layer_table(names, columns)]
     return "\n".join(lines) + "\n"
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-from mmdet3d.models.detectors.base import Base3DDetector
+from mmdet3d.models.data_preprocessors import Det3DDataPreprocessor
 from mmdet3d.structures import Det3DDataSample
 from torch import Tensor, nn
 
@@ -46,7 +46,9 @@ class TensorMode(nn.Module):
             metainfo={"img_shape": size, "batch_input_shape": size, "pad_shape": size, "ori_shape": size,
                       "scale_factor": (1.0, 1.0)}
         )  # fmt: skip
-        inputs = {"imgs": img} if isinstance(self.model, Base3DDetector) else img
+        # What the data preprocessor makes: MMDetection3D's a dictionary, MMDetection's a tensor.
+        preprocessor = getattr(self.model, "data_preprocessor", None)
+        inputs = {"imgs": img} if isinstance(preprocessor, Det3DDataPreprocessor) else img
         # Not a call, which would put "model" into every node's name.
         found = dict(_flatten(self.model.forward(inputs, [sample], mode="tensor")))
         self.output_names = list(found)
@@ -227,8 +229,8 @@ def _normalisation(model: nn.Module) -> tuple[tuple[float, ...], tuple[float, ..
     order = "RGB" if getattr(preprocessor, "_channel_conversion", False) else "BGR"
     if preprocessor is None or not getattr(preprocessor, "_enable_normalize", False):
         return (), (), order
-    figures = (tuple(round(v, 5) for v in value.flatten().tolist()) for value in (preprocessor.mean, preprocessor.std))
-    return *figures, order
+    mean, std = (tuple(round(v, 5) for v in x.flatten().tolist()) for x in (preprocessor.mean, preprocessor.std))
+    return mean, std, order
 
 
 def _flatten(value: Any, name: str = "output") -> Iterator[tuple[str, Tensor]]:

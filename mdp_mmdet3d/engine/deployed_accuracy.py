@@ -1,7 +1,9 @@
 """Accuracy of exported engines: the config's test data and metric, with the streaming runtime in place of the model."""
 from __future__ import annotations
 
+import contextlib
 import copy
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -71,7 +73,8 @@ def evaluate_deployment(
         if on_frame:
             on_frame(index + 1, frames)
     runner.reset()
-    values = {name.rpartition("/")[2]: float(value) for name, value in evaluator.evaluate(frames).items()}
+    with contextlib.redirect_stdout(io.StringIO()):  # the devkit prints tables
+        values = {name.rpartition("/")[2]: float(value) for name, value in evaluator.evaluate(frames).items()}
     return {
         **{name: values[name] for name in FIGURES if name in values},
         "metric": str(config.test_evaluator["type"]),
