@@ -3,9 +3,11 @@
 Three sets of structures: random, skewed (lopsided widths, many blocks removed) and extreme (largest and smallest
 predicted latency per multiply-accumulate of many). Three models: the latency table, HALP's (latency depends on the
 output width only, inputs stay dense) and multiply-accumulates times a factor, each fitted to the same few structures.
-Structures are measured in groups beside the dense model; rounds during which the machine was busy do not count. On a
-machine that is never idle, --kernels adds up the fastest run of each kernel instead: every kernel finds its own quiet
-moment, and all structures gain by it alike.
+
+Structures run in groups, taking turns, under ONNX Runtime's profiler. The measured time of an engine is the sum over
+its kernels of the median of the fastest three runs: other processes only ever add time, and every kernel of a few
+milliseconds finds quiet moments where a run of a second does not. The fastest whole runs by the wall clock are
+reported as well.
 """
 from __future__ import annotations
 
@@ -16,10 +18,12 @@ import json
 import shutil
 import statistics
 import tempfile
+import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -30,11 +34,7 @@ from rich.table import Table
 from scipy.stats import spearmanr
 from torch import nn
 
-from mdp_mmdet3d.deploy.manifest import MANIFEST_FILE
-from mdp_mmdet3d.deploy.measure import settled
-from mdp_mmdet3d.deploy.stream import StreamRunner
 from mdp_mmdet3d.deploy.streampetr import export_streampetr
-from mdp_mmdet3d.deploy.synthetic import synthetic_frames
 from mdp_mmdet3d.engine.inputs import build_dense
 from mdp_mmdet3d.engine.settings import PruneSettings
 from mdp_mmdet3d.engine.wholes import plan_of_structure
@@ -51,17 +51,16 @@ from mdp_mmdet3d.latency import (
 from mdp_mmdet3d.latency.backends.onnxruntime import OnnxRuntimeBackend
 from mdp_mmdet3d.latency.measure import measure_latency
 from mdp_mmdet3d.latency.structures import random_structure
-from mdp_mmdet3d.latency.table import DISTURBED
 from mdp_mmdet3d.latency.work import operator_work
 from mdp_mmdet3d.space import OperatorSignature, PruningSpace
 from mdp_mmdet3d.space.trace import trace_space
 from mdp_mmdet3d.surgery.apply import apply_plan
 
-Sample = tuple[float, float, float]  # milliseconds of the reference operator beside it, of the encoder, of the head
+Run = dict[str, Any]  # milliseconds per engine: "kernels_ms", "wall_ms" (each round), and "reference_ms" of its group
 STAGES = ("image_encoder", "head")
 CALIBRATION = 6
 WARMUP = 2
-GROUP = 7  # structures that are measured side by side with the dense one
+GROUP = 12  # structures that take turns
 POOL_SEED, RANDOM_SEED, SKEWED_SEED = 10_000, 20_000, 30_000
 
 
@@ -92,7 +91,7 @@ class MacsTable(LatencyTable):
 
 @dataclass
 class Whole:
-    """Exports and measures whole networks in groups, each together with the dense one."""
+    """Exports and measures whole networks in groups that take turns."""
 
     dense: nn.Module
     space: PruningSpace
@@ -100,58 +99,45 @@ class Whole:
     class_names: list[str]
     folder: Path
     rounds: int
-    kernels: bool
     console: Console
-    samples: list[dict[str, list[Sample]]] = field(default_factory=list)
 
-    def measure(self, structures: list[Structure], cache: Path, groups: int | None = None) -> list[Measured] | None:
-        """Milliseconds per engine, relative to the dense network of the first group; resumable per group.
+    def measure(self, structures: list[Structure], cache: Path, groups: int | None = None) -> list[Run] | None:
+        """Run every structure; resumable per group.
 
         Returns:
-            One measurement per structure, or None if ``groups`` more groups were not enough.
+            One result per structure, or None if ``groups`` more groups were not enough.
         """
-        done: list[dict[str, list[Sample]]] = json.loads(cache.read_text()) if cache.exists() else []
-        for index in range(len(done), -(-len(structures) // GROUP))[:groups]:
-            group = structures[index * GROUP:(index + 1) * GROUP]
-            names = [f"s{index * GROUP + i}" for i in range(len(group))]
-            for name, structure in zip(names, group, strict=True):
+        done: list[Run] = json.loads(cache.read_text()) if cache.exists() else []
+        for start in range(len(done), len(structures), GROUP)[:groups]:
+            group = {f"s{start + i}": s for i, s in enumerate(structures[start:start + GROUP])}
+            for name, structure in group.items():
                 self._export(structure, name)
-            done.append(self._fastest_kernels(names) if self.kernels else self._interleaved(["dense", *names]))
+            done += self._run(list(group))
             write_json(cache, done)
-            for name in names:
+            for name in group:
                 shutil.rmtree(self.folder / name)
-            self.console.print(f"measured {index * GROUP + len(group)} of {len(structures)} structures",
-                               highlight=False)
-        if len(done) * GROUP < len(structures):
-            return None
-        self.samples = done
-        return [Measured(s.widths, s.removed, stages_ms)
-                for s, stages_ms in zip(structures, relative_times(done), strict=True)]
+            self.console.print(f"measured {len(done)} of {len(structures)} structures", highlight=False)
+        return done if len(done) == len(structures) else None
 
-    def _interleaved(self, names: list[str]) -> dict[str, list[Sample]]:
-        """Every round of every network."""
-        runners = {name: StreamRunner(self.folder / name) for name in names}
-        frame = synthetic_frames(runners["dense"].manifest, 1)[0]
-        samples: dict[str, list[Sample]] = {name: [] for name in names}
-        for runner in runners.values():
-            runner.set_rig(frame.intrinsics, frame.lidar2img)
-        before = self.backend.reference_ms()
-        for index in range(WARMUP + self.rounds):
-            first = index % len(names)
-            for name in names[first:] + names[:first]:
-                runners[name].reset()
-                output = runners[name].step(frame)
-                after = self.backend.reference_ms()
-                if index >= WARMUP:
-                    samples[name].append((max(before, after), output.encoder_ms, output.head_ms))
-                before = after
-        return samples
-
-    def _fastest_kernels(self, names: list[str]) -> dict[str, list[Sample]]:
-        """Sum over kernels of the fastest of all rounds; needs no comparison to the dense network."""
-        encoder, head = ({name: fastest_kernels_ms(self.folder / name / f"{stage}.onnx", WARMUP + self.rounds)
-                          for name in names} for stage in STAGES)
-        return {"dense": [(1.0, 1.0, 1.0)], **{name: [(1.0, encoder[name], head[name])] for name in names}}
+    def _run(self, names: list[str]) -> list[Run]:
+        with tempfile.TemporaryDirectory() as folder:
+            engines = {name: {stage: profiled_session(self.folder / name / f"{stage}.onnx",
+                                                      Path(folder) / f"{name}_{stage}") for stage in STAGES}
+                       for name in names}
+            wall_ms: dict[str, dict[str, list[float]]] = {name: {stage: [] for stage in STAGES} for name in names}
+            reference_ms = []
+            for index in range(WARMUP + self.rounds):
+                first = index % len(names)
+                for name in names[first:] + names[:first]:
+                    reference_ms.append(self.backend.reference_ms())
+                    for stage, (session, feed) in engines[name].items():
+                        begin = time.perf_counter()
+                        session.run(None, feed)
+                        wall_ms[name][stage].append(1e3 * (time.perf_counter() - begin))
+            return [{"kernels_ms": {stage: kernels_ms(session.end_profiling(), WARMUP)
+                                    for stage, (session, _) in engines[name].items()},
+                     "wall_ms": {stage: times[WARMUP:] for stage, times in wall_ms[name].items()},
+                     "reference_ms": reference_ms} for name in names]
 
     def _export(self, structure: Structure, name: str) -> None:
         slim = apply_plan(copy.deepcopy(self.dense), plan_of_structure(self.space, structure))
@@ -161,52 +147,29 @@ class Whole:
         gc.collect()
 
 
-def relative_times(groups: list[dict[str, list[Sample]]]) -> list[dict[str, float]]:
-    """Milliseconds per engine of each structure, in terms of the dense network of the first group."""
-    first = settled_ms(groups[0], "dense")
-    result = []
-    for group in groups:
-        dense = settled_ms(group, "dense")
-        for name in group:
-            if name != "dense":
-                own = settled_ms(group, name)
-                result.append({stage: own[stage] * first[stage] / dense[stage] for stage in STAGES})
-    return result
+def profiled_session(path: Path, profile: Path) -> tuple[ort.InferenceSession, dict[str, np.ndarray]]:
+    """A session on one thread under the profiler, and random inputs."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.enable_profiling = True
+    options.profile_file_prefix = str(profile)
+    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    random = np.random.default_rng(0)
+    return session, {i.name: random.standard_normal(i.shape, dtype=np.float32) for i in session.get_inputs()}
 
 
-def settled_ms(group: dict[str, list[Sample]], name: str) -> dict[str, float]:
-    """Settled milliseconds per engine, of the rounds whose reference operator was not disturbed, 4 at least."""
-    idle = min(sample[0] for rows in group.values() for sample in rows)
-    rows = sorted(tuple(row) for row in group[name])
-    quiet = rows[:max(sum(row[0] <= DISTURBED * idle for row in rows), min(4, len(rows)))]
-    return {stage: settled([row[i] for row in quiet]) for i, stage in enumerate(STAGES, start=1)}
-
-
-def quiet_share(groups: list[dict[str, list[Sample]]]) -> float:
-    """Share of the runs of whole networks during which the machine did nothing else."""
-    idle = min(sample[0] for group in groups for rows in group.values() for sample in rows)
-    return statistics.fmean(sample[0] <= DISTURBED * idle for group in groups for rows in group.values()
-                            for sample in rows)
-
-
-def fastest_kernels_ms(path: Path, rounds: int) -> float:
-    """Run a model on random inputs under ONNX Runtime's profiler and add up the fastest run of each kernel."""
-    with tempfile.TemporaryDirectory() as folder:
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = 1
-        options.enable_profiling = True
-        options.profile_file_prefix = str(Path(folder) / "profile")
-        session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        random = np.random.default_rng(0)
-        feed = {i.name: random.standard_normal(i.shape, dtype=np.float32) for i in session.get_inputs()}
-        for _ in range(rounds):
-            session.run(None, feed)
-        events = json.loads(Path(session.end_profiling()).read_text())
-    fastest: dict[str, float] = {}
-    for event in events:
+def kernels_ms(profile: str, warmup: int) -> float:
+    """Sum over kernels of the median of the fastest three runs."""
+    times: dict[tuple[str, str], list[float]] = {}
+    for event in json.loads(Path(profile).read_text()):
         if event["name"].endswith("_kernel_time"):
-            fastest[event["name"]] = min(event["dur"] / 1000, fastest.get(event["name"], np.inf))
-    return sum(fastest.values())
+            times.setdefault((event["name"], event["args"]["node_index"]), []).append(event["dur"] / 1000)
+    return sum(statistics.median(sorted(values[warmup:])[:3]) for values in times.values())
+
+
+def fastest_runs_ms(run: Run) -> dict[str, float]:
+    """Per engine the median of the three fastest runs by the wall clock."""
+    return {stage: statistics.median(sorted(times)[:3]) for stage, times in run["wall_ms"].items()}
 
 
 def extreme_structures(space: PruningSpace, model: LatencyModel, macs: LatencyModel, pool: int,
@@ -236,9 +199,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--skewed", type=int, default=20)
     parser.add_argument("--extreme", type=int, default=12)
     parser.add_argument("--pool", type=int, default=1500, help="structures that the extreme ones are taken from")
-    parser.add_argument("--rounds", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--groups", type=int, help="stop after this many more groups of networks; run again to go on")
-    parser.add_argument("--kernels", action="store_true", help="add up kernels, for a machine that is never idle")
     parser.add_argument("--exact", action="store_true", help="also predict with every used entry measured")
     parser.add_argument("--json", type=Path, help="write the figures and each structure's times here")
     return parser.parse_args()
@@ -250,7 +212,7 @@ def main() -> None:
     MMLogger.get_instance("mdp", log_level="WARNING")  # initialisers are talkative
     config = Config.fromfile(args.config)
     s = PruneSettings.from_config(config.get("prune", {}))
-    dense, weights = build_dense(config, None)
+    dense, _ = build_dense(config, None)
     space = trace_space(dense, s.input_shape, s.space_options)
     backend, table_path = OnnxRuntimeBackend(), args.work_dir / "latency_table.json"
     table = measure_latency(space, backend, table_path)
@@ -265,12 +227,12 @@ def main() -> None:
                                          LatencyModel(space, macs_table, zeros, ones), args.pool, args.extreme)
     structures = calibration + [structure for chosen in sets.values() for structure in chosen]
 
-    if not (args.work_dir / "dense" / MANIFEST_FILE).exists():
-        export_streampetr(dense, args.work_dir / "dense", class_names=list(config.class_names), weights=weights)
-    whole = Whole(dense, space, backend, list(config.class_names), args.work_dir, args.rounds, args.kernels, console)
-    points = whole.measure(structures, args.work_dir / "whole.json", args.groups)
-    if points is None:
+    whole = Whole(dense, space, backend, list(config.class_names), args.work_dir, args.rounds, console)
+    runs = whole.measure(structures, args.work_dir / "whole.json", args.groups)
+    if runs is None:
         return
+    kernels, walls = ([Measured(s.widths, s.removed, ms) for s, ms in zip(structures, times, strict=True)]
+                      for times in ([run["kernels_ms"] for run in runs], [fastest_runs_ms(run) for run in runs]))
 
     tables: dict[str, LatencyTable] = {"table": table}
     if args.exact:
@@ -278,20 +240,34 @@ def main() -> None:
         exact = measure_latency(space, backend, args.work_dir / "latency_table_exact.json", extra=used)
         tables["table, exact"] = exact
     tables |= {"HALP": HalpTable(table), "MACs": macs_table}
-    models = {name: LatencyModel.fit(space, one, points[:CALIBRATION]) for name, one in tables.items()}
-    for name, model in models.items():
-        for line in model.explanation:
-            console.print(f"{name}: {line}", highlight=False)
-    quiet = quiet_share(whole.samples)
-    console.print(f"the machine was idle during {quiet:.0%} of the runs of whole networks", highlight=False)
-    report(sets, points[CALIBRATION:], models, len(table.disturbed()), args.json, console)
+    result: dict[str, Any] = {"device": str(table.device), "disturbed_entries": len(table.disturbed()),
+                              "reference_ms": quartiles([ms for run in runs for ms in run["reference_ms"]])}
+    for key, title, points in (("sets", "sum of the fastest kernels", kernels),
+                               ("sets_wall_clock", "fastest runs by the wall clock", walls)):
+        models = {name: LatencyModel.fit(space, one, points[:CALIBRATION]) for name, one in tables.items()}
+        for name, model in models.items():
+            for line in model.explanation:
+                console.print(f"{name}: {line}", highlight=False)
+        result[key] = report(title, sets, points[CALIBRATION:], models, console)
+    result["calibration"] = {"kernels_ms": [p.stages_ms for p in kernels[:CALIBRATION]],
+                             "wall_ms": [p.stages_ms for p in walls[:CALIBRATION]]}
+    console.print(f"{table.device}; {result['disturbed_entries']} of {len(table)} table entries were measured while "
+                  f"the machine was busy; reference operator (quartiles) {result['reference_ms']} ms", highlight=False)
+    if args.json is not None:
+        write_json(args.json, result)
 
 
-def report(sets: dict[str, list[Structure]], points: list[Measured], models: dict[str, LatencyModel], disturbed: int,
-           path: Path | None, console: Console) -> None:
-    """Print one row per set and model, and write everything to ``path``."""
-    shown = Table("set", "model", "structures", "mean error", "worst error", "rank correlation", "pairs ordered")
-    result: dict[str, dict] = {}
+def quartiles(values: list[float]) -> list[float]:
+    """Smallest, quartiles, largest."""
+    return [round(float(value), 3) for value in np.percentile(values, [0, 25, 50, 75, 100])]
+
+
+def report(title: str, sets: dict[str, list[Structure]], points: list[Measured], models: dict[str, LatencyModel],
+           console: Console) -> dict[str, Any]:
+    """Print one row per set and model; returns the figures and each structure's times."""
+    shown = Table("set", "model", "structures", "mean error", "worst error", "rank correlation", "pairs ordered",
+                  title=f"measured: {title}")
+    result: dict[str, Any] = {}
     percent: Callable[[float], str] = lambda value: f"{100 * value:.1f} %"  # noqa: E731
     rest = iter(points)
     for name, structures in sets.items():
@@ -305,10 +281,7 @@ def report(sets: dict[str, list[Structure]], points: list[Measured], models: dic
             shown.add_row(name, label, str(len(structures)), percent(row["mean_error"]), percent(row["worst_error"]),
                           f"{row['rank_correlation']:.3f}", percent(row["pairwise"]))
     console.print(shown)
-    device = next(iter(models.values())).table.device
-    console.print(f"{device}; {disturbed} table entries were measured while the machine was busy", highlight=False)
-    if path is not None:
-        write_json(path, {"device": str(device), "disturbed_entries": disturbed, "sets": result})
+    return result
 
 
 if __name__ == "__main__":

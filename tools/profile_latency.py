@@ -3,6 +3,7 @@
 profile_latency.py CONFIG [--policy grid|exact] [--backend onnxruntime|torch|tensorrt] [--out latency_table.json]
 profile_latency.py CONFIG --bundle probes.zip      # measure on another device, without torch and mmcv
 profile_latency.py CONFIG --bundle more.zip --plan plan.json --lacking A.json   # what a plan uses and A interpolates
+profile_latency.py CONFIG --backend tensorrt --build-only --target sm86 [--precision float16] [--out FOLDER]
 profile_latency.py diff A.json B.json
 profile_latency.py merge TARGET.json OTHER.json [--force]
 """
@@ -26,7 +27,11 @@ from mdp_mmdet3d.space.types import PruningSpace
 from mdp_mmdet3d.surgery.plan import PruningPlan
 
 if TYPE_CHECKING:
+    from mdp_mmdet3d.latency.backends.onnxruntime import Provider
     from mdp_mmdet3d.latency.graphs import Precision
+
+ORT_PROVIDERS: dict[str, Provider] = {"onnxruntime": "cpu", "onnxruntime-cuda": "cuda",
+                                      "onnxruntime-tensorrt": "tensorrt"}
 
 
 def parse_args() -> argparse.Namespace:
@@ -43,23 +48,26 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help="default: work_dirs/<name of the config>/latency_table.json")
     parser.add_argument("--policy", choices=("grid", "exact"), default="grid",
                         help="a few widths per dimension, or every combination of options")
-    parser.add_argument("--backend", choices=("onnxruntime", "torch", "tensorrt"), default="onnxruntime")
+    parser.add_argument("--backend", choices=(*ORT_PROVIDERS, "torch", "tensorrt"), default="onnxruntime")
     parser.add_argument("--precision", choices=("float32", "float16"), default="float32",
                         help="of TensorRT, PyTorch and bundles")
     parser.add_argument("--bundle", type=Path, help="measure nothing here: write a zip file to run on the target")
     parser.add_argument("--plan", type=Path, help="only the entries that this plan.json uses")
     parser.add_argument("--lacking", type=Path, metavar="TABLE", help="with --plan: only those that this table lacks")
+    parser.add_argument("--build-only", action="store_true",
+                        help="time nothing: build every operator's engine with TensorRT-RTX, no GPU is needed, and "
+                             "write kernels and memory of each")
+    parser.add_argument("--target", action="append", metavar="SM",
+                        help="with --build-only: compute capability such as sm86; may be repeated")
     parser.add_argument("--plots", type=Path, help="folder for pictures: staircases.png, breakdown.png")
     return parser.parse_args()
 
 
 def make_backend(name: str, precision: Precision) -> Backend:
-    if name == "onnxruntime":
-        if precision != "float32":
-            raise MdpError("ONNX Runtime on the CPU is measured in float32; use --backend tensorrt or torch")
+    if name.startswith("onnxruntime"):
         from mdp_mmdet3d.latency.backends.onnxruntime import OnnxRuntimeBackend
 
-        return OnnxRuntimeBackend()
+        return OnnxRuntimeBackend(ORT_PROVIDERS[name], precision)
     if name == "tensorrt":
         from mdp_mmdet3d.latency.backends.tensorrt import TensorRtBackend
 
@@ -111,6 +119,9 @@ def measure(args: argparse.Namespace, console: Console) -> None:
         console.print(f"{args.bundle}: {count} operators; on the target: unzip it and run python probe.py "
                       "--backend tensorrt|onnxruntime", highlight=False)
         return
+    if args.build_only:
+        build(args, points, console)
+        return
     path = args.out or Path("work_dirs") / args.config.stem / "latency_table.json"
     table = measure_latency(space, make_backend(args.backend, args.precision), path, policy="none",
                             extra=points, improve=True)
@@ -132,6 +143,25 @@ def measure(args: argparse.Namespace, console: Console) -> None:
 
         plot_staircases(space, table, args.plots / "staircases.png")
         plot_breakdown({name: rows}, args.plots / "breakdown.png")
+
+
+def build(args: argparse.Namespace, points: list[Point], console: Console) -> None:
+    """Engines of every point, for each target."""
+    from mdp_mmdet3d.latency.build_probes import build_probes, compute_capability, refused, summary_line
+
+    if args.backend != "tensorrt" or not args.target:
+        raise MdpError("--build-only needs --backend tensorrt and at least one --target, e.g. --target sm86")
+    folder, bad = args.out or Path("work_dirs") / args.config.stem, 0
+    for capability in map(compute_capability, args.target):
+        path = folder / f"probes_sm{capability.replace('.', '')}_{args.precision}.json"
+        result = build_probes(points, args.precision, capability, path, console)
+        console.print(f"{path}: {summary_line(result)}", highlight=False)
+        for probe in refused(result):
+            bad += 1
+            console.print(f"  refused: {probe['operator']} {probe['widths']}: {probe['error']}", highlight=False,
+                          markup=False)
+    if bad:
+        raise MdpError(f"TensorRT refused {bad} probes; they are listed above and in {folder}")
 
 
 def main() -> int:

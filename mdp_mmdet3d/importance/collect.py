@@ -13,6 +13,7 @@ from mdp_mmdet3d.errors import MdpError
 from mdp_mmdet3d.files import read_npz, write_npz
 from mdp_mmdet3d.importance.table import ImportanceTable
 from mdp_mmdet3d.importance.taylor import TaylorAccumulator
+from mdp_mmdet3d.progress import PlainProgress
 from mdp_mmdet3d.space.types import PruningSpace
 
 SCHEMA_VERSION = 1
@@ -34,7 +35,7 @@ def collect_importance(model: nn.Module, space: PruningSpace, batches: Iterable[
         num_batches: How many batches to use.
         weights: Where the model's weights come from.
         data: Where the batches come from; like the weights it is kept in the table.
-        progress: Show a progress bar.
+        progress: Show a progress bar, or a line now and then where there is no terminal.
 
     Raises:
         MdpError: There were no batches, or none had finite gradients.
@@ -53,6 +54,7 @@ def collect_importance(model: nn.Module, space: PruningSpace, batches: Iterable[
     with TaylorAccumulator(model, space, state) as accumulator, Progress(disable=not progress) as bar:
         done = accumulator.batches + accumulator.skipped
         task = bar.add_task("importance", total=num_batches, completed=done)
+        plain = PlainProgress(bar.console, "importance", num_batches, "frames", done)
         for i, batch in enumerate(batches):
             if i >= num_batches:
                 break
@@ -69,6 +71,8 @@ def collect_importance(model: nn.Module, space: PruningSpace, batches: Iterable[
             accumulator.finish_batch()
             write_npz(partial, identity, accumulator.state())
             bar.update(task, advance=1)
+            if progress:
+                plain(i + 1)
         model.zero_grad(set_to_none=True)
         table = accumulator.table(weights, num_batches, data)
     if table.batches == 0:

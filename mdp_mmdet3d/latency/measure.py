@@ -22,6 +22,7 @@ from rich.progress import (
 from mdp_mmdet3d.latency.backends.base import Backend
 from mdp_mmdet3d.latency.sampling import Point, exact_points, grid_points
 from mdp_mmdet3d.latency.table import LatencyTable
+from mdp_mmdet3d.progress import PlainProgress
 from mdp_mmdet3d.space import PruningSpace
 
 Policy = Literal["grid", "exact", "none"]
@@ -56,7 +57,7 @@ def measure_latency(
             options; ``"none"``: only ``extra``.
         extra: Further points, e.g. `sampling.entries_of` a plan.
         improve: Measure disturbed entries of an earlier call again, even if nothing is missing.
-        progress: Show a progress bar with the remaining time.
+        progress: Show a progress bar with the remaining time, or a line now and then where there is no terminal.
 
     Raises:
         FileFormatError: ``path`` holds something that is no intact latency table.
@@ -131,13 +132,16 @@ def _measure(
     try:
         with Progress(*columns, disable=not progress) as bar:
             task = bar.add_task(title, total=len(points))
-            for point, entry in backend.measure(points):
+            plain = PlainProgress(bar.console, title, len(points), "operators")
+            for done, (point, entry) in enumerate(backend.measure(points), start=1):
                 old = table.get(*point)
                 if old is not None:
                     # Another process only ever adds time: the fastest attempt is nearest to the truth.
                     entry = replace(min(old, entry, key=lambda item: item.ms), attempts=old.attempts + 1)
                 table.add(*point, entry)
                 bar.advance(task)
+                if progress:
+                    plain(done)
                 if time.monotonic() - saved > _SAVE_EVERY_S:
                     table.save(path)
                     saved = time.monotonic()

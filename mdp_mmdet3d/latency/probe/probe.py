@@ -94,17 +94,19 @@ def open_table(path: Path, timer: Any, manifest: dict[str, Any]) -> dict[str, An
 
 
 def pending(table: dict[str, Any], manifest: dict[str, Any]) -> list[tuple[int, dict[str, Any]]]:
-    """Operator index and probe of what was not measured yet, or was measured while the machine was busy."""
+    """Operator index and probe of what was not measured yet; once that is nothing, of what was measured while busy."""
     times = [e["reference_ms"] for o in table["operators"] for e in o["entries"] if e["reference_ms"] > 0]
     limit = DISTURBED * min(times) if times else 0.0
-    result = []
+    missing, disturbed = [], []
     for index, operator in enumerate(manifest["operators"]):
         known = {tuple(e["widths"]): e for e in table["operators"][index]["entries"]}
         for probe in operator["probes"]:
             entry = known.get(tuple(probe["widths"]))
-            if entry is None or (entry["reference_ms"] > limit and entry["attempts"] < MAX_ATTEMPTS):
-                result.append((index, probe))
-    return result
+            if entry is None:
+                missing.append((index, probe))
+            elif entry["reference_ms"] > limit and entry["attempts"] < MAX_ATTEMPTS:
+                disturbed.append((index, probe))
+    return missing or disturbed
 
 
 def add_entry(table: dict[str, Any], index: int, probe: dict[str, Any], result: dict[str, Any]) -> None:
@@ -124,8 +126,10 @@ def run(folder: Path, backend: str, out: Path) -> None:
     manifest = load_json(folder / "manifest.json", "manifest", MANIFEST_VERSION)
     timer = make_timer(backend, folder, manifest)
     table = open_table(out, timer, manifest)
+    total = sum(len(operator["probes"]) for operator in manifest["operators"])
     for attempt in range(MAX_ATTEMPTS):
         todo = pending(table, manifest)
+        complete = sum(len(operator["entries"]) for operator in table["operators"]) == total
         random.Random(attempt).shuffle(todo)
         start = datetime.now()
         for count, (index, probe) in enumerate(todo):
@@ -137,7 +141,7 @@ def run(folder: Path, backend: str, out: Path) -> None:
             add_entry(table, index, probe, result)
             save_json(out, table)
             left = (datetime.now() - start).total_seconds() / (count + 1) * (len(todo) - count - 1)
-            title = "measuring" if attempt == 0 else "disturbed ones again"
+            title = "disturbed ones again" if complete else "measuring"
             print(f"\r{title}: {count + 1} of {len(todo)}, {left:.0f} s left   ", end="", flush=True)
         if todo:
             print()
