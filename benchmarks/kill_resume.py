@@ -169,10 +169,13 @@ class Area:
         return [str(ROOT / "tools" / self.tool), str(self.config), "--work-dir", str(folder)]
 
     def whole(self, folder: Path) -> dict[str, Any]:
-        """An uninterrupted run."""
+        """An uninterrupted run: what it gives, how long it takes, and when it writes its first file."""
         self.prepare(folder)
+        began = time.time()
         seconds, _ = run(self.command(folder), folder.with_suffix(".log"))
-        return {"seconds": round(seconds, 2), "result": self.result(folder)}
+        first = min(path.stat().st_mtime for path in folder.iterdir()
+                    if path.is_file() and path.name not in LATENCIES) - began
+        return {"first_file_s": round(first, 2), "seconds": round(seconds, 2), "result": self.result(folder)}
 
     def kill(self, folder: Path, after_s: float, expected: dict[str, str]) -> dict[str, Any]:
         """Kill a run, run it again, compare; without ``same`` where the run had ended before it could be killed."""
@@ -189,15 +192,17 @@ class Area:
 
 def kill_often(area: Area, folder: Path, entry: dict[str, Any], kills: int, seed: int,
                save: Callable[[], None]) -> None:
-    """Fill ``entry`` with an uninterrupted run and the kills that it lacks, at any moment of a run."""
+    """Fill ``entry`` with an uninterrupted run and the kills that it lacks, between its first file and its end."""
     if "whole" not in entry:
+        area.whole(folder / f"{area.name}_whole")  # the first run is slower: its files are not cached
         entry["whole"] = area.whole(folder / f"{area.name}_whole")
         save()
     whole = entry["whole"]
     while len(entry["runs"]) < kills:
-        moment = random.Random(f"{seed} {area.name} {len(entry['runs'])}").random() * whole["seconds"]
+        place = random.Random(f"{seed} {area.name} {len(entry['runs'])}").random()
+        moment = whole["first_file_s"] + place * (whole["seconds"] - whole["first_file_s"])
         outcome = area.kill(folder / area.name, moment, whole["result"])
-        if "ended_after_s" in outcome:  # the uninterrupted run was slower, its files were not cached yet
+        if "ended_after_s" in outcome:
             whole["seconds"] = round(outcome["ended_after_s"], 2)
             continue
         entry["runs"].append(outcome)
