@@ -66,6 +66,14 @@ def stream_of(runner: StreamRunner, frames: str, count: int):
     return repeat_frames([preprocess(frame, runner.manifest) for frame in drive])
 
 
+def progress(done: int, total: int) -> None:
+    """One line on a terminal; a log file gets one line per tenth."""
+    if sys.stderr.isatty():
+        print(f"\r{done} of {total} frames", end="\n" if done == total else "", file=sys.stderr, flush=True)
+    elif done % max(1, total // 10) == 0:
+        print(f"{done} of {total} frames", file=sys.stderr, flush=True)
+
+
 def show(result: Validation, predicted_ms: float | None) -> None:
     columns = [("deployment", result.latency)]
     if result.dense_latency:
@@ -99,7 +107,8 @@ def main() -> int:
         dense = StreamRunner(args.dense, args.threads, args.backend) if args.dense else None
         before = host_state()
         stream = stream_of(runner, args.frames, args.num_frames + args.warmup)
-        result = validate(runner, stream, args.num_frames, requirement, warmup=args.warmup, dense=dense)
+        result = validate(runner, stream, args.num_frames, requirement, warmup=args.warmup, dense=dense,
+                          on_frame=progress)
         manifest = runner.manifest
         show(result, predicted_ms)
         if args.json:

@@ -26,7 +26,7 @@ from mdp_mmdet3d.surgery.plan import Cut, PruningPlan
 
 TOOL = Path(__file__).resolve().parents[2] / "tools/export.py"
 BASES = Path(mmdet3d.__file__).parent / ".mim/configs/_base_/models"
-SIZE = (64, 96)
+SIZE = (128, 192)  # FCOS3D has a level of stride 128
 BACKBONE = {"depth": 18, "base_channels": 16, "init_cfg": None, "frozen_stages": -1, "style": "pytorch"}
 
 
@@ -140,6 +140,8 @@ def test_the_tool_exports_any_config(monkeypatch, capsys, tmp_path):
     assert export("--input-size", "64", "96", "--no-simplify") == 0
     assert "model.onnx" in capsys.readouterr().out
     assert load_manifest(tmp_path / "out").software["simplify"] == "constants only"
+    assert export("--input-size", "64", "96", "--evaluate") == 2
+    assert "tools/test.py" in capsys.readouterr().err
     assert export("--input-size", "64", "96", "--precision", "int8") == 2
     assert "int8" in capsys.readouterr().err
 
