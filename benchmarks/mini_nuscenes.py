@@ -48,8 +48,9 @@ from mdp_mmdet3d.surgery.plan import PruningPlan
 
 SCHEMA_VERSION = 1
 METHODS = ("mdp", "halp", "uniform")
-TRIES = 10            # turns of a knob
-CLOSE = 0.01          # relative distance from the wanted latency that ends them
+TRIES = 10            # plans that are measured to find the right one
+PROPOSALS = 40        # turns of a knob for that
+CLOSE = 0.01          # relative distance from the wanted latency that ends the search
 Propose = Callable[[float], PruningPlan]
 
 
@@ -96,12 +97,12 @@ def tune(propose: Propose, measure: Callable[[PruningPlan], float], share: float
     measured: dict[str, float] = {}
     below, above = (0.0, 0.0), (math.inf, math.inf)  # knob and measured share, on either side of what is wanted
     knob = share
-    for turn in range(TRIES):
+    for _ in range(PROPOSALS):
         try:
             plan = propose(knob)
         except InfeasibleBudgetError:
             below = (knob, 0.0)
-            knob = (knob + above[0]) / 2 if above[0] < math.inf else knob * 1.3
+            knob = (knob + above[0]) / 2 if above[0] < math.inf else knob * 1.1
             continue
         if plan.hash not in measured:
             measured[plan.hash] = measure(plan)
@@ -109,14 +110,14 @@ def tune(propose: Propose, measure: Callable[[PruningPlan], float], share: float
         tries.append((knob, found))
         if best is None or abs(found / share - 1) < abs(best.share / share - 1):
             best = Tuned(plan, found, ())
-        if abs(found / share - 1) <= CLOSE:
+        if abs(found / share - 1) <= CLOSE or len(measured) == TRIES:
             break
         below, above = ((knob, found), above) if found < share else (below, (knob, found))
-        if above[0] < math.inf and below[1] > 0:  # both sides are known: interpolate, and halve now and then
-            fraction = 0.5 if turn % 3 == 2 else (share - below[1]) / (above[1] - below[1])
+        if above[0] < math.inf and below[0] > 0:  # both sides are known: interpolate, and halve now and then
+            fraction = 0.5 if not below[1] or len(tries) % 3 == 0 else (share - below[1]) / (above[1] - below[1])
             knob = below[0] + fraction * (above[0] - below[0])
         else:
-            knob = min(max(knob * (share / found) ** 1.5, below[0]), above[0])
+            knob *= (share / found) ** 1.5
     if best is None:
         raise MdpError(f"no plan at {share} of the dense latency: the smallest structures are slower")
     return replace(best, tries=tuple(tries))
