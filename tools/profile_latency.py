@@ -46,8 +46,8 @@ def parse_args() -> argparse.Namespace:
     parser.set_defaults(command="measure")
     parser.add_argument("config", type=Path, help="config with a prune section, e.g. configs/streampetr_mdp.py")
     parser.add_argument("--out", type=Path, help="default: work_dirs/<name of the config>/latency_table.json")
-    parser.add_argument("--policy", choices=("grid", "exact"), default="grid",
-                        help="a few widths per dimension, or every combination of options")
+    parser.add_argument("--policy", choices=("grid", "sparse", "exact"), default="grid",
+                        help="a few widths per dimension, fewer, or every combination of options")
     parser.add_argument("--backend", choices=(*ORT_PROVIDERS, "torch", "tensorrt"), default="onnxruntime")
     parser.add_argument("--precision", choices=("float32", "float16"), default="float32",
                         help="of TensorRT, PyTorch and bundles")
@@ -113,7 +113,8 @@ def measure(args: argparse.Namespace, console: Console) -> None:
         widths, removed = plan.widths(space), set(plan.removed)
         points = plan_points(space, plan, args.lacking)
     else:
-        points = exact_points(space) if args.policy == "exact" else grid_points(space)
+        points = exact_points(space) if args.policy == "exact" else grid_points(
+            space, sparse=args.policy == "sparse")
     if args.bundle is not None:
         count = write_bundle(points, args.bundle, args.precision)
         console.print(f"{args.bundle}: {count} operators; on the target: unzip it and run python probe.py "

@@ -149,7 +149,7 @@ class PruneJob:
         budget = budget_ms(self.settings.budget, reference_ms)
         with stages("latency table"):
             backend = OnnxRuntimeBackend()
-            table = measure_latency(space, backend, self.work_dir / TABLE_FILE)
+            table = measure_latency(space, backend, self.work_dir / TABLE_FILE, policy=self.settings.sampling)
         latency = self._explained(LatencyModel.fit(space, table, wholes))
         identity = {"budget": str(self.settings.budget), "tolerance": self.settings.tolerance, "space": space.hash,
                     "importance": [importance.weights, importance.data, importance.requested],
@@ -165,15 +165,16 @@ class PruneJob:
             slim = self._cut(plan, weights, search, stages)
             with stages("measure"):
                 stats = self._measure(("dense", "pruned"), frames)
-            drift = sum(stages_ms(stats["dense"]).values()) / reference_ms
-            measured = sum(stages_ms(stats["pruned"]).values()) / drift
+            drift = stats["dense"].settled_ms / reference_ms
+            measured = stats["pruned"].settled_ms / drift
             deviation = measured / budget - 1
             self.console.print(f"  predicted {search.predicted_ms:.1f} ms, measured {measured:.1f} ms, budget "
                                f"{budget:.1f} ms: {deviation:+.1%}")
             if (finished or abs(deviation) <= self.settings.tolerance
                     or refinement == self.settings.refinements):
                 break
-            search.calibrate({stage: ms / drift for stage, ms in stages_ms(stats["pruned"]).items()})
+            found_ms = stages_ms(stats["pruned"])
+            search.calibrate({stage: ms * measured / sum(found_ms.values()) for stage, ms in found_ms.items()})
         save_calibration(self.work_dir / CALIBRATION_FILE, identity, search.latency, search.calibrations)
         return Pruned(search, plan, slim, stats, drift)
 

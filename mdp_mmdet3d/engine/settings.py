@@ -5,7 +5,7 @@ import difflib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Literal
 
 from mdp_mmdet3d.engine.recovery import FinetuneSettings
 from mdp_mmdet3d.errors import MdpError
@@ -31,6 +31,8 @@ class PruneSettings:
         min_keep: Smallest share of a dimension that may stay.
         precision: In which the model will run: ``"float32"``, or ``"float16"`` with a latency table of the target.
         freeze: Shell patterns of dimensions and blocks that stay as they are.
+        sampling: ``"grid"`` measures a few widths per operator before solving, ``"sparse"`` little more than corners;
+            what the plan uses is measured in either case.
         tolerance: Largest relative distance of the measured latency from the budget before the prediction is
             calibrated on the plan and the program is solved again.
         refinements: How often that may happen.
@@ -51,6 +53,7 @@ class PruneSettings:
     min_keep: float = 0.0
     freeze: tuple[str, ...] = ()
     precision: str = "float32"
+    sampling: Literal["grid", "sparse"] = "grid"
     tolerance: float = 0.02
     refinements: int = 3
     rounds: int = 16
@@ -109,6 +112,8 @@ class PruneSettings:
             raise MdpError(f"prune.min_keep = {self.min_keep!r} must lie in 0 ... 1")
         if len(self.input_size) != 2 or any(size <= 0 or size % 16 for size in self.input_size):
             raise MdpError(f"prune.input_size = {self.input_size!r} must be (height, width), multiples of 16")
+        if self.sampling not in ("grid", "sparse"):
+            raise MdpError(f"prune.sampling = {self.sampling!r} must be 'grid' or 'sparse'")
         if self.precision not in PRECISIONS:
             raise MdpError(f"prune.precision = {self.precision!r} must be one of {', '.join(PRECISIONS)}")
         if isinstance(self.freeze, str):

@@ -44,8 +44,9 @@ def build_probes(points: Sequence[Point], precision: Precision, capability: str,
     Returns:
         What the file holds: ``library``, ``version``, ``precision``, ``capability`` and ``probes``, a list of
         {``operator``, ``widths``, ``kernels`` (``name``, ``type``, ``onnx_layers``, ``role``: ``"target"``,
-        ``"offset"`` or ``"context"``), ``weights_bytes``, ``activation_bytes``, ``scratch_bytes``, ``plan_bytes``,
-        ``seconds``}; a probe that TensorRT refuses has ``error`` instead.
+        ``"offset"``, ``"context"``, or ``"mixed"`` where TensorRT fused the operator with what only makes its inputs,
+        so that its time would be too long), ``weights_bytes``, ``activation_bytes``, ``scratch_bytes``,
+        ``plan_bytes``, ``seconds``}; a probe that TensorRT refuses has ``error`` instead.
 
     Raises:
         MdpError: There is no TensorRT.
@@ -89,11 +90,13 @@ def refused(result: dict[str, Any]) -> list[dict[str, Any]]:
 def summary_line(result: dict[str, Any]) -> str:
     """Number of engines, kernels and seconds, for people."""
     built = [probe for probe in result["probes"] if "error" not in probe]
-    kernels = sum(kernel["role"] == "target" for probe in built for kernel in probe["kernels"])
+    kernels, mixed = (sum(kernel["role"] == role for probe in built for kernel in probe["kernels"])
+                      for role in ("target", "mixed"))
     mib = max((probe["activation_bytes"] or 0 for probe in built), default=0) / 2**20
     return (f"{len(built)} of {len(result['probes'])} probes built by {result['library']} {result['version']} for "
-            f"{result['capability']} in {result['precision']}: {kernels} kernels of operators, largest activation "
-            f"memory {mib:.1f} MiB, {sum(probe['seconds'] for probe in built):.0f} s of building")
+            f"{result['capability']} in {result['precision']}: {kernels} kernels of operators, {mixed} mixed with "
+            f"their context, largest activation memory {mib:.1f} MiB, "
+            f"{sum(probe['seconds'] for probe in built):.0f} s of building")
 
 
 def _build(model: bytes, capability: str) -> dict[str, Any]:
@@ -102,5 +105,11 @@ def _build(model: bytes, capability: str) -> dict[str, Any]:
     except MdpError as error:
         return {"error": str(error)}
     signs = kernel_signs(report["kernels"])
-    roles = {1: "target", -1: "offset", 0: "context"}
-    return {**report, "kernels": [{**kernel, "role": roles[signs[kernel["name"]]]} for kernel in report["kernels"]]}
+    return {**report, "kernels": [{**kernel, "role": _role(kernel, signs[kernel["name"]])}
+                                  for kernel in report["kernels"]]}
+
+
+def _role(kernel: dict[str, Any], sign: int) -> str:
+    if sign == 1 and any(layer.startswith("source") for layer in kernel["onnx_layers"]):
+        return "mixed"
+    return {1: "target", -1: "offset", 0: "context"}[sign]

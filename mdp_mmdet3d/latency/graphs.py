@@ -167,13 +167,15 @@ def _conv(build: _Builder, signature: OperatorSignature, widths: tuple[int, ...]
     if signature["residual"]:
         rows = (height + 2 * padding - kernel[0]) // stride + 1
         columns = (width + 2 * padding - kernel[1]) // stride + 1
-        # Only an addend that comes from a convolution and feeds nothing else is fused, as in the network.
+        # ONNX Runtime fuses an addend only if it comes from a convolution and feeds nothing else; behind a ReLU, as in
+        # the network, TensorRT adds it in the measured convolution and not in the one that makes it.
         shortcut = build.conv(
             build.input("shortcut_seed", batch, SOURCE_CHANNELS, rows, columns),
             "source_shortcut",
             SOURCE_CHANNELS,
             co,
         )
+        shortcut = build.node("Relu", [shortcut], "source_shortcut_relu")
         x = build.conv(x, "target", ci, co, kernel=kernel, stride=stride, padding=padding, groups=signature["groups"])
         out = build.node("Add", [x, shortcut], "target_sum")
     else:

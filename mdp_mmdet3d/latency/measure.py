@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from rich.progress import (
     BarColumn,
@@ -25,7 +25,7 @@ from mdp_mmdet3d.latency.table import LatencyTable
 from mdp_mmdet3d.progress import PlainProgress
 from mdp_mmdet3d.space import PruningSpace
 
-Policy = Literal["grid", "exact", "none"]
+Policy = Literal["grid", "sparse", "exact", "none"]
 
 MAX_ATTEMPTS = 3
 SURPRISING = 1.2
@@ -53,8 +53,8 @@ def measure_latency(
         space: What may be pruned; terms that do not run every frame are skipped.
         backend: What measures.
         path: Table file; it is created, or continued.
-        policy: ``"grid"``: a few widths per role, the rest is interpolated; ``"exact"``: every combination of
-            options; ``"none"``: only ``extra``.
+        policy: ``"grid"``: a few widths per role, the rest is interpolated; ``"sparse"``: fewer; ``"exact"``: every
+            combination of options; ``"none"``: only ``extra``.
         extra: Further points, e.g. `sampling.entries_of` a plan.
         improve: Measure disturbed entries of an earlier call again, even if nothing is missing.
         progress: Show a progress bar with the remaining time, or a line now and then where there is no terminal.
@@ -63,8 +63,8 @@ def measure_latency(
         FileFormatError: ``path`` holds something that is no intact latency table.
         StructureMismatchError: ``path`` was measured on another device or by another protocol.
     """
-    if policy not in ("grid", "exact", "none"):
-        raise ValueError(f"policy {policy!r} is unknown; use 'grid', 'exact' or 'none'")
+    if policy not in get_args(Policy):
+        raise ValueError(f"policy {policy!r} is unknown; use one of {', '.join(get_args(Policy))}")
     path = Path(path)
     device = backend.fingerprint()
     if path.exists():
@@ -73,8 +73,8 @@ def measure_latency(
     else:
         table = LatencyTable(device, backend.protocol)
     points: list[Point] = []
-    if policy == "grid":
-        points = grid_points(space)
+    if policy in ("grid", "sparse"):
+        points = grid_points(space, sparse=policy == "sparse")
     elif policy == "exact":
         points = exact_points(space)
     wanted = list(dict.fromkeys([*points, *extra]))

@@ -12,6 +12,8 @@ Point = tuple[OperatorSignature, tuple[int, ...]]
 # How many widths of a role are sampled; None means all of them. Attention is convex in its heads.
 _SAMPLES: Mapping[str, int | None] = {"heads": None, "qk_width": 2, "v_width": 2, "hidden": 5}
 _DEFAULT_SAMPLES = 3
+_SPARSE_SAMPLES: Mapping[str, int | None] = {"heads": 3, "hidden": 3}
+_SPARSE_DEFAULT = 2
 
 
 def sampled_widths(options: tuple[int, ...], count: int | None) -> tuple[int, ...]:
@@ -30,15 +32,21 @@ def sampled_widths(options: tuple[int, ...], count: int | None) -> tuple[int, ..
     return tuple(sorted({min(options, key=lambda option: (abs(option - target), option)) for target in targets}))
 
 
-def grid_points(space: PruningSpace) -> list[Point]:
-    """Every signature of the space at a rectangular grid of a few widths per role."""
+def grid_points(space: PruningSpace, *, sparse: bool = False) -> list[Point]:
+    """Every signature of the space at a rectangular grid of a few widths per role.
+
+    Args:
+        space: What may be pruned.
+        sparse: Little more than the corners: enough to start from where what a plan uses is measured afterwards.
+    """
+    samples, default = (_SPARSE_SAMPLES, _SPARSE_DEFAULT) if sparse else (_SAMPLES, _DEFAULT_SAMPLES)
     axes: dict[OperatorSignature, list[set[int]]] = {}
     for term in space.frame_terms():
         roles = WIDTH_ROLES[term.signature.kind]
         axis = axes.setdefault(term.signature, [set() for _ in roles])
         for values, role, width in zip(axis, roles, term.widths, strict=True):
             options = _options(space, width)
-            values.update(sampled_widths(options, _SAMPLES.get(role, _DEFAULT_SAMPLES)))
+            values.update(sampled_widths(options, samples.get(role, default)))
     return [
         (signature, widths)
         for signature, axis in axes.items()

@@ -113,6 +113,20 @@ def test_tensorrt_builds_every_probe(trt, signature, widths, precision, capabili
 
 
 @pytest.mark.tensorrt
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+def test_tensorrt_adds_the_residual_in_the_measured_convolution(trt, precision):
+    from mdp_mmdet3d.latency.backends.tensorrt import build_report
+
+    signature = OperatorSignature.make("conv", batch=6, height=16, width=44, kernel_h=1, kernel_w=1, stride=1,
+                                       padding=0, groups=1, relu=True, residual=True)
+    model = operator_graph(signature, (64, 256), precision).model.SerializeToString()
+    kernels = build_report(model, "8.6")["kernels"]
+    signs = kernel_signs(kernels)
+    assert [set(k["onnx_layers"]) for k in kernels if signs[k["name"]] == 1] == [
+        {"target", "target_sum", "target_relu"}]
+
+
+@pytest.mark.tensorrt
 def test_tensorrt_names_what_it_refuses(trt, tmp_path):
     from mdp_mmdet3d.latency.backends.tensorrt import build_report
 

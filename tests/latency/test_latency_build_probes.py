@@ -28,7 +28,8 @@ def built(monkeypatch):
         if len(calls) == 3:
             raise MdpError("TensorRT cannot build it")
         kernel = lambda name: {"name": name, "type": "kgen", "onnx_layers": [name]}  # noqa: E731
-        return {"kernels": [kernel("source"), kernel("target")], "weights_bytes": 1, "activation_bytes": 2**20,
+        mixed = {"name": "both", "type": "kgen", "onnx_layers": ["source_shortcut", "target_sum"]}
+        return {"kernels": [kernel("source"), kernel("target"), mixed], "weights_bytes": 1, "activation_bytes": 2**20,
                 "scratch_bytes": 0, "plan_bytes": 1, "seconds": 0.5}
 
     monkeypatch.setattr(module, "load_tensorrt", lambda: Trt)
@@ -42,7 +43,7 @@ def test_every_probe_is_built_once_and_refusals_are_kept(tmp_path, built):
     assert json.loads(path.read_text()) == result
     assert {(p["operator"], tuple(p["widths"])) for p in result["probes"]} == {(s.key, w) for s, w in POINTS}
     assert [p["error"] for p in refused(result)] == ["TensorRT cannot build it"]
-    assert [k["role"] for k in result["probes"][0]["kernels"]] == ["context", "target"]
+    assert [k["role"] for k in result["probes"][0]["kernels"]] == ["context", "target", "mixed"]
     assert f"{len(POINTS) - 1} of {len(POINTS)} probes" in summary_line(result)
     assert build_probes(POINTS, "float32", "8.6", path, QUIET) == result and len(built) == len(POINTS)
     with pytest.raises(StructureMismatchError, match="precision, capability"):

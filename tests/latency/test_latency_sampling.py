@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from latency_spaces import CONV, SELF_ATTENTION, small_space
 
 from mdp_mmdet3d.latency import calibration_structures, entries_of, exact_points, grid_points, smallest_structure
+from mdp_mmdet3d.latency.backends.fake import FakeBackend
+from mdp_mmdet3d.latency.measure import measure_latency
 from mdp_mmdet3d.latency.sampling import sampled_widths
 from mdp_mmdet3d.latency.structures import random_structure
 
@@ -73,3 +75,14 @@ def test_calibration_spans_the_dense_and_the_smallest_structure():
         assert all(structure.widths[d.name] in d.options for d in space.dimensions)
     with pytest.raises(ValueError, match="count is 1"):
         calibration_structures(space, 1)
+
+
+def test_the_sparse_grid_is_smaller_and_covers_every_option(tmp_path):
+    space = small_space()
+    sparse, grid = grid_points(space, sparse=True), grid_points(space)
+    assert len(sparse) < len(grid) and {s for s, _ in sparse} == {s for s, _ in grid}
+    table = measure_latency(space, FakeBackend(), tmp_path / "t.json", policy="sparse", progress=False)
+    assert len(table) == len(sparse)
+    for term in space.frame_terms():
+        ms, _ = table.cost_array(space, term)
+        assert (ms >= 0).all()
