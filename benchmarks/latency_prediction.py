@@ -4,10 +4,11 @@ Three sets of structures: random, skewed (lopsided widths, many blocks removed) 
 predicted latency per multiply-accumulate of many). Three models: the latency table, HALP's (latency depends on the
 output width only, inputs stay dense) and multiply-accumulates times a factor, each fitted to the same few structures.
 
-Structures run in groups, taking turns, under ONNX Runtime's profiler. The measured time of an engine is the sum over
-its kernels of the median of the fastest three runs: other processes only ever add time, and every kernel of a few
-milliseconds finds quiet moments where a run of a second does not. The fastest whole runs by the wall clock are
-reported as well.
+Structures run in groups, taking turns with the dense one, under ONNX Runtime's profiler; what counts is their time
+relative to the dense one of the same group, since a machine drifts by several percent from session to session. The
+measured time of an engine is the sum over its kernels of the median of the fastest three runs: other processes only ever
+add time, and every kernel of a few milliseconds finds quiet moments where a run of a second does not. The fastest whole
+runs by the wall clock are reported as well.
 """
 from __future__ import annotations
 
@@ -57,6 +58,7 @@ from mdp_mmdet3d.space.trace import trace_space
 from mdp_mmdet3d.surgery.apply import apply_plan
 
 Run = dict[str, Any]  # milliseconds per engine: "kernels_ms", "wall_ms" (each round), and "reference_ms" of its group
+DENSE = "dense"
 STAGES = ("image_encoder", "head")
 CALIBRATION = 6
 WARMUP = 2
@@ -112,7 +114,8 @@ class Whole:
             group = {f"s{start + i}": s for i, s in enumerate(structures[start:start + GROUP])}
             for name, structure in group.items():
                 self._export(structure, name)
-            done += self._run(list(group))
+            anchor, *own = self._run([DENSE, *group])
+            done += [{**run, DENSE: anchor} for run in own]
             write_json(cache, done)
             for name in group:
                 shutil.rmtree(self.folder / name)
@@ -167,6 +170,21 @@ def kernels_ms(profile: str, warmup: int) -> float:
     return sum(statistics.median(sorted(values[warmup:])[:3]) for values in times.values())
 
 
+def relative_ms(runs: list[Run], times: Callable[[Run], dict[str, float]]) -> list[dict[str, float]]:
+    """Milliseconds per engine of each run, in terms of the dense network of the first group."""
+    first = times(runs[0][DENSE])
+    result = []
+    for run in runs:
+        own, dense = times(run), times(run[DENSE])
+        result.append({stage: own[stage] * first[stage] / dense[stage] for stage in STAGES})
+    return result
+
+
+def fastest_kernels_ms(run: Run) -> dict[str, float]:
+    """Per engine the sum over kernels of the median of the fastest three runs."""
+    return run["kernels_ms"]
+
+
 def fastest_runs_ms(run: Run) -> dict[str, float]:
     """Per engine the median of the three fastest runs by the wall clock."""
     return {stage: statistics.median(sorted(times)[:3]) for stage, times in run["wall_ms"].items()}
@@ -212,7 +230,7 @@ def main() -> None:
     MMLogger.get_instance("mdp", log_level="WARNING")  # initialisers are talkative
     config = Config.fromfile(args.config)
     s = PruneSettings.from_config(config.get("prune", {}))
-    dense, _ = build_dense(config, None)
+    dense, weights = build_dense(config, None)
     space = trace_space(dense, s.input_shape, s.space_options)
     backend, table_path = OnnxRuntimeBackend(), args.work_dir / "latency_table.json"
     table = measure_latency(space, backend, table_path)
@@ -227,12 +245,16 @@ def main() -> None:
                                          LatencyModel(space, macs_table, zeros, ones), args.pool, args.extreme)
     structures = calibration + [structure for chosen in sets.values() for structure in chosen]
 
+    dense_path = args.work_dir / DENSE
+    if not dense_path.exists():
+        export_streampetr(dense, dense_path, class_names=list(config.class_names), weights=weights)
     whole = Whole(dense, space, backend, list(config.class_names), args.work_dir, args.rounds, console)
     runs = whole.measure(structures, args.work_dir / "whole.json", args.groups)
     if runs is None:
         return
     kernels, walls = ([Measured(s.widths, s.removed, ms) for s, ms in zip(structures, times, strict=True)]
-                      for times in ([run["kernels_ms"] for run in runs], [fastest_runs_ms(run) for run in runs]))
+                      for times in (relative_ms(runs, fastest_kernels_ms), relative_ms(runs, fastest_runs_ms)))
+    drift = [sum(run[DENSE]["kernels_ms"].values()) for run in runs[::GROUP]]
 
     tables: dict[str, LatencyTable] = {"table": table}
     if args.exact:
@@ -241,6 +263,7 @@ def main() -> None:
         tables["table, exact"] = exact
     tables |= {"HALP": HalpTable(table), "MACs": macs_table}
     result: dict[str, Any] = {"device": str(table.device), "disturbed_entries": len(table.disturbed()),
+                              "dense_ms_per_group": drift,
                               "reference_ms": quartiles([ms for run in runs for ms in run["reference_ms"]])}
     for key, title, points in (("sets", "sum of the fastest kernels", kernels),
                                ("sets_wall_clock", "fastest runs by the wall clock", walls)):
@@ -252,7 +275,8 @@ def main() -> None:
     result["calibration"] = {"kernels_ms": [p.stages_ms for p in kernels[:CALIBRATION]],
                              "wall_ms": [p.stages_ms for p in walls[:CALIBRATION]]}
     console.print(f"{table.device}; {result['disturbed_entries']} of {len(table)} table entries were measured while "
-                  f"the machine was busy; reference operator (quartiles) {result['reference_ms']} ms", highlight=False)
+                  f"the machine was busy; reference operator (quartiles) {result['reference_ms']} ms; dense network in "
+                  f"each group {[round(ms) for ms in drift]} ms", highlight=False)
     if args.json is not None:
         write_json(args.json, result)
 

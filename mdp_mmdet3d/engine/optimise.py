@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -53,6 +54,8 @@ class PlanSearch:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     calibrations: int = 0
     _solution: RankedSolution | None = field(default=None, repr=False)
+    _factors: dict[str, list[float]] = field(default_factory=dict, repr=False)
+    _applied: dict[str, float] = field(default_factory=dict, repr=False)
 
     @property
     def solution(self) -> RankedSolution:
@@ -103,14 +106,22 @@ class PlanSearch:
             "objective": result.objective, "bound": result.bound, **self.provenance})
 
     def calibrate(self, measured_stages_ms: dict[str, float]) -> None:
-        """Scale the prediction of every engine so that it is exact for the last plan, which was measured whole."""
+        """Scale the prediction of every engine by what the plans so far took whole, as the last one just did.
+
+        The factor is the median over these plans, which are much alike: one disturbed measurement moves it little.
+        """
         plan = self.plan()
         predicted = self.latency.predict_stages(plan.widths(self.space), set(plan.removed))
-        ratio = {stage: measured_stages_ms[stage] / ms for stage, ms in predicted.items()}
+        for stage, ms in predicted.items():
+            self._factors.setdefault(stage, []).append(
+                measured_stages_ms[stage] / ms * self._applied.get(stage, 1.0))
+        factors = {stage: statistics.median(values) for stage, values in self._factors.items()}
+        change = {stage: factor / self._applied.get(stage, 1.0) for stage, factor in factors.items()}
+        self._applied = factors
         self.latency = replace(
             self.latency,
-            fixed_ms={stage: ms * ratio[stage] for stage, ms in self.latency.fixed_ms.items()},
-            scale={stage: scale * ratio[stage] for stage, scale in self.latency.scale.items()})
+            fixed_ms={stage: ms * change[stage] for stage, ms in self.latency.fixed_ms.items()},
+            scale={stage: scale * change[stage] for stage, scale in self.latency.scale.items()})
         self.calibrations += 1
 
     @property

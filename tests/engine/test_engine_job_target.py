@@ -190,3 +190,16 @@ def test_whole_line_for_a_target(tmp_path, tiny_job_config, monkeypatch, capsys)
     assert calibrated["calibration_points"] == 2
     assert calibrated["dense"]["predicted_ms"] == pytest.approx(2 * report["dense"]["predicted_ms"])
     assert calibrated["plan_hash"] == report["plan_hash"]
+
+
+def test_one_disturbed_measurement_does_not_spoil_the_calibration(tmp_path, table_path, space, monkeypatch):
+    from mdp_mmdet3d.engine.optimise import PlanSearch
+
+    monkeypatch.setattr(PlanSearch, "plan", lambda self: PruningPlan.from_selection(space, {}, set()))
+    model = target_model(space, LatencyTable.load(table_path), [])
+    search = PlanSearch(space, None, model, None, table_path, 1.0, 1.0, Console(quiet=True))
+    once = model.predict_stages({}, ())
+    for factor, expected in ((1.05, 1.05), (1.01, 1.03), (1.5, 1.05), (1.02, 1.035)):
+        search.calibrate({stage: factor * ms for stage, ms in once.items()})
+        assert search.dense_predicted_ms == pytest.approx(expected * sum(once.values()))
+    assert search.calibrations == 4
