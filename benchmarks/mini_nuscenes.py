@@ -50,6 +50,8 @@ SCHEMA_VERSION = 1
 METHODS = ("mdp", "halp", "uniform")
 TRIES = 10            # plans that are measured to find the right one
 PROPOSALS = 40        # turns of a knob for that
+REPEATS = 4           # the same plan as often in a row: the method has no nearer one
+HALP_STEPS = (1, 4)   # one pass, and its schedule; the better plan counts
 CLOSE = 0.01          # relative distance from the wanted latency that ends the search
 Propose = Callable[[float], PruningPlan]
 
@@ -110,7 +112,8 @@ def tune(propose: Propose, measure: Callable[[PruningPlan], float], share: float
         tries.append((knob, found))
         if best is None or abs(found / share - 1) < abs(best.share / share - 1):
             best = Tuned(plan, found, ())
-        if abs(found / share - 1) <= CLOSE or len(measured) == TRIES:
+        stuck = [share for _, share in tries[-REPEATS:]] == [found] * REPEATS
+        if abs(found / share - 1) <= CLOSE or len(measured) == TRIES or stuck:
             break
         below, above = ((knob, found), above) if found < share else (below, (knob, found))
         if above[0] < math.inf and below[0] > 0:  # both sides are known: interpolate, and halve now and then
@@ -159,11 +162,12 @@ class Comparison(PruneJob):
 
         def baseline(knob: float) -> PruningPlan:
             budget = knob * self.reference_ms
-            if method == "halp":
-                found = halp(problem, LATENCY, budget)
-                if found.plan is None:
-                    raise InfeasibleBudgetError(found.note, budget)
-                indices = found.plan
+            if method == "halp":  # its own budget fitted to the joint tables, in one pass or by its schedule
+                tried = [halp(problem, LATENCY, budget, steps=steps, tighten=True) for steps in HALP_STEPS]
+                plans = [(found.value, found.plan) for found in tried if found.plan is not None]
+                if not plans:
+                    raise InfeasibleBudgetError(tried[0].note, budget)
+                indices = max(plans, key=lambda item: item[0])[1]
             else:
                 indices = min(zip(path, costs), key=lambda item: abs(item[1] - budget))[0]
             kept, removed = select(self.space, ranking, indices)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-DOCUMENTS = [*sorted((ROOT / "docs" / "recipes").glob("*.md")), ROOT / "docs" / "training.md"]
+DOCUMENTS = [*sorted((ROOT / "docs" / "recipes").glob("*.md")), ROOT / "docs/training.md", ROOT / "docs/tutorial.md"]
 
 
 def commands(path: Path) -> list[list[str]]:
