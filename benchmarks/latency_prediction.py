@@ -6,9 +6,9 @@ output width only, inputs stay dense) and multiply-accumulates times a factor, e
 
 Structures run in groups, taking turns with the dense one, under ONNX Runtime's profiler; what counts is their time
 relative to the dense one of the same group, since a machine drifts by several percent from session to session. The
-measured time of an engine is the sum over its kernels of the median of the fastest three runs: other processes only ever
-add time, and every kernel of a few milliseconds finds quiet moments where a run of a second does not. The fastest whole
-runs by the wall clock are reported as well.
+measured time of an engine is the sum over its kernels of the median of the fastest three runs: other processes only
+ever add time, and every kernel of a few milliseconds finds quiet moments where a run of a second does not. The fastest
+whole runs by the wall clock are reported as well.
 """
 from __future__ import annotations
 

@@ -49,10 +49,21 @@ def test_weights_have_the_shapes_of_the_widths():
 
 def test_the_residual_is_produced_by_a_convolution_and_read_by_the_addition_only():
     graph = operator_graph(RESIDUAL, (16, 64)).model.graph
-    add = next(node for node in graph.node if node.op_type == "Add")
-    for value in add.input:
-        assert [node.op_type for node in graph.node if value in node.output] == ["Conv"]
+    made_by = {node.output[0]: node for node in graph.node}
+    target, shortcut = next(node for node in graph.node if node.op_type == "Add").input
+    assert made_by[target].op_type == made_by[made_by[shortcut].input[0]].op_type == "Conv"
+    assert made_by[shortcut].op_type == "Relu"  # as in the network
+    for value in (target, shortcut, made_by[shortcut].input[0]):
         assert sum(value in node.input for node in graph.node) == 1
+
+
+def test_the_residual_is_fused(tmp_path):
+    graph = operator_graph(RESIDUAL, (16, 64))
+    options = ort.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    ort.InferenceSession(graph.model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    kinds = [node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node]
+    assert "Add" not in kinds and "Relu" not in kinds
 
 
 @every_operator
