@@ -51,7 +51,7 @@ METHODS = ("mdp", "halp", "uniform")
 TRIES = 10            # plans that are measured to find the right one
 PROPOSALS = 40        # turns of a knob for that
 REPEATS = 4           # the same plan as often in a row: the method has no nearer one
-HALP_STEPS = (1, 4)   # one pass, and its schedule; the better plan counts
+HALP_STEPS = 1        # of HALP's schedule; 4 keep no more importance at equal latency, and reach less far down
 CLOSE = 0.01          # relative distance from the wanted latency that ends the search
 Propose = Callable[[float], PruningPlan]
 
@@ -162,12 +162,11 @@ class Comparison(PruneJob):
 
         def baseline(knob: float) -> PruningPlan:
             budget = knob * self.reference_ms
-            if method == "halp":  # its own budget fitted to the joint tables, in one pass or by its schedule
-                tried = [halp(problem, LATENCY, budget, steps=steps, tighten=True) for steps in HALP_STEPS]
-                plans = [(found.value, found.plan) for found in tried if found.plan is not None]
-                if not plans:
-                    raise InfeasibleBudgetError(tried[0].note, budget)
-                indices = max(plans, key=lambda item: item[0])[1]
+            if method == "halp":
+                found = halp(problem, LATENCY, budget, steps=HALP_STEPS)
+                if found.plan is None:
+                    raise InfeasibleBudgetError(found.note, budget)
+                indices = found.plan
             else:
                 indices = min(zip(path, costs), key=lambda item: abs(item[1] - budget))[0]
             kept, removed = select(self.space, ranking, indices)
@@ -183,7 +182,7 @@ class Comparison(PruneJob):
         """Find the plan of a method for a share of the latency, unless an earlier run did; returns its folder."""
         folder = self.folder(method, share)
         identity = {"weights": self.weights, "space": self.space.hash, "frames": self.settings.frames,
-                    "device": device_fingerprint()}
+                    "device": device_fingerprint(), **({"steps": HALP_STEPS} if method == "halp" else {})}
         if (folder / "tuned.json").is_file():
             kept = read_json(folder / "tuned.json", what="tuned plan", schema_version=SCHEMA_VERSION)
             if kept["identity"] == identity:

@@ -20,10 +20,12 @@ def with_all_blocks(problem: PruningProblem, plan: PlanIndices) -> PlanIndices:
 
 
 def linear_latency(problem: PruningProblem, at: PlanIndices) -> PruningProblem:
-    """The problem in which a term depends on its last dimension only, the others being fixed as in ``at``.
+    """The problem in which what a count saves does not depend on the other counts, which stand as in ``at``.
 
     This is HALP's model of cost: latency of an output channel at a given number of input channels, blind to the
-    input narrowing too. Terms list their dimensions from input to output.
+    input narrowing too. Terms list their dimensions from input to output, so of two the last one counts. The three of
+    an attention (heads, q/k width, v width) are all its own: each saves what it saves alone; so do heads and widths
+    where a term has a value only.
 
     Args:
         problem: The problem with its joint tables.
@@ -32,15 +34,24 @@ def linear_latency(problem: PruningProblem, at: PlanIndices) -> PruningProblem:
     def last_axis(term: ProblemTerm, array: np.ndarray) -> np.ndarray:
         return array[tuple(at.options[d] for d in term.dimensions[:-1])]
 
-    terms = tuple(
-        ProblemTerm(
-            term.name, term.dimensions[-1:], term.block,
-            {metric: last_axis(term, cost) for metric, cost in term.costs.items()},
-            None if term.value is None else last_axis(term, term.value),
-        ) if len(term.dimensions) > 1 else term
-        for term in problem.terms
-    )
-    return replace(problem, terms=terms)
+    def added_up(term: ProblemTerm, array: np.ndarray) -> np.ndarray:
+        here = tuple(at.options[d] for d in term.dimensions)
+        total = np.full(array.shape, array[here])
+        for axis in range(array.ndim):
+            along = array[tuple(slice(None) if i == axis else k for i, k in enumerate(here))]
+            total += (along - array[here]).reshape([-1 if i == axis else 1 for i in range(array.ndim)])
+        return np.maximum(total, 0.0)
+
+    def linear(term: ProblemTerm) -> ProblemTerm:
+        if len(term.dimensions) < 2:
+            return term
+        inputs = len(term.dimensions) == 2 and any(cost.any() for cost in term.costs.values())
+        simplify, dimensions = (last_axis, term.dimensions[-1:]) if inputs else (added_up, term.dimensions)
+        return ProblemTerm(term.name, dimensions, term.block,
+                           {metric: simplify(term, cost) for metric, cost in term.costs.items()},
+                           None if term.value is None else simplify(term, term.value))
+
+    return replace(problem, terms=tuple(linear(term) for term in problem.terms))
 
 
 def at_most(problem: PruningProblem, plan: PlanIndices) -> PruningProblem:

@@ -203,6 +203,25 @@ def test_halp_is_the_best_plan_of_its_own_linear_model(random_problem, brute_for
             table.values[table.best({0: budget})], rel=1e-9)
 
 
+def test_linear_latency_of_an_attention_adds_up_what_each_count_saves_alone():
+    rng = np.random.default_rng(0)
+    dimensions = (ProblemDimension("heads", (1, 2, 4)), ProblemDimension("qk", (4, 8)),
+                  ProblemDimension("v", (4, 8, 16)))
+    terms = (ProblemTerm("attention", (0, 1, 2), None, {"latency_ms": 10 + rng.uniform(0, 1, (3, 2, 3))}),
+             ProblemTerm("value", (0, 2), None, {"latency_ms": np.zeros((3, 3))}, 5 + rng.uniform(0, 1, (3, 3))))
+    problem = PruningProblem("p", ("latency_ms",), dimensions, (), terms)
+    for at in (problem.dense_plan, PlanIndices((1, 1, 1), ())):
+        model, here = linear_latency(problem, at), problem.evaluate(at)
+        assert model.evaluate(at) == here
+        for options in np.ndindex(3, 2, 3):
+            alone = [problem.evaluate(PlanIndices(tuple(options[i] if i == axis else k
+                                                        for i, k in enumerate(at.options)), ())) for axis in range(3)]
+            found = model.evaluate(PlanIndices(options, ()))
+            assert found.value == pytest.approx(here.value + sum(a.value - here.value for a in alone))
+            assert found.costs["latency_ms"] == pytest.approx(
+                here.costs["latency_ms"] + sum(a.costs["latency_ms"] - here.costs["latency_ms"] for a in alone))
+
+
 def run_tool(name, *arguments):
     return subprocess.run([sys.executable, str(ROOT / "tools" / name), *map(str, arguments)], capture_output=True,
                           text=True)
