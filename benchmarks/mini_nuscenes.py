@@ -51,7 +51,7 @@ METHODS = ("mdp", "halp", "uniform")
 TRIES = 10            # plans that are measured to find the right one
 PROPOSALS = 40        # turns of a knob for that
 REPEATS = 4           # the same plan as often in a row: the method has no nearer one
-HALP_STEPS = 1        # of HALP's schedule; 4 keep no more importance at equal latency, and reach less far down
+HALP_STEPS = 4        # of HALP's schedule
 CLOSE = 0.01          # relative distance from the wanted latency that ends the search
 Propose = Callable[[float], PruningPlan]
 
@@ -181,8 +181,8 @@ class Comparison(PruneJob):
     def plan(self, method: str, share: float) -> Path:
         """Find the plan of a method for a share of the latency, unless an earlier run did; returns its folder."""
         folder = self.folder(method, share)
-        identity = {"weights": self.weights, "space": self.space.hash, "frames": self.settings.frames,
-                    "device": device_fingerprint(), **({"steps": HALP_STEPS} if method == "halp" else {})}
+        identity = {"method": [method, HALP_STEPS] if method == "halp" else [method], "weights": self.weights,
+                    "space": self.space.hash, "frames": self.settings.frames, "device": device_fingerprint()}
         if (folder / "tuned.json").is_file():
             kept = read_json(folder / "tuned.json", what="tuned plan", schema_version=SCHEMA_VERSION)
             if kept["identity"] == identity:
