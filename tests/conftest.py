@@ -5,8 +5,16 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def subnormal_numbers():
+    """Tools and ONNX Runtime sessions flush denormals for the whole process; the next test has them again."""
+    yield
+    torch.set_flush_denormal(False)
 
 
 @pytest.fixture(scope="session")
