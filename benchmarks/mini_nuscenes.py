@@ -26,7 +26,7 @@ from rich.console import Console
 
 from mdp_mmdet3d import __version__
 from mdp_mmdet3d.deploy.macs import count_macs
-from mdp_mmdet3d.deploy.measure import LatencyStats, device_fingerprint, measure_interleaved
+from mdp_mmdet3d.deploy.measure import device_fingerprint
 from mdp_mmdet3d.deploy.streampetr import export_streampetr
 from mdp_mmdet3d.engine.config_file import read_config
 from mdp_mmdet3d.engine.inputs import build_dense, deployment_frames
@@ -193,8 +193,7 @@ class Comparison(PruneJob):
 
         def measure(plan: PruningPlan) -> float:
             self.cut(plan, folder)
-            stats = self.measure({"dense": self.work_dir / "onnx" / "dense", "pruned": folder / "onnx"})
-            return stats["pruned"].settled_ms / stats["dense"].settled_ms
+            return self.against_dense(folder)[0]
 
         found = tune(self.propose(method), measure, share)
         slim = self.cut(found.plan, folder)
@@ -226,15 +225,15 @@ class Comparison(PruneJob):
         """
         found = []
         for _ in range(SESSIONS):
-            stats = self.measure({"dense": self.work_dir / "onnx" / "dense", "pruned": folder / "onnx"})
-            self.dense_ms.append(stats["dense"].settled_ms)
-            found.append(stats["pruned"].settled_ms / stats["dense"].settled_ms)
+            ratio, dense_ms = self.against_dense(folder)
+            self.dense_ms.append(dense_ms)
+            found.append(ratio)
         return statistics.median(found)
 
-    def measure(self, folders: Mapping[str, Path]) -> dict[str, LatencyStats]:
-        """Side by side."""
-        torch.set_flush_denormal(True)
-        return measure_interleaved(folders, self.frames, rounds=self.settings.rounds)
+    def against_dense(self, folder: Path) -> tuple[float, float]:
+        """Latency relative to the dense model beside it, and that of the dense model, ms."""
+        stats = self._side_by_side({"dense": self.work_dir / "onnx" / "dense", "pruned": folder / "onnx"}, self.frames)
+        return stats["pruned"].settled_ms / stats["dense"].settled_ms, stats["dense"].settled_ms
 
 
 def summary(results: Sequence[Path]) -> dict[str, Any]:

@@ -98,3 +98,12 @@ def digest(data: Any) -> str:
     """Short SHA-256 (16 hex digits) of the canonical JSON form of ``data``."""
     text = json.dumps(data, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def file_sha256(path: str | Path) -> str:
+    """SHA-256 of a file's content, hexadecimal."""
+    state = hashlib.sha256()
+    with Path(path).open("rb") as stream:
+        while chunk := stream.read(1 << 20):
+            state.update(chunk)
+    return state.hexdigest()

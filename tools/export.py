@@ -71,8 +71,6 @@ def load(args: argparse.Namespace) -> tuple[Config, nn.Module, str]:
 
 
 def frames_for(args: argparse.Namespace, config: Config, model: nn.Module, manifest: DeploymentManifest) -> list[Frame]:
-    if args.num_frames < 1:
-        raise MdpError(f"--num-frames must be at least 1, got {args.num_frames}")
     if args.frames == "synthetic":
         return synthetic_frames(manifest, args.num_frames)
     return deployment_frames(config, model, args.num_frames)
@@ -98,6 +96,8 @@ def accuracy(args: argparse.Namespace, config: Config, model: nn.Module, folders
 
 def export_stream(args: argparse.Namespace, config: Config, model: nn.Module, out: Path, common: dict) -> str:
     """Three engines of StreamPETR, checked over a stream; returns the files of the folder."""
+    if args.num_frames < 1:
+        raise MdpError(f"--num-frames must be at least 1, got {args.num_frames}")
     fp32 = out if args.precision == "fp32" else out.with_name(out.name + ".fp32")
     manifest = export_streampetr(
         model, fp32, class_names=list(config.class_names), source_size=tuple(args.source_size), layout=args.layout,

@@ -1,6 +1,6 @@
 """Measure the operators of a model on this machine into a latency table; compare and merge tables.
 
-profile_latency.py CONFIG [--policy grid|exact] [--backend onnxruntime|torch|tensorrt] [--out latency_table.json]
+profile_latency.py CONFIG [--policy grid|sparse|exact] [--backend onnxruntime|torch|tensorrt] [--out latency_table.json]
 profile_latency.py CONFIG --bundle probes.zip      # measure on another device, without torch and mmcv
 profile_latency.py CONFIG --bundle more.zip --plan plan.json --lacking A.json   # what a plan uses and A interpolates
 profile_latency.py CONFIG --backend tensorrt --build-only --target sm86 [--precision float16] [--out FOLDER]
@@ -18,10 +18,10 @@ from rich.console import Console
 from rich.table import Table
 
 from mdp_mmdet3d.errors import MdpError
-from mdp_mmdet3d.latency import LatencyModel, entries_of, exact_points, grid_points
+from mdp_mmdet3d.latency import LatencyModel, entries_of
 from mdp_mmdet3d.latency.backends.base import Backend
 from mdp_mmdet3d.latency.compare import compare_tables, print_comparison
-from mdp_mmdet3d.latency.sampling import Point
+from mdp_mmdet3d.latency.sampling import Point, policy_points
 from mdp_mmdet3d.latency.table import LatencyTable
 from mdp_mmdet3d.space.types import PruningSpace
 from mdp_mmdet3d.surgery.plan import PruningPlan
@@ -113,8 +113,7 @@ def measure(args: argparse.Namespace, console: Console) -> None:
         widths, removed = plan.widths(space), set(plan.removed)
         points = plan_points(space, plan, args.lacking)
     else:
-        points = exact_points(space) if args.policy == "exact" else grid_points(
-            space, sparse=args.policy == "sparse")
+        points = policy_points(space, args.policy)
     if args.bundle is not None:
         count = write_bundle(points, args.bundle, args.precision)
         console.print(f"{args.bundle}: {count} operators; on the target: unzip it and run python probe.py "

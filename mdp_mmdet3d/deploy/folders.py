@@ -3,10 +3,26 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from mdp_mmdet3d.deploy.errors import DeploymentError
 from mdp_mmdet3d.deploy.manifest import MANIFEST_FILE
+
+
+@contextmanager
+def new_deployment(out_dir: str | Path) -> Iterator[Path]:
+    """Yield an empty folder beside ``out_dir`` that replaces it only if the block succeeds."""
+    out_dir = Path(out_dir)
+    part = out_dir.with_name(out_dir.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        yield part
+        _replace_folder(part, out_dir)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def check_target(out_dir: str | Path) -> None:
@@ -16,7 +32,7 @@ def check_target(out_dir: str | Path) -> None:
         raise DeploymentError(f"{out_dir} exists and is no deployment folder; give another one or remove it")
 
 
-def replace_folder(source: Path, target: Path) -> None:
+def _replace_folder(source: Path, target: Path) -> None:
     """Rename ``source`` to ``target``, which may be an earlier deployment."""
     old = target.with_name(target.name + ".old")
     shutil.rmtree(old, ignore_errors=True)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from mdp_mmdet3d.deploy.manifest import (
     MANIFEST_FILE,
@@ -12,16 +13,13 @@ from mdp_mmdet3d.deploy.manifest import (
     SINGLE_GRAPH,
     DeploymentManifest,
     EngineSpec,
-    check_files,
-    engine_from_json,
-    tuples,
+    Manifest,
 )
-from mdp_mmdet3d.errors import FileFormatError
-from mdp_mmdet3d.files import read_json, write_json
+from mdp_mmdet3d.files import read_json
 
 
 @dataclass(frozen=True)
-class GraphManifest:
+class GraphManifest(Manifest):
     """Everything that a host needs to run one exported graph.
 
     Attributes:
@@ -39,6 +37,8 @@ class GraphManifest:
         checks: What was compared after the export, and the differences found.
     """
 
+    kind: ClassVar[str | None] = SINGLE_GRAPH
+
     engines: dict[str, EngineSpec]
     model_type: str
     precision: str
@@ -52,38 +52,9 @@ class GraphManifest:
     checksums: dict[str, str]
     checks: dict[str, Any] = field(default_factory=dict)
 
-    def save(self, folder: str | Path) -> None:
-        """Write ``deployment.json`` into ``folder``."""
-        write_json(
-            Path(folder) / MANIFEST_FILE, {"schema_version": SCHEMA_VERSION, "kind": SINGLE_GRAPH, **asdict(self)}
-        )
-
-    def with_checks(self, folder: str | Path, **checks: Any) -> GraphManifest:
-        """Add results of checks and write the manifest again."""
-        manifest = replace(self, checks={**self.checks, **checks})
-        manifest.save(folder)
-        return manifest
-
     @classmethod
-    def load(cls, folder: str | Path) -> GraphManifest:
-        """Read ``deployment.json`` and check the files that it lists against their checksums.
-
-        Raises:
-            FileFormatError: The manifest is missing, malformed or that of a StreamPETR, or a file is missing or has
-                changed.
-        """
-        path = Path(folder) / MANIFEST_FILE
-        data = read_json(path, what="deployment manifest", schema_version=SCHEMA_VERSION)
-        if data.get("kind") != SINGLE_GRAPH:
-            raise FileFormatError(f"{path} is that of a StreamPETR's three engines, not of a single graph")
-        try:
-            values = tuples({item.name: data[item.name] for item in fields(cls)})
-            values["engines"] = {name: engine_from_json(engine) for name, engine in data["engines"].items()}
-        except (KeyError, TypeError, AttributeError) as error:
-            raise FileFormatError(f"deployment manifest {path} is malformed ({error!r}); export again") from error
-        manifest = cls(**values)
-        check_files(folder, manifest.checksums, {engine.file for engine in manifest.engines.values()})
-        return manifest
+    def _other_kind(cls, data: Mapping[str, Any]) -> str:
+        return "is that of a StreamPETR's three engines, not of a single graph"
 
 
 def load_manifest(folder: str | Path) -> DeploymentManifest | GraphManifest:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
 from mdp_mmdet3d.errors import FileFormatError
-from mdp_mmdet3d.files import read_json, read_npz, write_json
+from mdp_mmdet3d.files import file_sha256, read_json, read_npz, write_json
 
 MANIFEST_FILE = "deployment.json"
 SCHEMA_VERSION = 1
@@ -79,8 +78,66 @@ class MemorySpec:
     init_file: str
 
 
+M = TypeVar("M", bound="Manifest")
+
+
+class Manifest:
+    """How the manifests of both kinds of deployment, which are dataclasses, are written and read."""
+
+    kind: ClassVar[str | None] = None
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+    engines: dict[str, EngineSpec]
+    checksums: dict[str, str]
+    checks: dict[str, Any]
+
+    def save(self, folder: str | Path) -> None:
+        """Write ``deployment.json`` into ``folder``."""
+        kind = {} if self.kind is None else {"kind": self.kind}
+        write_json(Path(folder) / MANIFEST_FILE, {"schema_version": SCHEMA_VERSION, **kind, **asdict(self)})
+
+    def with_checks(self: M, folder: str | Path, **checks: Any) -> M:
+        """Add results of checks and write the manifest again."""
+        manifest = replace(self, checks={**self.checks, **checks})
+        manifest.save(folder)
+        return manifest
+
+    @classmethod
+    def load(cls: type[M], folder: str | Path) -> M:
+        """Read ``deployment.json`` and check the files that it lists against their checksums.
+
+        Raises:
+            FileFormatError: The manifest is missing, malformed or of the other kind, or a file is missing or has
+                changed.
+        """
+        path = Path(folder) / MANIFEST_FILE
+        data = read_json(path, what="deployment manifest", schema_version=SCHEMA_VERSION)
+        if data.get("kind") != cls.kind:
+            raise FileFormatError(f"{path} {cls._other_kind(data)}")
+        try:
+            manifest = cls._from_json(data)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise FileFormatError(f"deployment manifest {path} is malformed ({error!r}); export again") from error
+        check_files(folder, manifest.checksums, manifest._files())
+        return manifest
+
+    @classmethod
+    def _from_json(cls: type[M], data: Mapping[str, Any]) -> M:
+        values = tuples({item.name: data[item.name] for item in fields(cls)})
+        values["engines"] = {name: engine_from_json(engine) for name, engine in data["engines"].items()}
+        return cls(**values)
+
+    @classmethod
+    def _other_kind(cls, data: Mapping[str, Any]) -> str:
+        """What a manifest of another kind is, after its path."""
+        raise NotImplementedError
+
+    def _files(self) -> set[str]:
+        """Files that must have a checksum."""
+        return {engine.file for engine in self.engines.values()}
+
+
 @dataclass(frozen=True)
-class DeploymentManifest:
+class DeploymentManifest(Manifest):
     """Everything that a host needs to run an exported StreamPETR (DEPLOYMENT.md, section 4).
 
     Attributes:
@@ -123,37 +180,20 @@ class DeploymentManifest:
     checksums: dict[str, str]
     checks: dict[str, Any] = field(default_factory=dict)
 
-    def save(self, folder: str | Path) -> None:
-        """Write ``deployment.json`` into ``folder``."""
-        write_json(Path(folder) / MANIFEST_FILE, {"schema_version": SCHEMA_VERSION, **asdict(self)})
-
-    def with_checks(self, folder: str | Path, **checks: Any) -> DeploymentManifest:
-        """Add results of checks and write the manifest again."""
-        manifest = replace(self, checks={**self.checks, **checks})
-        manifest.save(folder)
-        return manifest
+    @classmethod
+    def _from_json(cls, data: Mapping[str, Any]) -> DeploymentManifest:
+        # Folders of the first release have no checks.
+        values = {"checks": {}, **data, "image": ImageTransform(**tuples(data["image"])),
+                  "memory": MemorySpec(**data["memory"])}
+        return super()._from_json(values)
 
     @classmethod
-    def load(cls, folder: str | Path) -> DeploymentManifest:
-        """Read ``deployment.json`` and check the files that it lists against their checksums.
+    def _other_kind(cls, data: Mapping[str, Any]) -> str:
+        return (f"is that of a single graph ({data.get('model_type')}): the streaming runtime and what builds "
+                "on it run StreamPETR only; run model.onnx with ONNX Runtime or TensorRT itself")
 
-        Raises:
-            FileFormatError: The manifest is missing or malformed, or a file is missing or has changed.
-        """
-        path = Path(folder) / MANIFEST_FILE
-        data = read_json(path, what="deployment manifest", schema_version=SCHEMA_VERSION)
-        if data.get("kind") == SINGLE_GRAPH:
-            raise FileFormatError(
-                f"{path} is that of a single graph ({data.get('model_type')}): the streaming runtime and what builds "
-                "on it run StreamPETR only; run model.onnx with ONNX Runtime or TensorRT itself"
-            )
-        try:
-            manifest = _manifest_from_json(data)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise FileFormatError(f"deployment manifest {path} is malformed ({error!r}); export again") from error
-        needed = {*(engine.file for engine in manifest.engines.values()), manifest.memory.init_file}
-        check_files(folder, manifest.checksums, needed)
-        return manifest
+    def _files(self) -> set[str]:
+        return {*super()._files(), self.memory.init_file}
 
     def pseudo_reference_points(self, folder: str | Path) -> np.ndarray:
         """Read the points (num_propagated, 3), metres, that a reset puts into the memory; float32."""
@@ -166,11 +206,6 @@ class DeploymentManifest:
                 f"initial memory {path} has no pseudo_reference_points of shape {expected}; export again"
             )
         return points
-
-
-def file_sha256(path: str | Path) -> str:
-    """SHA-256 of a file, hexadecimal."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 def check_files(folder: str | Path, checksums: Mapping[str, str], needed: set[str]) -> None:
@@ -203,13 +238,3 @@ def engine_from_json(data: Mapping[str, Any]) -> EngineSpec:
         return tuple(TensorSpec(**tuples(item)) for item in items)
 
     return EngineSpec(data["file"], specs(data["inputs"]), specs(data["outputs"]))
-
-
-def _manifest_from_json(data: Mapping[str, Any]) -> DeploymentManifest:
-    # Folders of the first release have no checks.
-    values = tuples({item.name: data[item.name] for item in fields(DeploymentManifest) if item.name != "checks"})
-    values["checks"] = data.get("checks", {})
-    values["engines"] = {name: engine_from_json(engine) for name, engine in data["engines"].items()}
-    values["image"] = ImageTransform(**tuples(data["image"]))
-    values["memory"] = MemorySpec(**data["memory"])
-    return DeploymentManifest(**values)

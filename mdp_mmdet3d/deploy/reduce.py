@@ -13,12 +13,13 @@ import onnx
 from mdp_mmdet3d.deploy.accuracy import compare_boxes
 from mdp_mmdet3d.deploy.attention_widths import pad_attention
 from mdp_mmdet3d.deploy.errors import DeploymentError
-from mdp_mmdet3d.deploy.folders import check_target, replace_folder
+from mdp_mmdet3d.deploy.folders import check_target, new_deployment
 from mdp_mmdet3d.deploy.lint import require_clean
-from mdp_mmdet3d.deploy.manifest import DeploymentManifest, file_sha256
+from mdp_mmdet3d.deploy.manifest import DeploymentManifest
 from mdp_mmdet3d.deploy.precision import to_float16
 from mdp_mmdet3d.deploy.quantise import to_int8
 from mdp_mmdet3d.deploy.stream import Frame, StreamRunner
+from mdp_mmdet3d.files import file_sha256
 
 Precision = Literal["fp16", "int8"]
 
@@ -51,10 +52,7 @@ def reduce_precision(
             f"cannot make {precision!r} of {source}, which is {manifest.precision}, with {len(frames)} frames: start "
             "from an fp32 deployment, ask for fp16 or int8, and give at least one frame"
         )
-    part = out_dir.with_name(out_dir.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    try:
+    with new_deployment(out_dir) as part:
         for name in manifest.checksums:
             shutil.copyfile(source / name, part / name)
         padded: tuple[str, ...] = ()
@@ -77,7 +75,4 @@ def reduce_precision(
         manifest.save(part)
         agreement = compare_boxes(StreamRunner(source), StreamRunner(part), frames)
         manifest = manifest.with_checks(part, boxes_against_fp32=agreement.to_json())
-        replace_folder(part, out_dir)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     return manifest

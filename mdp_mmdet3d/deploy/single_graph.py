@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,14 +15,14 @@ from mmdet3d.structures import Det3DDataSample
 from torch import Tensor, nn
 
 from mdp_mmdet3d.deploy.errors import DeploymentError
-from mdp_mmdet3d.deploy.folders import check_target, replace_folder
+from mdp_mmdet3d.deploy.folders import check_target, new_deployment
 from mdp_mmdet3d.deploy.graph_manifest import GraphManifest
 from mdp_mmdet3d.deploy.initializers import check_initializers
 from mdp_mmdet3d.deploy.lint import require_clean
-from mdp_mmdet3d.deploy.manifest import file_sha256
 from mdp_mmdet3d.deploy.onnx_export import engine_spec, export_onnx, export_software
 from mdp_mmdet3d.deploy.ort_engine import OrtEngine
 from mdp_mmdet3d.deploy.precision import to_float16
+from mdp_mmdet3d.files import file_sha256
 
 GRAPH_FILE = "model.onnx"
 POINT_MODULES = ("voxel_encoder", "pts_voxel_encoder", "middle_encoder", "pts_middle_encoder")
@@ -105,10 +104,7 @@ def export_single_graph(
     finally:
         for module, mode in modes.items():
             module.training = mode
-    part = out_dir.with_name(out_dir.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    try:
+    with new_deployment(out_dir) as part:
         path = part / GRAPH_FILE
         try:
             graph = export_onnx(wrapper, {"img": images[0]}, wrapper.output_names, path, simplify=simplify)
@@ -137,9 +133,6 @@ def export_single_graph(
             checks=checks,
         )
         manifest.save(part)
-        replace_folder(part, out_dir)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     return manifest
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -13,17 +12,16 @@ from torch import Tensor, nn
 
 from mdp_mmdet3d.datasets.conventions import CAMERAS
 from mdp_mmdet3d.deploy.errors import DeploymentError
-from mdp_mmdet3d.deploy.folders import check_target, replace_folder
+from mdp_mmdet3d.deploy.folders import check_target, new_deployment
 from mdp_mmdet3d.deploy.initializers import check_initializers
 from mdp_mmdet3d.deploy.manifest import (
     SCHEMA_VERSION,
     DeploymentManifest,
     ImageTransform,
     MemorySpec,
-    file_sha256,
 )
 from mdp_mmdet3d.deploy.onnx_export import engine_spec, export_onnx, export_software, tensor_specs
-from mdp_mmdet3d.files import write_json, write_npz
+from mdp_mmdet3d.files import file_sha256, write_json, write_npz
 from projects.streampetr import MemoryState
 from projects.streampetr.transforms import evaluation_augmentation, scaled_size
 
@@ -135,10 +133,7 @@ def export_streampetr(
     head = model.pts_bbox_head
     check_target(out_dir)
     _check_arguments(model, class_names, input_size, layout, levels)
-    part = out_dir.with_name(out_dir.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    try:
+    with new_deployment(out_dir) as part:
         graphs = _export_graphs(
             model, part, len(camera_names), input_size, Head(head, layout, levels, prev_exists), simplify, on_stage
         )
@@ -177,9 +172,6 @@ def export_streampetr(
             checksums={path.name: file_sha256(path) for path in sorted(part.iterdir())},
         )
         manifest.save(part)
-        replace_folder(part, out_dir)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     return manifest
 
 

@@ -13,9 +13,8 @@ from typing import Any
 
 from mdp_mmdet3d.deploy.errors import DeploymentError
 from mdp_mmdet3d.deploy.graph_manifest import load_manifest
-from mdp_mmdet3d.deploy.manifest import file_sha256
 from mdp_mmdet3d.errors import FileFormatError
-from mdp_mmdet3d.files import atomic_path, read_json, write_json
+from mdp_mmdet3d.files import atomic_path, file_sha256, read_json, write_json
 from mdp_mmdet3d.latency.probe import tensorrt_timer
 
 ENGINES_FILE = "engines.json"

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from mdp_mmdet3d.deploy.errors import DeploymentError
-from mdp_mmdet3d.deploy.manifest import TensorSpec, file_sha256
+from mdp_mmdet3d.deploy.manifest import TensorSpec
 from mdp_mmdet3d.deploy.trt_build import import_tensorrt, read_engines
+from mdp_mmdet3d.files import file_sha256
 from mdp_mmdet3d.latency.probe.tensorrt_timer import Cuda, DeviceBuffer, shared_logger
 
 HOST_TO_DEVICE, DEVICE_TO_HOST, DEVICE_TO_DEVICE = 1, 2, 3

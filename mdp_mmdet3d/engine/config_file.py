@@ -1,7 +1,8 @@
 """Reading a config file as the command-line tools do."""
 from __future__ import annotations
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,3 +24,12 @@ def read_config(path: str | Path, options: Mapping[str, Any] | None = None) -> C
     if options:
         config.merge_from_dict(options)
     return config
+
+
+def check_keys(keys: Iterable[str], known: Sequence[str], section: str) -> None:
+    """Raise `MdpError` if a section of a config has a key that is not ``known``; the message names the nearest."""
+    for key in keys:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+            raise MdpError(f"unknown key {key!r} in the config's {section} section; {hint}")

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
@@ -19,6 +18,7 @@ from mdp_mmdet3d.deploy.frames import frame_of
 from mdp_mmdet3d.deploy.stream import Frame
 from mdp_mmdet3d.engine.slim_model import without_pretrained
 from mdp_mmdet3d.errors import MdpError
+from mdp_mmdet3d.files import file_sha256
 from projects.streampetr.checkpoint import load_checkpoint
 
 RANDOM = "random"
@@ -83,8 +83,4 @@ def deployment_frames(config: Config, model: nn.Module, count: int) -> list[Fram
 
 def file_digest(path: Path) -> str:
     """First 16 hex digits of a file's SHA-256."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while chunk := stream.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()[:16]
+    return file_sha256(path)[:16]

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -262,8 +262,10 @@ class PruneJob:
                           weights=weights, on_stage=lambda stage: self.console.print(f"  {stage}"))
 
     def _measure(self, names: Sequence[str], frames: list[Frame]) -> dict[str, LatencyStats]:
+        return self._side_by_side({name: self.work_dir / "onnx" / name for name in names}, frames)
+
+    def _side_by_side(self, folders: Mapping[str, Path], frames: list[Frame]) -> dict[str, LatencyStats]:
         torch.set_flush_denormal(True)  # OrtEngine asks for it too, but the export's onnxslim had the first session
-        folders = {name: self.work_dir / "onnx" / name for name in names}
         with Progress(console=self.console, transient=True) as bar:
             task = bar.add_task("end to end", total=None)
             return measure_interleaved(folders, frames[:MEASURED_FRAMES], rounds=self.settings.rounds,

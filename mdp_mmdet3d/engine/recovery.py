@@ -5,7 +5,6 @@ Both run MMEngine's ordinary Runner and keep their result with its identity: don
 from __future__ import annotations
 
 import copy
-import difflib
 import math
 import os
 import shutil
@@ -25,6 +24,7 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor, nn
 
+from mdp_mmdet3d.engine.config_file import check_keys
 from mdp_mmdet3d.engine.cpu_processes import prepare_cpu_processes
 from mdp_mmdet3d.engine.inputs import file_digest
 from mdp_mmdet3d.engine.train_config import add_optional_hooks, choose_start
@@ -58,12 +58,7 @@ class FinetuneSettings:
     @classmethod
     def from_config(cls, section: Mapping[str, Any]) -> FinetuneSettings:
         """Read the section; raises `MdpError` on an unknown key (naming the nearest) or a bad value."""
-        known = [f.name for f in fields(cls)]
-        for key in section:
-            if key not in known:
-                near = difflib.get_close_matches(key, known, n=1)
-                hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
-                raise MdpError(f"unknown key {key!r} in the config's prune.finetune section; {hint}")
+        check_keys(section, [f.name for f in fields(cls)], "prune.finetune")
         if "iterations" not in section:
             raise MdpError("prune.finetune needs iterations, e.g. finetune=dict(iterations=300, lr=1e-4)")
         settings = cls(**section)

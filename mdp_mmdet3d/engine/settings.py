@@ -1,12 +1,12 @@
 """The ``prune`` section of a config: checked keys, budgets with units."""
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
+from mdp_mmdet3d.engine.config_file import check_keys
 from mdp_mmdet3d.engine.recovery import FinetuneSettings
 from mdp_mmdet3d.errors import MdpError
 from mdp_mmdet3d.space.builder import SpaceOptions
@@ -65,12 +65,7 @@ class PruneSettings:
     @classmethod
     def from_config(cls, section: Mapping[str, Any]) -> PruneSettings:
         """Read the section; raises `MdpError` on an unknown key (naming the nearest) or a bad value."""
-        known = [f.name for f in fields(cls)]
-        for key in section:
-            if key not in known:
-                near = difflib.get_close_matches(key, known, n=1)
-                hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
-                raise MdpError(f"unknown key {key!r} in the config's prune section; {hint}")
+        check_keys(section, [f.name for f in fields(cls)], "prune")
         values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in section.items()}
         settings = cls(**values)
         settings.check()

@@ -3,21 +3,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from mdp_mmdet3d.engine.wholes import SCHEMA_VERSION as WHOLES_VERSION
-from mdp_mmdet3d.engine.wholes import load_wholes
+from mdp_mmdet3d.engine.wholes import load_wholes, save_wholes
 from mdp_mmdet3d.errors import FileFormatError, MdpError, StructureMismatchError
-from mdp_mmdet3d.files import read_json, write_json
+from mdp_mmdet3d.files import file_sha256, read_json
 from mdp_mmdet3d.latency.predict import LatencyModel, Measured
 from mdp_mmdet3d.latency.table import LatencyTable, NotMeasuredError
 from mdp_mmdet3d.space.types import PruningSpace
 from mdp_mmdet3d.surgery.plan import PruningPlan
 
 FPS_VERSION = 1
-PRECISIONS = {"fp32": "float32", "fp16": "float16"}
+_OF_DEPLOYMENT = {"fp32": "float32", "fp16": "float16"}  # a table's name of a deployment's precision
 
 
 def load_target_table(path: Path, space: PruningSpace, precision: str) -> LatencyTable:
@@ -56,7 +54,7 @@ def load_target_table(path: Path, space: PruningSpace, precision: str) -> Latenc
 
 def table_identity(path: Path, table: LatencyTable) -> dict[str, Any]:
     """Which table a plan was made on, for plan and report."""
-    return {"path": str(path), "sha256": sha256(path.read_bytes()).hexdigest(), "entries": len(table),
+    return {"path": str(path), "sha256": file_sha256(path), "entries": len(table),
             "device": asdict(table.device)}
 
 
@@ -95,8 +93,7 @@ def target_points(work_dir: Path, space: PruningSpace, table: LatencyTable, adde
         plan = None if plan_hash is None else _plan_of(work_dir / "plan.json", plan_hash, added)
         widths = {} if plan is None else plan.widths(space)
         points.append(Measured(widths, () if plan is None else tuple(sorted(plan.removed)), stages_ms))
-    write_json(path, {"schema_version": WHOLES_VERSION, "identity": identity, "points": [
-        {"widths": dict(p.widths), "removed": list(p.removed), "stages_ms": dict(p.stages_ms)} for p in points]})
+    save_wholes(path, identity, points)
     return points
 
 
@@ -110,7 +107,7 @@ def _validated(data: Mapping[str, Any], path: Path, precision: str) -> list[tupl
     except (KeyError, TypeError, ValueError) as error:
         raise FileFormatError(f"FPS validation {path} is damaged ({error!r}); run tools/validate_fps.py --json "
                               "again") from error
-    if PRECISIONS.get(found, found) != precision:
+    if _OF_DEPLOYMENT.get(found, found) != precision:
         raise StructureMismatchError(f"FPS validation {path} is of {found}, the latency table of {precision}: export "
                                      "and validate in the precision of the table")
     return new

@@ -1,7 +1,6 @@
 """What ``tools/train.py`` makes of a config: optional sections, where to go on, what cannot work."""
 from __future__ import annotations
 
-import difflib
 import re
 import zipfile
 from collections.abc import Mapping
@@ -11,6 +10,7 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.logging import print_log
 
+from mdp_mmdet3d.engine.config_file import check_keys
 from mdp_mmdet3d.errors import MdpError
 
 SECTIONS: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
@@ -34,11 +34,7 @@ def add_optional_hooks(config: Config) -> None:
         values: Mapping[str, Any] | None = config.pop(section, None)
         if values is None:
             continue
-        for key in values:
-            if key not in known:
-                near = difflib.get_close_matches(key, known, n=1)
-                hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
-                raise MdpError(f"unknown key {key!r} in the config's {section} section; {hint}")
+        check_keys(values, known, section)
         if section == "distillation":
             for key in ("teacher_config", "teacher_checkpoint"):
                 if not values.get(key):

@@ -45,6 +45,12 @@ def load_wholes(path: Path, identity: Mapping[str, Any]) -> list[Measured] | Non
         raise FileFormatError(f"whole-network latency {path} is damaged ({error!r}); delete it, run again") from error
 
 
+def save_wholes(path: Path, identity: Mapping[str, Any], points: Sequence[Measured]) -> None:
+    """Keep measurements for `load_wholes`."""
+    write_json(path, {"schema_version": SCHEMA_VERSION, "identity": dict(identity), "points": [
+        {"widths": dict(p.widths), "removed": list(p.removed), "stages_ms": dict(p.stages_ms)} for p in points]})
+
+
 def measure_wholes(path: Path, identity: Mapping[str, Any], space: PruningSpace, dense: nn.Module, folder: Path,
                    export: Callable[[nn.Module, str, PruningPlan], None],
                    measure: Callable[[Sequence[str]], dict[str, LatencyStats]], *, count: int) -> list[Measured]:
@@ -75,6 +81,5 @@ def measure_wholes(path: Path, identity: Mapping[str, Any], space: PruningSpace,
             shutil.rmtree(folder / name, ignore_errors=True)
     points = [Measured(dict(s.widths), tuple(sorted(s.removed)), stages_ms(stats[name]))
               for name, s in zip(names, structures)]
-    write_json(path, {"schema_version": SCHEMA_VERSION, "identity": dict(identity), "points": [
-        {"widths": dict(p.widths), "removed": list(p.removed), "stages_ms": dict(p.stages_ms)} for p in points]})
+    save_wholes(path, identity, points)
     return points

@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, get_args
 
 from rich.progress import (
     BarColumn,
@@ -20,12 +19,10 @@ from rich.progress import (
 )
 
 from mdp_mmdet3d.latency.backends.base import Backend
-from mdp_mmdet3d.latency.sampling import Point, exact_points, grid_points
+from mdp_mmdet3d.latency.sampling import Point, Policy, policy_points
 from mdp_mmdet3d.latency.table import LatencyTable
 from mdp_mmdet3d.progress import PlainProgress
 from mdp_mmdet3d.space import PruningSpace
-
-Policy = Literal["grid", "sparse", "exact", "none"]
 
 MAX_ATTEMPTS = 3
 SURPRISING = 1.2
@@ -53,8 +50,7 @@ def measure_latency(
         space: What may be pruned; terms that do not run every frame are skipped.
         backend: What measures.
         path: Table file; it is created, or continued.
-        policy: ``"grid"``: a few widths per role, the rest is interpolated; ``"sparse"``: fewer; ``"exact"``: every
-            combination of options; ``"none"``: only ``extra``.
+        policy: See `sampling.policy_points`; ``"none"``: only ``extra``.
         extra: Further points, e.g. `sampling.entries_of` a plan.
         improve: Measure disturbed entries of an earlier call again, even if nothing is missing.
         progress: Show a progress bar with the remaining time, or a line now and then where there is no terminal.
@@ -63,8 +59,7 @@ def measure_latency(
         FileFormatError: ``path`` holds something that is no intact latency table.
         StructureMismatchError: ``path`` was measured on another device or by another protocol.
     """
-    if policy not in get_args(Policy):
-        raise ValueError(f"policy {policy!r} is unknown; use one of {', '.join(get_args(Policy))}")
+    wanted = list(dict.fromkeys([*policy_points(space, policy), *extra]))
     path = Path(path)
     device = backend.fingerprint()
     if path.exists():
@@ -72,12 +67,6 @@ def measure_latency(
         table.require(device, backend.protocol, what=f"latency table {path}")
     else:
         table = LatencyTable(device, backend.protocol)
-    points: list[Point] = []
-    if policy in ("grid", "sparse"):
-        points = grid_points(space, sparse=policy == "sparse")
-    elif policy == "exact":
-        points = exact_points(space)
-    wanted = list(dict.fromkeys([*points, *extra]))
     if not improve and all(table.get(*point) is not None for point in wanted):
         return table
     tries: Counter[Point] = Counter()

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from itertools import product
+from typing import Literal, get_args
 
 from mdp_mmdet3d.space import WIDTH_ROLES, CostTerm, OperatorSignature, PruningSpace
 
 Point = tuple[OperatorSignature, tuple[int, ...]]
+Policy = Literal["grid", "sparse", "exact", "none"]
 
 # How many widths of a role are sampled; None means all of them. Attention is convex in its heads.
 _SAMPLES: Mapping[str, int | None] = {"heads": None, "qk_width": 2, "v_width": 2, "hidden": 5}
@@ -30,6 +32,24 @@ def sampled_widths(options: tuple[int, ...], count: int | None) -> tuple[int, ..
         return options
     targets = [options[0] + (options[-1] - options[0]) * step / (count - 1) for step in range(count)]
     return tuple(sorted({min(options, key=lambda option: (abs(option - target), option)) for target in targets}))
+
+
+def policy_points(space: PruningSpace, policy: Policy) -> list[Point]:
+    """What is measured before any plan is known.
+
+    Args:
+        space: What may be pruned.
+        policy: ``"grid"``: a few widths per role, the rest is interpolated; ``"sparse"``: fewer; ``"exact"``: every
+            combination of options; ``"none"``: nothing.
+
+    Raises:
+        ValueError: The policy is none of these.
+    """
+    if policy not in get_args(Policy):
+        raise ValueError(f"policy {policy!r} is unknown; use one of {', '.join(get_args(Policy))}")
+    if policy == "none":
+        return []
+    return exact_points(space) if policy == "exact" else grid_points(space, sparse=policy == "sparse")
 
 
 def grid_points(space: PruningSpace, *, sparse: bool = False) -> list[Point]:

@@ -12,10 +12,9 @@ from mdp_mmdet3d.deploy.manifest import (
     ImageTransform,
     MemorySpec,
     TensorSpec,
-    file_sha256,
 )
 from mdp_mmdet3d.errors import FileFormatError
-from mdp_mmdet3d.files import write_npz
+from mdp_mmdet3d.files import file_sha256, write_npz
 
 
 @pytest.fixture

@@ -16,9 +16,10 @@ import pytest
 
 from mdp_mmdet3d.deploy import trt_engine
 from mdp_mmdet3d.deploy.errors import DeploymentError
-from mdp_mmdet3d.deploy.manifest import DeploymentManifest, file_sha256
+from mdp_mmdet3d.deploy.manifest import DeploymentManifest
 from mdp_mmdet3d.deploy.stream import StreamRunner
 from mdp_mmdet3d.deploy.trt_engine import DeviceArray, TrtEngine
+from mdp_mmdet3d.files import file_sha256
 
 
 class HostCuda:
