@@ -7,8 +7,8 @@ from pathlib import Path
 
 from rich.progress import Progress
 
+from mdp_mmdet3d.deploy.manifest import DeploymentManifest
 from mdp_mmdet3d.deploy.measure import device_fingerprint, measure_interleaved, speedup
-from mdp_mmdet3d.deploy.stream import StreamRunner
 from mdp_mmdet3d.deploy.synthetic import synthetic_frames
 from mdp_mmdet3d.errors import MdpError
 
@@ -17,19 +17,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folders", nargs="+", type=Path, help="deployment folders; the first one is the baseline")
     parser.add_argument("--rounds", type=int, default=30, help="timed rounds")
-    parser.add_argument("--warmup", type=int, default=2, help="rounds that are not counted")
+    parser.add_argument("--warmup", type=int, default=1, help="rounds after each of four loads that are not counted")
     parser.add_argument("--threads", type=int, default=1, help="threads inside one operator")
     args = parser.parse_args()
     try:
-        runners = {str(folder): StreamRunner(folder, args.threads) for folder in args.folders}
-        frames = synthetic_frames(next(iter(runners.values())).manifest, count=4)
+        frames = synthetic_frames(DeploymentManifest.load(args.folders[0]), count=4)
         with Progress(transient=True) as bar:
             task = bar.add_task("rounds")
             stats = measure_interleaved(
-                runners,
+                {str(folder): folder for folder in args.folders},
                 frames,
                 rounds=args.rounds,
                 warmup=args.warmup,
+                threads=args.threads,
                 on_round=lambda done, total: bar.update(task, completed=done, total=total),
             )
     except MdpError as error:

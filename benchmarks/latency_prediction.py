@@ -7,8 +7,9 @@ output width only, inputs stay dense) and multiply-accumulates times a factor, e
 Structures run in groups, taking turns with the dense one, under ONNX Runtime's profiler; what counts is their time
 relative to the dense one of the same group, since a machine drifts by several percent from session to session. The
 measured time of an engine is the sum over its kernels of the median of the fastest three runs: other processes only
-ever add time, and every kernel of a few milliseconds finds quiet moments where a run of a second does not. The fastest
-whole runs by the wall clock are reported as well.
+ever add time, and every kernel of a few milliseconds finds quiet moments where a run of a second does not. Every group
+is loaded several times, in another order each time: where the memory of a session lies makes it several percent faster
+or slower for as long as it lives. The fastest whole runs by the wall clock are reported as well.
 """
 from __future__ import annotations
 
@@ -16,6 +17,7 @@ import argparse
 import copy
 import gc
 import json
+import random
 import shutil
 import statistics
 import tempfile
@@ -58,10 +60,11 @@ from mdp_mmdet3d.space.trace import trace_space
 from mdp_mmdet3d.surgery.apply import apply_plan
 
 Run = dict[str, Any]  # milliseconds per engine: "kernels_ms", "wall_ms" (each round), and "reference_ms" of its group
+Kernel = tuple[str, str]  # name and index of its node
 DENSE = "dense"
 STAGES = ("image_encoder", "head")
 CALIBRATION = 6
-WARMUP = 2
+WARMUP = 1  # per load
 GROUP = 12  # structures that take turns
 POOL_SEED, RANDOM_SEED, SKEWED_SEED = 10_000, 20_000, 30_000
 
@@ -100,6 +103,7 @@ class Whole:
     backend: OnnxRuntimeBackend
     class_names: list[str]
     folder: Path
+    loads: int
     rounds: int
     console: Console
 
@@ -123,24 +127,30 @@ class Whole:
         return done if len(done) == len(structures) else None
 
     def _run(self, names: list[str]) -> list[Run]:
-        with tempfile.TemporaryDirectory() as folder:
-            engines = {name: {stage: profiled_session(self.folder / name / f"{stage}.onnx",
-                                                      Path(folder) / f"{name}_{stage}") for stage in STAGES}
-                       for name in names}
-            wall_ms: dict[str, dict[str, list[float]]] = {name: {stage: [] for stage in STAGES} for name in names}
-            reference_ms = []
-            for index in range(WARMUP + self.rounds):
-                first = index % len(names)
-                for name in names[first:] + names[:first]:
-                    reference_ms.append(self.backend.reference_ms())
-                    for stage, (session, feed) in engines[name].items():
-                        begin = time.perf_counter()
-                        session.run(None, feed)
-                        wall_ms[name][stage].append(1e3 * (time.perf_counter() - begin))
-            return [{"kernels_ms": {stage: kernels_ms(session.end_profiling(), WARMUP)
-                                    for stage, (session, _) in engines[name].items()},
-                     "wall_ms": {stage: times[WARMUP:] for stage, times in wall_ms[name].items()},
-                     "reference_ms": reference_ms} for name in names]
+        kernels: dict[tuple[str, str], dict[Kernel, list[float]]] = {}
+        wall_ms: dict[str, dict[str, list[float]]] = {name: {stage: [] for stage in STAGES} for name in names}
+        reference_ms: list[float] = []
+        for load in range(self.loads):
+            order = random.Random(load).sample(names, len(names))
+            with tempfile.TemporaryDirectory() as folder:
+                engines = {(name, stage): profiled_session(self.folder / name / f"{stage}.onnx",
+                                                           Path(folder) / f"{name}_{stage}")
+                           for name in order for stage in STAGES}
+                for index in range(WARMUP + self.rounds):
+                    first = index % len(order)
+                    for name in order[first:] + order[:first]:
+                        reference_ms.append(self.backend.reference_ms())
+                        for stage in STAGES:
+                            session, feed = engines[name, stage]
+                            begin = time.perf_counter()
+                            session.run(None, feed)
+                            if index >= WARMUP:
+                                wall_ms[name][stage].append(1e3 * (time.perf_counter() - begin))
+                for engine, (session, _) in engines.items():
+                    add_kernel_times(kernels.setdefault(engine, {}), session.end_profiling())
+                del engines, session
+        return [{"kernels_ms": {stage: kernels_ms(kernels[name, stage]) for stage in STAGES},
+                 "wall_ms": wall_ms[name], "reference_ms": reference_ms} for name in names]
 
     def _export(self, structure: Structure, name: str) -> None:
         slim = apply_plan(copy.deepcopy(self.dense), plan_of_structure(self.space, structure))
@@ -154,6 +164,7 @@ def profiled_session(path: Path, profile: Path) -> tuple[ort.InferenceSession, d
     """A session on one thread under the profiler, and random inputs."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.set_denormal_as_zero", "1")  # as deployed
     options.enable_profiling = True
     options.profile_file_prefix = str(profile)
     session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
@@ -161,13 +172,16 @@ def profiled_session(path: Path, profile: Path) -> tuple[ort.InferenceSession, d
     return session, {i.name: random.standard_normal(i.shape, dtype=np.float32) for i in session.get_inputs()}
 
 
-def kernels_ms(profile: str, warmup: int) -> float:
-    """Sum over kernels of the median of the fastest three runs."""
-    times: dict[tuple[str, str], list[float]] = {}
+def add_kernel_times(times: dict[Kernel, list[float]], profile: str) -> None:
+    """Add the milliseconds of every kernel in every run of a profile."""
     for event in json.loads(Path(profile).read_text()):
         if event["name"].endswith("_kernel_time"):
             times.setdefault((event["name"], event["args"]["node_index"]), []).append(event["dur"] / 1000)
-    return sum(statistics.median(sorted(values[warmup:])[:3]) for values in times.values())
+
+
+def kernels_ms(times: dict[Kernel, list[float]]) -> float:
+    """Sum over kernels of the median of the fastest three runs."""
+    return sum(statistics.median(sorted(values)[:3]) for values in times.values())
 
 
 def relative_ms(runs: list[Run], times: Callable[[Run], dict[str, float]]) -> list[dict[str, float]]:
@@ -217,7 +231,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--skewed", type=int, default=20)
     parser.add_argument("--extreme", type=int, default=12)
     parser.add_argument("--pool", type=int, default=1500, help="structures that the extreme ones are taken from")
-    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--loads", type=int, default=4, help="how often every group is loaded")
+    parser.add_argument("--rounds", type=int, default=4, help="timed rounds per load")
     parser.add_argument("--groups", type=int, help="stop after this many more groups of networks; run again to go on")
     parser.add_argument("--exact", action="store_true", help="also predict with every used entry measured")
     parser.add_argument("--json", type=Path, help="write the figures and each structure's times here")
@@ -248,7 +263,8 @@ def main() -> None:
     dense_path = args.work_dir / DENSE
     if not dense_path.exists():
         export_streampetr(dense, dense_path, class_names=list(config.class_names), weights=weights)
-    whole = Whole(dense, space, backend, list(config.class_names), args.work_dir, args.rounds, console)
+    whole = Whole(dense, space, backend, list(config.class_names), args.work_dir, args.loads, args.rounds,
+                  console)
     runs = whole.measure(structures, args.work_dir / "whole.json", args.groups)
     if runs is None:
         return

@@ -80,20 +80,24 @@ def measure_interleaved(
     frames: Sequence[Frame],
     *,
     rounds: int = 16,
-    warmup: int = 2,
+    loads: int = 4,
+    warmup: int = 1,
     threads: int = 1,
     on_round: Callable[[int, int], None] | None = None,
 ) -> dict[str, LatencyStats]:
     """Time image encoder and head per frame, all candidates taking turns in this process.
 
     The position embedding is computed once, from the first frame's rig, as on a vehicle. In every round each
-    candidate runs the same frame; who goes first rotates, so a drifting clock touches all alike.
+    candidate runs the same frame; who goes first rotates, so a drifting clock touches all alike. Folders are loaded
+    several times and the rounds spread over the loads: where the memory of a session happens to lie makes it up to
+    10 % slower than its neighbours for as long as it lives (``docs/latency.md``).
 
     Args:
         candidates: Name -> deployment folder or loaded runner.
-        frames: Frames to stream, used again from the start when they run out.
+        frames: Frames to stream, from the start after every load and when they run out.
         rounds: Timed rounds, at least 2; 16 or more for a figure to report.
-        warmup: Untimed rounds before them; the first two runs of a session are up to 1.3 times slower.
+        loads: How often all folders are loaded, ``rounds`` times at most; once if one of the candidates is loaded.
+        warmup: Untimed rounds after every load: the first runs of a session are up to 1.3 times slower.
         threads: Threads inside one operator, for folders that are loaded here.
         on_round: Called after every round, warm-up included, with (rounds done, rounds in all).
 
@@ -103,33 +107,40 @@ def measure_interleaved(
     Raises:
         DeploymentError: Nothing to measure, or a folder cannot be run.
     """
-    if not candidates or not frames or rounds < 2 or warmup < 0:
+    if not candidates or not frames or rounds < 2 or loads < 1 or warmup < 0:
         raise DeploymentError(
             f"nothing to measure: {len(candidates)} candidates, {len(frames)} frames, "
-            f"{rounds} rounds (at least 2), {warmup} warm-up rounds"
+            f"{rounds} rounds (at least 2), {loads} loads, {warmup} warm-up rounds"
         )
-    runners = {
-        name: StreamRunner(item, threads) if isinstance(item, str | Path) else item for name, item in candidates.items()
-    }
-    for runner in runners.values():
-        runner.set_rig(frames[0].intrinsics, frames[0].lidar2img)
-    names = list(runners)
+    loads = min(loads, rounds) if all(isinstance(item, str | Path) for item in candidates.values()) else 1
+    names = list(candidates)
     encoder_ms: dict[str, list[float]] = {name: [] for name in names}
     head_ms: dict[str, list[float]] = {name: [] for name in names}
-    for index in range(warmup + rounds):
-        position = index % len(frames)
-        frame = frames[position]
-        first = index % len(names)
-        for name in names[first:] + names[:first]:
-            if position == 0:
-                runners[name].reset()
-            output = runners[name].step(frame)
-            if index >= warmup:
-                encoder_ms[name].append(output.encoder_ms)
-                head_ms[name].append(output.head_ms)
-        if on_round:
-            on_round(index + 1, warmup + rounds)
+    done = 0
+    for load in range(loads):
+        shift = load % len(names)
+        runners = {name: _loaded(candidates[name], threads) for name in names[shift:] + names[:shift]}
+        for runner in runners.values():
+            runner.set_rig(frames[0].intrinsics, frames[0].lidar2img)
+        for index in range(warmup + rounds // loads + (load < rounds % loads)):
+            position = index % len(frames)
+            first = index % len(names)
+            for name in names[first:] + names[:first]:
+                if position == 0:
+                    runners[name].reset()
+                output = runners[name].step(frames[position])
+                if index >= warmup:
+                    encoder_ms[name].append(output.encoder_ms)
+                    head_ms[name].append(output.head_ms)
+            done += 1
+            if on_round:
+                on_round(done, loads * warmup + rounds)
+        del runners, runner
     return {name: LatencyStats.from_samples(encoder_ms[name], head_ms[name]) for name in names}
+
+
+def _loaded(candidate: str | Path | StreamRunner, threads: int) -> StreamRunner:
+    return StreamRunner(candidate, threads) if isinstance(candidate, str | Path) else candidate
 
 
 def speedup(dense: LatencyStats, pruned: LatencyStats) -> float:

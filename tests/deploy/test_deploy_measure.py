@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from mdp_mmdet3d.deploy import measure
 from mdp_mmdet3d.deploy.errors import DeploymentError
 from mdp_mmdet3d.deploy.measure import LatencyStats, device_fingerprint, measure_interleaved, speedup
 from mdp_mmdet3d.deploy.stream import StreamOutput
@@ -58,6 +59,26 @@ def test_the_stream_restarts_when_frames_run_out(stream):
     assert log.count(("a", "rig")) == 1
 
 
+def test_folders_are_loaded_several_times_in_another_order_and_warm_up_each_time(stream, monkeypatch):
+    log: list = []
+
+    def load(folder: str, threads: int) -> FakeRunner:
+        log.append((folder, "load"))
+        return FakeRunner(folder, log, [900, 10, 20])
+
+    monkeypatch.setattr(measure, "StreamRunner", load)
+    rounds = []
+    stats = measure_interleaved({"dense": "d", "pruned": "p"}, stream, rounds=5, loads=3, warmup=1,
+                                on_round=lambda done, total: rounds.append((done, total)))
+    assert [name for name, what in log if what == "load"] == ["d", "p", "p", "d", "d", "p"]
+    assert stats["dense"].samples_ms == stats["pruned"].samples_ms == (11, 21, 11, 21, 11)
+    assert rounds == [(i, 8) for i in range(1, 9)]
+    assert [name for name, what in log if what == "reset"].count("d") == 3
+    log.clear()
+    measure_interleaved({"a": "a"}, stream, rounds=2, loads=9, warmup=0)
+    assert log.count(("a", "load")) == 2  # no load without a timed round
+
+
 def test_statistics_of_known_samples():
     stats = LatencyStats.from_samples(encoder_ms=[1, 2, 3, 4, 5], head_ms=[9, 8, 7, 6, 15])
     assert stats.samples_ms == (10, 10, 10, 10, 20)
@@ -72,7 +93,7 @@ def test_speedup_needs_common_rounds():
         speedup(LatencyStats.from_samples([1, 2], [0, 0]), LatencyStats.from_samples([1, 2, 3], [0, 0, 0]))
 
 
-@pytest.mark.parametrize("kwargs", [{"candidates": {}}, {"frames": []}, {"rounds": 1}, {"warmup": -1}])
+@pytest.mark.parametrize("kwargs", [{"candidates": {}}, {"frames": []}, {"rounds": 1}, {"loads": 0}, {"warmup": -1}])
 def test_nothing_to_measure_is_an_error(stream, kwargs):
     arguments = {"candidates": {"a": FakeRunner("a", [], [])}, "frames": stream, **kwargs}
     with pytest.raises(DeploymentError, match="nothing to measure"):
