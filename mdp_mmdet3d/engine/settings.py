@@ -31,8 +31,9 @@ class PruneSettings:
         min_keep: Smallest share of a dimension that may stay.
         precision: In which the model will run: ``"float32"``, or ``"float16"`` with a latency table of the target.
         freeze: Shell patterns of dimensions and blocks that stay as they are.
-        sampling: ``"grid"`` measures a few widths per operator before solving, ``"sparse"`` little more than corners;
-            what the plan uses is measured in either case.
+        sampling: ``"sparse"`` measures the smallest and largest widths of an operator before solving, ``"grid"`` some
+            between as well, for more exact predictions of plans that are not measured; what the plan uses is measured
+            in either case.
         tolerance: Largest relative distance of the measured latency from the budget before the prediction is
             calibrated on the plan and the program is solved again.
         refinements: How often that may happen.
@@ -53,7 +54,7 @@ class PruneSettings:
     min_keep: float = 0.0
     freeze: tuple[str, ...] = ()
     precision: str = "float32"
-    sampling: Literal["grid", "sparse"] = "grid"
+    sampling: Literal["sparse", "grid"] = "sparse"
     tolerance: float = 0.02
     refinements: int = 3
     rounds: int = 16

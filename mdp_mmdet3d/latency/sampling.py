@@ -14,8 +14,6 @@ Policy = Literal["grid", "sparse", "exact", "none"]
 # How many widths of a role are sampled; None means all of them. Attention is convex in its heads.
 _SAMPLES: Mapping[str, int | None] = {"heads": None, "qk_width": 2, "v_width": 2, "hidden": 5}
 _DEFAULT_SAMPLES = 3
-_SPARSE_SAMPLES: Mapping[str, int | None] = {"heads": 3, "hidden": 3}
-_SPARSE_DEFAULT = 2
 
 
 def sampled_widths(options: tuple[int, ...], count: int | None) -> tuple[int, ...]:
@@ -39,8 +37,8 @@ def policy_points(space: PruningSpace, policy: Policy) -> list[Point]:
 
     Args:
         space: What may be pruned.
-        policy: ``"grid"``: a few widths per role, the rest is interpolated; ``"sparse"``: fewer; ``"exact"``: every
-            combination of options; ``"none"``: nothing.
+        policy: ``"grid"``: a few widths per role, the rest is interpolated; ``"sparse"``: the smallest and the
+            largest width; ``"exact"``: every combination of options; ``"none"``: nothing.
 
     Raises:
         ValueError: The policy is none of these.
@@ -57,21 +55,20 @@ def grid_points(space: PruningSpace, *, sparse: bool = False) -> list[Point]:
 
     Args:
         space: What may be pruned.
-        sparse: Little more than the corners: enough to start from where what a plan uses is measured afterwards.
+        sparse: The corners alone: enough to start from where what a plan uses is measured afterwards.
     """
-    samples, default = (_SPARSE_SAMPLES, _SPARSE_DEFAULT) if sparse else (_SAMPLES, _DEFAULT_SAMPLES)
     axes: dict[OperatorSignature, list[set[int]]] = {}
     for term in space.frame_terms():
         roles = WIDTH_ROLES[term.signature.kind]
         axis = axes.setdefault(term.signature, [set() for _ in roles])
         for values, role, width in zip(axis, roles, term.widths, strict=True):
             options = _options(space, width)
-            values.update(sampled_widths(options, samples.get(role, default)))
+            values.update(sampled_widths(options, 2 if sparse else _SAMPLES.get(role, _DEFAULT_SAMPLES)))
+            values.discard(0)
     return [
         (signature, widths)
         for signature, axis in axes.items()
-        for widths in product(*(sorted(values) for values in axis))
-        if 0 not in widths
+        for widths in product(*(sorted({min(values), max(values)} if sparse else values) for values in axis))
     ]
 
 

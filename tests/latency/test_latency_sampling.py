@@ -80,7 +80,10 @@ def test_calibration_spans_the_dense_and_the_smallest_structure():
 def test_the_sparse_grid_is_smaller_and_covers_every_option(tmp_path):
     space = small_space()
     sparse, grid = grid_points(space, sparse=True), grid_points(space)
-    assert len(sparse) < len(grid) and {s for s, _ in sparse} == {s for s, _ in grid}
+    assert set(sparse) < set(grid) and {s for s, _ in sparse} == {s for s, _ in grid}
+    for signature in {s for s, _ in sparse}:
+        for axis in zip(*(w for s, w in sparse if s == signature)):
+            assert set(axis) == {min(axis), max(axis)}
     table = measure_latency(space, FakeBackend(), tmp_path / "t.json", policy="sparse", progress=False)
     assert len(table) == len(sparse)
     for term in space.frame_terms():
