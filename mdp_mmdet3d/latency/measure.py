@@ -26,7 +26,6 @@ from mdp_mmdet3d.space import PruningSpace
 
 MAX_ATTEMPTS = 3
 SURPRISING = 1.2
-BUSY = 0.05  # share of disturbed entries above which no entry is trusted that was measured only once
 _SAVE_EVERY_S = 2.0
 
 
@@ -83,20 +82,15 @@ def measure_latency(
 def _pending(table: LatencyTable, wanted: list[Point], tries: Counter[Point], improve: bool) -> list[Point]:
     """Points without an entry, and those worth another attempt.
 
-    Worth it are disturbed entries, those of this call (``tries``) far above what their neighbours make one expect, and
-    all entries of a busy machine that were measured only once.
+    Worth it are disturbed entries, and those of this call (``tries``) far above what their neighbours make one expect.
     """
-    disturbed = table.disturbed()
-    doubtful = {*disturbed, *(point for point in tries if _surprises(table, point))}
-    least = 2 if len(disturbed) > BUSY * len(table) else 1
+    doubtful = {*table.disturbed(), *(point for point in tries if _surprises(table, point))}
 
     def again(point: Point) -> bool:
         entry = table.get(*point)
         if entry is None:
             return True
-        if point in doubtful:
-            return (tries[point] if improve else entry.attempts) < MAX_ATTEMPTS
-        return entry.attempts < least
+        return point in doubtful and (tries[point] if improve else entry.attempts) < MAX_ATTEMPTS
 
     return [point for point in wanted if again(point)]
 

@@ -14,7 +14,7 @@ from mdp_mmdet3d.errors import MdpError
 from mdp_mmdet3d.latency import LatencyTable
 from mdp_mmdet3d.latency.backends.onnxruntime import OnnxRuntimeBackend
 from mdp_mmdet3d.latency.graphs import DECODER_COPIES, operator_graph
-from mdp_mmdet3d.latency.probe.onnxruntime_timer import measured_kernels
+from mdp_mmdet3d.latency.probe.onnxruntime_timer import OnnxRuntimeTimer, measured_kernels
 from mdp_mmdet3d.space import OperatorSignature
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -91,6 +91,25 @@ def test_kernels_of_the_context_are_left_out_and_offsets_subtracted():
         measured_kernels([event("sink", 1)], 0, 1)
 
 
+def test_of_several_loads_the_fastest_counts(monkeypatch):
+    monkeypatch.setattr(OnnxRuntimeTimer, "_session", lambda timer, *arguments: (None, {}))
+    monkeypatch.setattr(OnnxRuntimeTimer, "_run", lambda timer, session, feed: 0.004)
+    timer = OnnxRuntimeTimer((b"", {}), loads=3)
+    assert timer.protocol() != OnnxRuntimeTimer((b"", {}), loads=2).protocol()
+    loads = [{"ms": ms, "spread": 0.01, "runs": runs} for ms, runs in ((3.0, 4), (2.0, 7), (2.5, 5))]
+    monkeypatch.setattr(OnnxRuntimeTimer, "_measure_load", lambda timer, *arguments: loads.pop(0))
+    assert timer.measure(b"", {}, 1) == {"ms": 2.0, "spread": 0.01, "runs": 7, "reference_ms": 4.0}
+    assert not loads
+
+
+def test_every_load_is_a_session_of_its_own(monkeypatch):
+    backend, opened = OnnxRuntimeBackend(loads=2, max_runs=4), []
+    session = OnnxRuntimeTimer._session
+    monkeypatch.setattr(OnnxRuntimeTimer, "_session", lambda timer, *a: opened.append(a) or session(timer, *a))
+    list(backend.measure([(CONV, (32, 48))]))
+    assert len(opened) == 2
+
+
 def test_removed_operators_and_unknown_fusions_are_refused():
     with pytest.raises(ValueError, match="widths"):
         operator_graph(CONV, (0, 16))
@@ -105,7 +124,8 @@ def test_what_the_runtime_refuses_is_named():
         list(OnnxRuntimeBackend().measure([(seven, (32, 48))]))
 
 
-@pytest.mark.parametrize("options", [{"warmup": -1}, {"min_runs": 0}, {"min_runs": 9, "max_runs": 8}, {"tolerance": 0}])
+@pytest.mark.parametrize("options", [{"loads": 0}, {"warmup": -1}, {"min_runs": 0}, {"min_runs": 9, "max_runs": 8},
+                                     {"tolerance": 0}])
 def test_impossible_protocols_are_refused(options):
     with pytest.raises(ValueError, match="must satisfy"):
         OnnxRuntimeBackend(**options)

@@ -19,24 +19,28 @@ class OnnxRuntimeTimer:
     """Measures small models whose tensors are named as in `mdp_mmdet3d.latency.graphs`.
 
     Runs go on until the fastest ones agree, and the fastest count, kernel by kernel, because another process on the
-    machine only ever adds time.
+    machine only ever adds time. The same goes for where the memory of a session lies: of several loads the fastest
+    counts.
 
     Args:
         reference: Model of the reference operator (bytes or path) and the shapes of its inputs.
-        warmup: Runs of each operator that are thrown away; the first two are slower than the rest.
-        min_runs: Runs that count at least.
-        max_runs: Runs at most.
+        loads: How often each operator is loaded into a session of its own.
+        warmup: Runs of each load that are thrown away; the first two are slower than the rest.
+        min_runs: Runs of a load that count at least.
+        max_runs: Runs of a load at most.
         tolerance: Stop once the three fastest runs lie within this share of each other.
     """
 
     runtime = "onnxruntime-cpu"
 
-    def __init__(self, reference: tuple[Any, dict[str, Any]], *, warmup: int = 2, min_runs: int = 4,
-                 max_runs: int = 16, tolerance: float = 0.03) -> None:
-        if warmup < 0 or not 1 <= min_runs <= max_runs or tolerance <= 0:
-            raise ValueError(f"warmup {warmup}, min_runs {min_runs}, max_runs {max_runs} and tolerance {tolerance} "
-                             "must satisfy warmup >= 0, 1 <= min_runs <= max_runs, tolerance > 0")
-        self._warmup, self._min_runs, self._max_runs, self._tolerance = warmup, min_runs, max_runs, tolerance
+    def __init__(self, reference: tuple[Any, dict[str, Any]], *, loads: int = 3, warmup: int = 2,
+                 min_runs: int = 4, max_runs: int = 16, tolerance: float = 0.03) -> None:
+        if loads < 1 or warmup < 0 or not 1 <= min_runs <= max_runs or tolerance <= 0:
+            raise ValueError(f"loads {loads}, warmup {warmup}, min_runs {min_runs}, max_runs {max_runs} and tolerance "
+                             f"{tolerance} must satisfy loads >= 1, warmup >= 0, 1 <= min_runs <= max_runs, "
+                             "tolerance > 0")
+        self._loads, self._warmup, self._tolerance = loads, warmup, tolerance
+        self._min_runs, self._max_runs = min_runs, max_runs
         self._random = np.random.default_rng(0)
         self._reference, self._reference_feed = self._session(*reference)
         self._before = self.reference_ms(runs=4)
@@ -48,7 +52,8 @@ class OnnxRuntimeTimer:
     def protocol(self) -> dict[str, Any]:
         """A table's ``protocol``."""
         return {"name": "kernel time in a sandwich", "warmup": self._warmup, "runs": self._min_runs,
-                "statistic": "sum over kernels of the median of the fastest three", "staircase": True}
+                "statistic": f"fastest of {self._loads} loads: sum over kernels of the median of the fastest three",
+                "staircase": True}
 
     def reference_ms(self, runs: int = 2) -> float:
         """Fastest of a few runs of the reference operator: longer than usual while the machine is busy."""
@@ -68,6 +73,12 @@ class OnnxRuntimeTimer:
         Raises:
             RuntimeError: ONNX Runtime refuses the model or does not profile it.
         """
+        best = min((self._measure_load(model, inputs, copies) for _ in range(self._loads)), key=lambda load: load["ms"])
+        after = self.reference_ms()
+        busiest, self._before = max(self._before, after), after
+        return dict(best, reference_ms=busiest)
+
+    def _measure_load(self, model: Any, inputs: dict[str, Any], copies: int) -> dict[str, Any]:
         with tempfile.TemporaryDirectory(prefix="mdp-latency-") as folder:
             session, feed = self._session(model, inputs, str(Path(folder) / "profile"))
             for _ in range(self._warmup):
@@ -80,10 +91,8 @@ class OnnxRuntimeTimer:
         kernels = measured_kernels(events, self._warmup, len(walls))
         ms = sum(sign * statistics.median(sorted(times)[:3]) for sign, times in kernels) / copies
         totals = [sum(sign * times[run] for sign, times in kernels) for run in range(len(walls))]
-        after = self.reference_ms()
-        busiest, self._before = max(self._before, after), after
         return {"ms": max(ms, 0.0), "spread": (max(totals) - min(totals)) / abs(statistics.median(totals)),
-                "runs": len(walls), "reference_ms": busiest}
+                "runs": len(walls)}
 
     def _session(self, model: Any, inputs: dict[str, Any], profile: str | None = None) -> tuple[Any, dict[str, Any]]:
         options = ort.SessionOptions()
