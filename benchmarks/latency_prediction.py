@@ -8,8 +8,8 @@ Structures run in groups, taking turns with the dense one, under ONNX Runtime's 
 relative to the dense one of the same group, since a machine drifts by several percent from session to session. The
 measured time of an engine is the sum over its kernels of the median of the fastest three runs: other processes only
 ever add time, and every kernel of a few milliseconds finds quiet moments where a run of a second does not. Every group
-is loaded several times, in another order each time: where the memory of a session lies makes it several percent faster
-or slower for as long as it lives. The fastest whole runs by the wall clock are reported as well.
+is loaded several times, in another order each time: a session may be several percent slower than another one of
+the same network for as long as it lives. The fastest whole runs by the wall clock are reported as well.
 """
 from __future__ import annotations
 

@@ -89,8 +89,8 @@ def measure_interleaved(
 
     The position embedding is computed once, from the first frame's rig, as on a vehicle. In every round each
     candidate runs the same frame; who goes first rotates, so a drifting clock touches all alike. Folders are loaded
-    several times and the rounds spread over the loads: where the memory of a session happens to lie makes it up to
-    10 % slower than its neighbours for as long as it lives (``docs/latency.md``).
+    several times and the rounds spread over the loads: a session may be up to 10 % slower than another one of the same
+    network for as long as it lives, presumably for where its memory lies (``docs/latency.md``).
 
     Args:
         candidates: Name -> deployment folder or loaded runner.

@@ -19,7 +19,7 @@ class OnnxRuntimeTimer:
     """Measures small models whose tensors are named as in `mdp_mmdet3d.latency.graphs`.
 
     Runs go on until the fastest ones agree, and the fastest count, kernel by kernel, because another process on the
-    machine only ever adds time. The same goes for where the memory of a session lies: of several loads the fastest
+    machine only ever adds time. A session may be slow for as long as it lives, too: of several loads the fastest
     counts.
 
     Args:
