@@ -15,6 +15,8 @@ import onnxruntime as ort
 from mdp_mmdet3d.deploy.errors import DeploymentError
 from mdp_mmdet3d.deploy.stream import Frame, StreamRunner
 
+LOADS = 4  # of every candidate; see `measure_interleaved`
+
 
 @dataclass(frozen=True)
 class LatencyStats:
@@ -80,7 +82,7 @@ def measure_interleaved(
     frames: Sequence[Frame],
     *,
     rounds: int = 16,
-    loads: int = 4,
+    loads: int = LOADS,
     warmup: int = 1,
     threads: int = 1,
     on_round: Callable[[int, int], None] | None = None,

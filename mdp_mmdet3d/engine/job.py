@@ -16,7 +16,7 @@ from torch import nn
 
 from mdp_mmdet3d.deploy.compare import StreamDifference, compare_stream
 from mdp_mmdet3d.deploy.manifest import MANIFEST_FILE, DeploymentManifest
-from mdp_mmdet3d.deploy.measure import LatencyStats, device_fingerprint, measure_interleaved, speedup
+from mdp_mmdet3d.deploy.measure import LOADS, LatencyStats, device_fingerprint, measure_interleaved, speedup
 from mdp_mmdet3d.deploy.stream import Frame
 from mdp_mmdet3d.deploy.streampetr import export_streampetr
 from mdp_mmdet3d.engine.calibration import load_calibration, save_calibration
@@ -205,9 +205,7 @@ class PruneJob:
             return None
         backend = OnnxRuntimeBackend()
         table = LatencyTable.load(self.latency_table)
-        differences = table.device.differences(backend.fingerprint())
-        if table.protocol != backend.protocol:
-            differences.append(f"protocol: {table.protocol.name!r} and {backend.protocol.name!r}")
+        differences = [*table.device.differences(backend.fingerprint()), *table.protocol.differences(backend.protocol)]
         if differences:
             table = load_target_table(self.latency_table, space, self.settings.precision)
             self.console.print(
@@ -275,7 +273,8 @@ class PruneJob:
         """Whole networks measured in one session: the reference that table and budget are tied to."""
         path = self.work_dir / "whole_latency.json"
         identity = {"device": device_fingerprint(), "fingerprint": space.fingerprint,
-                    "input_size": list(self.settings.input_size), "count": self.settings.calibration_networks}
+                    "input_size": list(self.settings.input_size), "count": self.settings.calibration_networks,
+                    "loads": LOADS}
         points = load_wholes(path, identity)
         if points is None:
             points = measure_wholes(path, identity, space, dense, self.work_dir / "onnx",

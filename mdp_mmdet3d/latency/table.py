@@ -68,7 +68,7 @@ class MeasurementProtocol:
         name: Short description of the context in which an operator runs.
         warmup: Runs that were thrown away.
         runs: Runs that count.
-        statistic: ``"median"`` or ``"minimum"`` of the runs.
+        statistic: What of the runs is the entry, in words.
         staircase: Convolutions are interpolated along `interpolation.staircase` instead of straight lines.
     """
 
@@ -77,6 +77,11 @@ class MeasurementProtocol:
     runs: int
     statistic: str
     staircase: bool
+
+    def differences(self, other: MeasurementProtocol) -> list[str]:
+        """Fields in which two protocols differ, as readable text."""
+        return [f"{f.name}: {getattr(self, f.name)!r} and {getattr(other, f.name)!r}"
+                for f in fields(self) if getattr(self, f.name) != getattr(other, f.name)]
 
 
 @dataclass(frozen=True)
@@ -282,11 +287,11 @@ class LatencyTable:
         """Raise `StructureMismatchError` unless measured on ``device`` (and by ``protocol``)."""
         differences = self.device.differences(device)
         if protocol is not None and protocol != self.protocol:
-            differences.append(f"protocol: {self.protocol} and {protocol}")
+            differences += self.protocol.differences(protocol)
         if differences:
             raise StructureMismatchError(
                 f"{what} was made on another device or in another way ({'; '.join(differences)}): "
-                "measure into another file, or force its use if you know that it holds here"
+                "delete it or measure into another file, or force its use if you know that it holds here"
             )
 
     def save(self, path: str | Path) -> None:
