@@ -140,7 +140,7 @@ def test_tables_of_another_device_or_protocol_are_not_continued(tmp_path):
         measure(FakeBackend(processor="two"), path)
     other = FakeBackend(processor="one")
     other.protocol = replace(other.protocol, runs=9)
-    with pytest.raises(StructureMismatchError, match="runs: .* and 9"):
+    with pytest.raises(StructureMismatchError, match=r"runs: .* and 9"):
         measure(other, path)
     assert path.read_text() == content
 
