@@ -17,15 +17,15 @@ import sys
 import time
 import zipfile
 from pathlib import Path
-from typing import Any
 
 from mdp_mmdet3d.errors import MdpError
 from mdp_mmdet3d.files import read_json, write_json
 from mdp_mmdet3d.latency import LatencyTable
+from mdp_mmdet3d.latency.sampling import Point
+from mdp_mmdet3d.latency.table import Entry
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("numpy", "onnxruntime")
-Key = tuple[str, tuple[int, ...]]
 
 
 def make_environment(folder: Path, system_python: str) -> Path:
@@ -43,11 +43,9 @@ def installed(python: Path) -> dict[str, str]:
     return {package["name"]: package["version"] for package in json.loads(listed.stdout)}
 
 
-def entries(path: Path) -> dict[Key, dict[str, Any]]:
+def entries(path: Path) -> dict[Point, Entry]:
     """Each entry of a table that a probe writes."""
-    table = read_json(path, what="latency table", schema_version=1)
-    return {(f"{o['operator']} {o['attributes']}", tuple(e["widths"])): e
-            for o in table["operators"] for e in o["entries"]}
+    return {(signature, widths): entry for signature, widths, entry in LatencyTable.load(path)}
 
 
 def run(command: list[str], log: Path, kill_after_s: float | None = None) -> bool:
@@ -93,7 +91,7 @@ def main() -> int:
     command = [str(python), str(work / "bundle/probe.py"), "--out", str(table)]
 
     generator = random.Random(args.seed)
-    kept: dict[Key, dict[str, Any]] = {}
+    kept: dict[Point, Entry] = {}
     history, lost, changed = [], 0, 0
     for number in range(args.kills):
         moment = generator.uniform(0.0, args.longest)
@@ -112,7 +110,7 @@ def main() -> int:
     run(command, log)
     final = entries(table)
     disturbed = len(LatencyTable.load(table).disturbed())
-    again = [key for key, entry in final.items() if entry["attempts"] > 1]
+    again = [key for key, entry in final.items() if entry.attempts > 1]
     # At the end disturbed entries are measured again, on purpose: those are no longer the same.
     changed += sum(final[key] != entry for key, entry in kept.items() if key in final and key not in again)
     lost += sum(key not in final for key in kept)
