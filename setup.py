@@ -1,4 +1,5 @@
 """Packaging. The dependencies are those of a user who already has, or wants, MMDetection3D."""
+
 from pathlib import Path
 
 from setuptools import find_packages, setup
@@ -16,7 +17,7 @@ setup(
     install_requires=[
         "numpy>=1.23",
         "scipy>=1.9",
-        "pyscipopt>=5.0",      # SCIP 9 and later; wheels bring SCIP itself
+        "pyscipopt>=5.0",  # SCIP 9 and later; wheels bring SCIP itself
         "torch>=2.1",
         "torch-pruning>=1.5,<2",
         "mmengine>=0.10,<0.11",

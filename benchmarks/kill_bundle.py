@@ -5,6 +5,7 @@
 The bundle runs in a virtual environment of the system's Python with numpy and onnxruntime alone, which the program
 makes in the work directory.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -82,8 +83,9 @@ def main() -> int:
     table, log = work / "latency_table.json", work / "probe.log"
     table.unlink(missing_ok=True)
     bundle = work / "bundle.zip"
-    subprocess.run([sys.executable, str(ROOT / "tools/profile_latency.py"), args.config, "--bundle", str(bundle)],
-                   check=True)
+    subprocess.run(
+        [sys.executable, str(ROOT / "tools/profile_latency.py"), args.config, "--bundle", str(bundle)], check=True
+    )
     zipfile.ZipFile(bundle).extractall(work / "bundle")
     manifest = read_json(work / "bundle/manifest.json", what="manifest", schema_version=1)
     total = sum(len(operator["probes"]) for operator in manifest["operators"])
@@ -105,8 +107,10 @@ def main() -> int:
         history.append({"after_s": round(moment, 3), "entries": len(now)})
         kept = now
     if len(kept) == total:
-        raise MdpError("everything was measured before the last kill: what is measured again was disturbed; give a "
-                       "smaller --longest")
+        raise MdpError(
+            "everything was measured before the last kill: what is measured again was disturbed; give a "
+            "smaller --longest"
+        )
     run(command, log)
     final = entries(table)
     disturbed = len(LatencyTable.load(table).disturbed())
@@ -114,12 +118,21 @@ def main() -> int:
     # At the end disturbed entries are measured again, on purpose: those are no longer the same.
     changed += sum(final[key] != entry for key, entry in kept.items() if key in final and key not in again)
     lost += sum(key not in final for key in kept)
-    result = {"python": subprocess.run([str(python), "--version"], capture_output=True, text=True).stdout.strip(),
-              "packages": installed(python), "entries": len(final), "of": total, "kills": history, "lost": lost,
-              "measured_twice_before_all_were_measured": changed, "disturbed_and_measured_again": len(again),
-              "still_disturbed": disturbed}
-    print(f"{len(final)} of {total} entries; {lost} lost, {changed} measured twice before all were measured; "
-          f"{len(again)} that were disturbed measured again at the end; {result['packages']}")
+    result = {
+        "python": subprocess.run([str(python), "--version"], capture_output=True, text=True).stdout.strip(),
+        "packages": installed(python),
+        "entries": len(final),
+        "of": total,
+        "kills": history,
+        "lost": lost,
+        "measured_twice_before_all_were_measured": changed,
+        "disturbed_and_measured_again": len(again),
+        "still_disturbed": disturbed,
+    }
+    print(
+        f"{len(final)} of {total} entries; {lost} lost, {changed} measured twice before all were measured; "
+        f"{len(again)} that were disturbed measured again at the end; {result['packages']}"
+    )
     if args.json is not None:
         write_json(args.json, result)
     return 0 if lost == changed == 0 and len(final) == total else 1

@@ -109,8 +109,11 @@ def training_result(folder: Path) -> dict[str, str]:
     data = torch.load(folder / f"iter_{ITERATIONS}.pth", weights_only=True)
     moments = {f"{i}.{k}": v for i, state in data["optimizer"]["state"].items() for k, v in state.items()}
     memory = data[STATE_KEY]["ranks"][0]["memory"]
-    return {"weights": digest(data["state_dict"].items()), "optimizer": digest(moments.items()),
-            "memory": digest(memory.items())}
+    return {
+        "weights": digest(data["state_dict"].items()),
+        "optimizer": digest(moments.items()),
+        "memory": digest(memory.items()),
+    }
 
 
 def importance_result(folder: Path) -> dict[str, str]:
@@ -151,8 +154,15 @@ class Area:
         given: Files that every run starts with.
     """
 
-    def __init__(self, name: str, tool: str, config: Path, result: Callable[[Path], dict[str, str]],
-                 resume: tuple[str, ...] = (), given: tuple[Path, ...] = ()) -> None:
+    def __init__(
+        self,
+        name: str,
+        tool: str,
+        config: Path,
+        result: Callable[[Path], dict[str, str]],
+        resume: tuple[str, ...] = (),
+        given: tuple[Path, ...] = (),
+    ) -> None:
         self.name, self.tool, self.config, self.result = name, tool, config, result
         self.resume, self.given = resume, given
 
@@ -173,8 +183,10 @@ class Area:
         self.prepare(folder)
         began = time.time()
         seconds, _ = run(self.command(folder), folder.with_suffix(".log"))
-        first = min(path.stat().st_mtime for path in folder.iterdir()
-                    if path.is_file() and path.name not in LATENCIES) - began
+        first = (
+            min(path.stat().st_mtime for path in folder.iterdir() if path.is_file() and path.name not in LATENCIES)
+            - began
+        )
         return {"first_file_s": round(first, 2), "seconds": round(seconds, 2), "result": self.result(folder)}
 
     def kill(self, folder: Path, after_s: float, expected: dict[str, str]) -> dict[str, Any]:
@@ -186,12 +198,17 @@ class Area:
             return {"ended_after_s": seconds}
         found = found_files(folder)
         again_s, _ = run([*self.command(folder), *self.resume], log)
-        return {"killed_after_s": round(seconds, 3), "found": found, "again_s": round(again_s, 2),
-                "same": self.result(folder) == expected}
+        return {
+            "killed_after_s": round(seconds, 3),
+            "found": found,
+            "again_s": round(again_s, 2),
+            "same": self.result(folder) == expected,
+        }
 
 
-def kill_often(area: Area, folder: Path, entry: dict[str, Any], kills: int, seed: int,
-               save: Callable[[], None]) -> None:
+def kill_often(
+    area: Area, folder: Path, entry: dict[str, Any], kills: int, seed: int, save: Callable[[], None]
+) -> None:
     """Fill ``entry`` with an uninterrupted run and the kills that it lacks, between its first file and its end."""
     if "whole" not in entry:
         area.whole(folder / f"{area.name}_whole")  # the first run is slower: its files are not cached
@@ -207,8 +224,11 @@ def kill_often(area: Area, folder: Path, entry: dict[str, Any], kills: int, seed
             continue
         entry["runs"].append(outcome)
         save()
-        print(f"{area.name} {len(entry['runs'])}: killed after {outcome['killed_after_s']:.2f} of "
-              f"{whole['seconds']:.2f} s, same={outcome['same']}", flush=True)
+        print(
+            f"{area.name} {len(entry['runs'])}: killed after {outcome['killed_after_s']:.2f} of "
+            f"{whole['seconds']:.2f} s, same={outcome['same']}",
+            flush=True,
+        )
 
 
 def make_config(path: Path, root: Path, hooks: list[dict], iterations: int) -> Path:
@@ -225,8 +245,16 @@ def make_config(path: Path, root: Path, hooks: list[dict], iterations: int) -> P
         config[key] = None
     config.log_level = "WARNING"
     config.custom_hooks += hooks
-    config.prune = dict(budget=0.6, frames=8, input_size=(64, 176), max_options=4, channel_multiple=8, rounds=2,
-                        calibration_networks=2, refinements=0)
+    config.prune = dict(
+        budget=0.6,
+        frames=8,
+        input_size=(64, 176),
+        max_options=4,
+        channel_multiple=8,
+        rounds=2,
+        calibration_networks=2,
+        refinements=0,
+    )
     config.dump(path)
     return path
 
@@ -253,8 +281,9 @@ def make_areas(folder: Path) -> list[Area]:
         latencies.mkdir(exist_ok=True)
         settle_latencies(plain, latencies)
         (latencies / "settled").touch()
-    importance = make_config(folder / "importance.py", root, [dict(type="ImportanceHook", num_steps=7, begin=2)],
-                             ITERATIONS)
+    importance = make_config(
+        folder / "importance.py", root, [dict(type="ImportanceHook", num_steps=7, begin=2)], ITERATIONS
+    )
     schedule = dict(type="MDPPruneHook", latency_dir=str(latencies), steps_each=3, num_prunings=3)
     pruning = make_config(folder / "pruning.py", root, [schedule], ITERATIONS)
     resume = ("--resume",)
@@ -277,10 +306,18 @@ def main() -> int:
     folder = args.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     path = args.json or folder / "kill_resume.json"
-    head = {"schema_version": SCHEMA_VERSION, "kills": args.kills, "seed": args.seed,
-            "command": "python benchmarks/kill_resume.py"}
-    data: dict[str, Any] = {**head, "machine": f"{platform.machine()}, {os.cpu_count()} cores, torch "
-                            f"{torch.__version__}, {torch.get_num_threads()} threads", "areas": {}}
+    head = {
+        "schema_version": SCHEMA_VERSION,
+        "kills": args.kills,
+        "seed": args.seed,
+        "command": "python benchmarks/kill_resume.py",
+    }
+    data: dict[str, Any] = {
+        **head,
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, torch "
+        f"{torch.__version__}, {torch.get_num_threads()} threads",
+        "areas": {},
+    }
     if path.exists():
         earlier = read_json(path, what="result", schema_version=SCHEMA_VERSION)
         data = earlier if {key: earlier.get(key) for key in head} == head else data

@@ -11,6 +11,7 @@ ever add time, and every kernel of a few milliseconds finds quiet moments where 
 is loaded several times, in another order each time: a session may be several percent slower than another one of
 the same network for as long as it lives. The fastest whole runs by the wall clock are reported as well.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -115,7 +116,7 @@ class Whole:
         """
         done: list[Run] = json.loads(cache.read_text()) if cache.exists() else []
         for start in range(len(done), len(structures), GROUP)[:groups]:
-            group = {f"s{start + i}": s for i, s in enumerate(structures[start:start + GROUP])}
+            group = {f"s{start + i}": s for i, s in enumerate(structures[start : start + GROUP])}
             for name, structure in group.items():
                 self._export(structure, name)
             anchor, *own = self._run([DENSE, *group])
@@ -133,9 +134,13 @@ class Whole:
         for load in range(self.loads):
             order = random.Random(load).sample(names, len(names))
             with tempfile.TemporaryDirectory() as folder:
-                engines = {(name, stage): profiled_session(self.folder / name / f"{stage}.onnx",
-                                                           Path(folder) / f"{name}_{stage}")
-                           for name in order for stage in STAGES}
+                engines = {
+                    (name, stage): profiled_session(
+                        self.folder / name / f"{stage}.onnx", Path(folder) / f"{name}_{stage}"
+                    )
+                    for name in order
+                    for stage in STAGES
+                }
                 for index in range(WARMUP + self.rounds):
                     first = index % len(order)
                     for name in order[first:] + order[:first]:
@@ -149,13 +154,18 @@ class Whole:
                 for engine, (session, _) in engines.items():
                     add_kernel_times(kernels.setdefault(engine, {}), session.end_profiling())
                 del engines, session
-        return [{"kernels_ms": {stage: kernels_ms(kernels[name, stage]) for stage in STAGES},
-                 "wall_ms": wall_ms[name], "reference_ms": reference_ms} for name in names]
+        return [
+            {
+                "kernels_ms": {stage: kernels_ms(kernels[name, stage]) for stage in STAGES},
+                "wall_ms": wall_ms[name],
+                "reference_ms": reference_ms,
+            }
+            for name in names
+        ]
 
     def _export(self, structure: Structure, name: str) -> None:
         slim = apply_plan(copy.deepcopy(self.dense), plan_of_structure(self.space, structure))
-        export_streampetr(slim, self.folder / name, class_names=self.class_names, plan_hash=name,
-                          weights="random")
+        export_streampetr(slim, self.folder / name, class_names=self.class_names, plan_hash=name, weights="random")
         del slim
         gc.collect()
 
@@ -204,23 +214,30 @@ def fastest_runs_ms(run: Run) -> dict[str, float]:
     return {stage: statistics.median(sorted(times)[:3]) for stage, times in run["wall_ms"].items()}
 
 
-def extreme_structures(space: PruningSpace, model: LatencyModel, macs: LatencyModel, pool: int,
-                       count: int) -> list[Structure]:
+def extreme_structures(
+    space: PruningSpace, model: LatencyModel, macs: LatencyModel, pool: int, count: int
+) -> list[Structure]:
     """Largest and smallest predicted latency per multiply-accumulate of ``pool`` random structures."""
     drawn = [random_structure(space, POOL_SEED + index, skew=index % 2 == 0) for index in range(pool)]
     drawn.sort(key=lambda s: model.predict(s.widths, s.removed) / macs.predict(s.widths, s.removed))
-    return drawn[: count // 2] + drawn[len(drawn) - (count - count // 2):]
+    return drawn[: count // 2] + drawn[len(drawn) - (count - count // 2) :]
 
 
 def figures(predicted: np.ndarray, measured: np.ndarray) -> dict[str, float]:
     """Mean and worst relative error, rank correlation, share of pairs 2 % apart that are ordered rightly."""
     error = np.abs(predicted / measured - 1)
-    pairs = [(i, j) for i, j in combinations(range(len(measured)), 2)
-             if abs(measured[i] - measured[j]) > 0.02 * min(measured[i], measured[j])]
+    pairs = [
+        (i, j)
+        for i, j in combinations(range(len(measured)), 2)
+        if abs(measured[i] - measured[j]) > 0.02 * min(measured[i], measured[j])
+    ]
     right = [(predicted[i] < predicted[j]) == (measured[i] < measured[j]) for i, j in pairs]
-    return {"mean_error": float(error.mean()), "worst_error": float(error.max()),
-            "rank_correlation": float(spearmanr(predicted, measured).statistic),
-            "pairwise": statistics.fmean(right) if right else 1.0}
+    return {
+        "mean_error": float(error.mean()),
+        "worst_error": float(error.max()),
+        "rank_correlation": float(spearmanr(predicted, measured).statistic),
+        "pairwise": statistics.fmean(right) if right else 1.0,
+    }
 
 
 def parse_args() -> argparse.Namespace:
@@ -251,25 +268,33 @@ def main() -> None:
     table = measure_latency(space, backend, table_path)
 
     calibration = calibration_structures(space, CALIBRATION)
-    sets = {"random": [random_structure(space, RANDOM_SEED + i) for i in range(args.random)],
-            "skewed": [random_structure(space, SKEWED_SEED + i, skew=True) for i in range(args.skewed)]}
+    sets = {
+        "random": [random_structure(space, RANDOM_SEED + i) for i in range(args.random)],
+        "skewed": [random_structure(space, SKEWED_SEED + i, skew=True) for i in range(args.skewed)],
+    }
     ones = {stage: 1.0 for stage in STAGES}
     zeros = dict.fromkeys(ones, 0.0)
     macs_table = MacsTable(table.device, table.protocol)
-    sets["extreme"] = extreme_structures(space, LatencyModel(space, table, zeros, ones),
-                                         LatencyModel(space, macs_table, zeros, ones), args.pool, args.extreme)
+    sets["extreme"] = extreme_structures(
+        space,
+        LatencyModel(space, table, zeros, ones),
+        LatencyModel(space, macs_table, zeros, ones),
+        args.pool,
+        args.extreme,
+    )
     structures = calibration + [structure for chosen in sets.values() for structure in chosen]
 
     dense_path = args.work_dir / DENSE
     if not dense_path.exists():
         export_streampetr(dense, dense_path, class_names=list(config.class_names), weights=weights)
-    whole = Whole(dense, space, backend, list(config.class_names), args.work_dir, args.loads, args.rounds,
-                  console)
+    whole = Whole(dense, space, backend, list(config.class_names), args.work_dir, args.loads, args.rounds, console)
     runs = whole.measure(structures, args.work_dir / "whole.json", args.groups)
     if runs is None:
         return
-    kernels, walls = ([Measured(s.widths, s.removed, ms) for s, ms in zip(structures, times, strict=True)]
-                      for times in (relative_ms(runs, fastest_kernels_ms), relative_ms(runs, fastest_runs_ms)))
+    kernels, walls = (
+        [Measured(s.widths, s.removed, ms) for s, ms in zip(structures, times, strict=True)]
+        for times in (relative_ms(runs, fastest_kernels_ms), relative_ms(runs, fastest_runs_ms))
+    )
     drift = [sum(run[DENSE]["kernels_ms"].values()) for run in runs[::GROUP]]
 
     tables: dict[str, LatencyTable] = {"table": table}
@@ -278,21 +303,31 @@ def main() -> None:
         exact = measure_latency(space, backend, args.work_dir / "latency_table_exact.json", extra=used)
         tables["table, exact"] = exact
     tables |= {"HALP": HalpTable(table), "MACs": macs_table}
-    result: dict[str, Any] = {"device": str(table.device), "disturbed_entries": len(table.disturbed()),
-                              "dense_ms_per_group": drift,
-                              "reference_ms": quartiles([ms for run in runs for ms in run["reference_ms"]])}
-    for key, title, points in (("sets", "sum of the fastest kernels", kernels),
-                               ("sets_wall_clock", "fastest runs by the wall clock", walls)):
+    result: dict[str, Any] = {
+        "device": str(table.device),
+        "disturbed_entries": len(table.disturbed()),
+        "dense_ms_per_group": drift,
+        "reference_ms": quartiles([ms for run in runs for ms in run["reference_ms"]]),
+    }
+    for key, title, points in (
+        ("sets", "sum of the fastest kernels", kernels),
+        ("sets_wall_clock", "fastest runs by the wall clock", walls),
+    ):
         models = {name: LatencyModel.fit(space, one, points[:CALIBRATION]) for name, one in tables.items()}
         for name, model in models.items():
             for line in model.explanation:
                 console.print(f"{name}: {line}", highlight=False)
         result[key] = report(title, sets, points[CALIBRATION:], models, console)
-    result["calibration"] = {"kernels_ms": [p.stages_ms for p in kernels[:CALIBRATION]],
-                             "wall_ms": [p.stages_ms for p in walls[:CALIBRATION]]}
-    console.print(f"{table.device}; {result['disturbed_entries']} of {len(table)} table entries were measured while "
-                  f"the machine was busy; reference operator (quartiles) {result['reference_ms']} ms; dense network in "
-                  f"each group {[round(ms) for ms in drift]} ms", highlight=False)
+    result["calibration"] = {
+        "kernels_ms": [p.stages_ms for p in kernels[:CALIBRATION]],
+        "wall_ms": [p.stages_ms for p in walls[:CALIBRATION]],
+    }
+    console.print(
+        f"{table.device}; {result['disturbed_entries']} of {len(table)} table entries were measured while "
+        f"the machine was busy; reference operator (quartiles) {result['reference_ms']} ms; dense network in "
+        f"each group {[round(ms) for ms in drift]} ms",
+        highlight=False,
+    )
     if args.json is not None:
         write_json(args.json, result)
 
@@ -302,11 +337,24 @@ def quartiles(values: list[float]) -> list[float]:
     return [round(float(value), 3) for value in np.percentile(values, [0, 25, 50, 75, 100])]
 
 
-def report(title: str, sets: dict[str, list[Structure]], points: list[Measured], models: dict[str, LatencyModel],
-           console: Console) -> dict[str, Any]:
+def report(
+    title: str,
+    sets: dict[str, list[Structure]],
+    points: list[Measured],
+    models: dict[str, LatencyModel],
+    console: Console,
+) -> dict[str, Any]:
     """Print one row per set and model; returns the figures and each structure's times."""
-    shown = Table("set", "model", "structures", "mean error", "worst error", "rank correlation", "pairs ordered",
-                  title=f"measured: {title}")
+    shown = Table(
+        "set",
+        "model",
+        "structures",
+        "mean error",
+        "worst error",
+        "rank correlation",
+        "pairs ordered",
+        title=f"measured: {title}",
+    )
     result: dict[str, Any] = {}
     percent: Callable[[float], str] = lambda value: f"{100 * value:.1f} %"  # noqa: E731
     rest = iter(points)
@@ -318,8 +366,15 @@ def report(title: str, sets: dict[str, list[Structure]], points: list[Measured],
             predicted = np.array([model.predict(s.widths, s.removed) for s in structures])
             row = figures(predicted, measured)
             result[name][label] = {**row, "predicted_ms": predicted.tolist(), "measured_ms": measured.tolist()}
-            shown.add_row(name, label, str(len(structures)), percent(row["mean_error"]), percent(row["worst_error"]),
-                          f"{row['rank_correlation']:.3f}", percent(row["pairwise"]))
+            shown.add_row(
+                name,
+                label,
+                str(len(structures)),
+                percent(row["mean_error"]),
+                percent(row["worst_error"]),
+                f"{row['rank_correlation']:.3f}",
+                percent(row["pairwise"]),
+            )
     console.print(shown)
     return result
 

@@ -6,6 +6,7 @@ evaluated again; so is the dense model. A run that was stopped goes on: plans, t
 
     python benchmarks/mini_nuscenes.py --json docs/results/mini_nuscenes.json
 """
+
 from __future__ import annotations
 
 import argparse
@@ -48,12 +49,12 @@ from mdp_mmdet3d.surgery.plan import PruningPlan
 
 SCHEMA_VERSION = 1
 METHODS = ("mdp", "halp", "uniform")
-TRIES = 10            # plans that are measured to find the right one
-PROPOSALS = 40        # turns of a knob for that
-SESSIONS = 3          # of the final measurement
-REPEATS = 4           # the same plan as often in a row: the method has no nearer one
-HALP_STEPS = 4        # of HALP's schedule
-CLOSE = 0.01          # relative distance from the wanted latency that ends the search
+TRIES = 10  # plans that are measured to find the right one
+PROPOSALS = 40  # turns of a knob for that
+SESSIONS = 3  # of the final measurement
+REPEATS = 4  # the same plan as often in a row: the method has no nearer one
+HALP_STEPS = 4  # of HALP's schedule
+CLOSE = 0.01  # relative distance from the wanted latency that ends the search
 Propose = Callable[[float], PruningPlan]
 
 
@@ -65,8 +66,13 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--shares", type=float, nargs="+", default=[0.7, 0.55, 0.4], help="of the dense latency")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--iterations", type=int, help="of fine-tuning; default: the config's prune.finetune")
-    parser.add_argument("--cores", type=int, nargs="+", default=sorted(os.sched_getaffinity(0)),
-                        help="the first one measures; all others train meanwhile, and the first one too afterwards")
+    parser.add_argument(
+        "--cores",
+        type=int,
+        nargs="+",
+        default=sorted(os.sched_getaffinity(0)),
+        help="the first one measures; all others train meanwhile, and the first one too afterwards",
+    )
     parser.add_argument("--json", type=Path, help="write the result here too")
     return parser.parse_args()
 
@@ -148,14 +154,23 @@ class Comparison(PruneJob):
     def propose(self, method: str) -> Propose:
         """The method as a function of its knob."""
         if method == "mdp":
-            search = PlanSearch(self.space, self.importance, self.latency, self.backend, self.work_dir / TABLE_FILE,
-                                0.0, self.settings.time_limit_s, self.console)
+            search = PlanSearch(
+                self.space,
+                self.importance,
+                self.latency,
+                self.backend,
+                self.work_dir / TABLE_FILE,
+                0.0,
+                self.settings.time_limit_s,
+                self.console,
+            )
 
             def mdp(knob: float) -> PruningPlan:
                 search.budget_ms = knob * self.reference_ms
                 plan = search.solve()
                 kept = search.solution.result.objective / search.solution.problem.dense.value
                 return replace(plan, info={**plan.info, "method": method, "importance_kept": kept})
+
             return mdp
         ranking = Ranking.by_importance(self.space, self.importance)
         problem = build_problem(self.space, self.importance, self.latency, ranking)
@@ -174,6 +189,7 @@ class Comparison(PruneJob):
             kept, removed = select(self.space, ranking, indices)
             value = problem.evaluate(indices).value / problem.dense.value
             return PruningPlan.from_selection(self.space, kept, removed, {"method": method, "importance_kept": value})
+
         return baseline
 
     def folder(self, method: str, share: float) -> Path:
@@ -183,8 +199,13 @@ class Comparison(PruneJob):
     def plan(self, method: str, share: float) -> Path:
         """Find the plan of a method for a share of the latency, unless an earlier run did; returns its folder."""
         folder = self.folder(method, share)
-        identity = {"method": [method, HALP_STEPS] if method == "halp" else [method], "weights": self.weights,
-                    "space": self.space.hash, "frames": self.settings.frames, "device": device_fingerprint()}
+        identity = {
+            "method": [method, HALP_STEPS] if method == "halp" else [method],
+            "weights": self.weights,
+            "space": self.space.hash,
+            "frames": self.settings.frames,
+            "device": device_fingerprint(),
+        }
         if (folder / "tuned.json").is_file():
             kept = read_json(folder / "tuned.json", what="tuned plan", schema_version=SCHEMA_VERSION)
             if kept["identity"] == identity:
@@ -200,22 +221,35 @@ class Comparison(PruneJob):
         found.plan.save(folder / "plan.json")
         save_slim_checkpoint(folder / "pruned.pth", slim, found.plan, self.weights, self.config.class_names)
         write_slim_config(folder / "pruned_config.py", self.config)
-        write_json(folder / "tuned.json", {
-            "schema_version": SCHEMA_VERSION, "identity": identity, "plan_hash": found.plan.hash,
-            "share": found.share, "tries": [list(turn) for turn in found.tries],
-            "params": sum(p.numel() for n, p in slim.named_parameters() if not n.startswith(TRAINING_ONLY)),
-            "macs": sum(count_macs(folder / "onnx" / engine) for engine in FRAME_ENGINES),
-            "importance_kept": found.plan.info["importance_kept"],
-            "removed_blocks": sorted(found.plan.removed),
-            "widths": {d.name: [found.plan.width(d.name, d.size), d.size] for d in self.space.dimensions}})
+        write_json(
+            folder / "tuned.json",
+            {
+                "schema_version": SCHEMA_VERSION,
+                "identity": identity,
+                "plan_hash": found.plan.hash,
+                "share": found.share,
+                "tries": [list(turn) for turn in found.tries],
+                "params": sum(p.numel() for n, p in slim.named_parameters() if not n.startswith(TRAINING_ONLY)),
+                "macs": sum(count_macs(folder / "onnx" / engine) for engine in FRAME_ENGINES),
+                "importance_kept": found.plan.info["importance_kept"],
+                "removed_blocks": sorted(found.plan.removed),
+                "widths": {d.name: [found.plan.width(d.name, d.size), d.size] for d in self.space.dimensions},
+            },
+        )
         self.console.print(f"{method} at {share:g}: measured {found.share:.4f} of dense after {len(found.tries)} tries")
         return folder
 
     def cut(self, plan: PruningPlan, folder: Path) -> torch.nn.Module:
         """The slim model of a plan, exported."""
         slim = apply_plan(build_dense(self.config, self.checkpoint)[0], plan)
-        export_streampetr(slim, folder / "onnx", class_names=list(self.config.class_names),
-                          input_size=self.settings.input_size, plan_hash=plan.hash, weights=self.weights)
+        export_streampetr(
+            slim,
+            folder / "onnx",
+            class_names=list(self.config.class_names),
+            input_size=self.settings.input_size,
+            plan_hash=plan.hash,
+            weights=self.weights,
+        )
         return slim
 
     def share(self, folder: Path) -> float:
@@ -242,8 +276,12 @@ def summary(results: Sequence[Path]) -> dict[str, Any]:
     out: dict[str, Any] = {}
     for figure in FIGURES:
         values = [item[figure] for item in content]
-        out[figure] = {"runs": values, "mean": statistics.mean(values),
-                       "std": statistics.stdev(values) if len(values) > 1 else 0.0, "spread": max(values) - min(values)}
+        out[figure] = {
+            "runs": values,
+            "mean": statistics.mean(values),
+            "std": statistics.stdev(values) if len(values) > 1 else 0.0,
+            "spread": max(values) - min(values),
+        }
     return out
 
 
@@ -253,34 +291,46 @@ def verdicts(report: Mapping[str, Any]) -> dict[str, Any]:
     out: dict[str, Any] = {}
     for share, methods in report["shares"].items():
         mdp = methods["mdp"]["finetuned"]["mAP"]
-        out[share] = {f"mdp_minus_{name}": mdp["mean"] - methods[name]["finetuned"]["mAP"]["mean"]
-                      for name in methods if name != "mdp"}
+        out[share] = {
+            f"mdp_minus_{name}": mdp["mean"] - methods[name]["finetuned"]["mAP"]["mean"]
+            for name in methods
+            if name != "mdp"
+        }
         out[share]["mdp_minus_dense"] = mdp["mean"] - dense["mean"]
         out[share]["spread"] = max(mdp["spread"], dense["spread"])
-        out[share]["not_below_dense_by_more_than_the_spread"] = (
-            out[share]["mdp_minus_dense"] >= -out[share]["spread"])
+        out[share]["not_below_dense_by_more_than_the_spread"] = out[share]["mdp_minus_dense"] >= -out[share]["spread"]
     return out
 
 
 def print_report(report: Mapping[str, Any], console: Console) -> None:
     """Markdown, to be pasted."""
-    console.print("| share | method | latency ms | measured share | params M | importance kept | mAP cut | NDS cut | "
-                  "mAP fine-tuned | NDS fine-tuned |\n|---|---|---|---|---|---|---|---|---|---|", soft_wrap=True)
+    console.print(
+        "| share | method | latency ms | measured share | params M | importance kept | mAP cut | NDS cut | "
+        "mAP fine-tuned | NDS fine-tuned |\n|---|---|---|---|---|---|---|---|---|---|",
+        soft_wrap=True,
+    )
 
     def row(share: str, name: str, item: Mapping[str, Any]) -> None:
         tuned = " | ".join(f"{item['finetuned'][f]['mean']:.3f} ± {item['finetuned'][f]['std']:.3f}" for f in FIGURES)
         console.print(
             f"| {share} | {name} | {item['latency_ms']:.2f} | {item['measured_share']:.3f} | "
             f"{item['params'] / 1e6:.2f} | {item['importance_kept']:.3f} | {item['before']['mAP']['mean']:.3f} | "
-            f"{item['before']['NDS']['mean']:.3f} | {tuned} |", soft_wrap=True, highlight=False)
+            f"{item['before']['NDS']['mean']:.3f} | {tuned} |",
+            soft_wrap=True,
+            highlight=False,
+        )
 
     row("1", "dense", report["dense"])
     for share, methods in report["shares"].items():
         for name, item in methods.items():
             row(share, name, item)
     for share, verdict in report["verdicts"].items():
-        console.print(f"{share}: " + ", ".join(f"{k} {v if isinstance(v, bool) else format(v, '+.3f')}"
-                                               for k, v in verdict.items()), soft_wrap=True, highlight=False)
+        console.print(
+            f"{share}: "
+            + ", ".join(f"{k} {v if isinstance(v, bool) else format(v, '+.3f')}" for k, v in verdict.items()),
+            soft_wrap=True,
+            highlight=False,
+        )
 
 
 def compare(args: argparse.Namespace, console: Console) -> dict[str, Any]:
@@ -290,8 +340,9 @@ def compare(args: argparse.Namespace, console: Console) -> dict[str, Any]:
     settings = PruneSettings.from_config(config.get("prune", {}))
     checkpoint = args.checkpoint or config.get("checkpoint")
     if settings.finetuning is None or not checkpoint:
-        raise MdpError(f"{args.config} must name a checkpoint and hold prune.finetune, as "
-                       "configs/streampetr_mini_mdp.py does")
+        raise MdpError(
+            f"{args.config} must name a checkpoint and hold prune.finetune, as configs/streampetr_mini_mdp.py does"
+        )
     tuning = replace(settings.finetuning, iterations=args.iterations or settings.finetuning.iterations)
     os.sched_setaffinity(0, {args.cores[0]})
     torch.set_num_threads(1)
@@ -304,8 +355,10 @@ def compare(args: argparse.Namespace, console: Console) -> dict[str, Any]:
     results: dict[str, dict[str, list[Path]]] = {}
 
     def add(name: str, plan: Path | None) -> None:
-        results[name] = {"before": [steps.add(f"{name}_cut" if plan else name, plan, None)],
-                         "finetuned": [steps.add(f"{name}_seed{seed}", plan, seed) for seed in args.seeds]}
+        results[name] = {
+            "before": [steps.add(f"{name}_cut" if plan else name, plan, None)],
+            "finetuned": [steps.add(f"{name}_seed{seed}", plan, seed) for seed in args.seeds],
+        }
 
     add("dense", None)
     for share in args.shares:
@@ -320,27 +373,37 @@ def compare(args: argparse.Namespace, console: Console) -> dict[str, Any]:
         figures = {key: summary(paths) for key, paths in results[name].items()}
         latency = {"latency_ms": shares[name] * dense_ms, "measured_share": shares[name]}
         if name == "dense":
-            size = {"params": sum(p.numel() for n, p in job.dense.named_parameters()
-                                  if not n.startswith(TRAINING_ONLY)),
-                    "macs": sum(count_macs(job.work_dir / "onnx" / "dense" / engine) for engine in FRAME_ENGINES),
-                    "importance_kept": 1.0}
+            size = {
+                "params": sum(p.numel() for n, p in job.dense.named_parameters() if not n.startswith(TRAINING_ONLY)),
+                "macs": sum(count_macs(job.work_dir / "onnx" / "dense" / engine) for engine in FRAME_ENGINES),
+                "importance_kept": 1.0,
+            }
         else:
-            size = read_json(job.work_dir / "plans" / name / "tuned.json", what="tuned plan",
-                             schema_version=SCHEMA_VERSION)
+            size = read_json(
+                job.work_dir / "plans" / name / "tuned.json", what="tuned plan", schema_version=SCHEMA_VERSION
+            )
             size = {key: value for key, value in size.items() if key not in ("schema_version", "identity")}
         return {**latency, **size, **figures}
 
     report: dict[str, Any] = {
-        "schema_version": SCHEMA_VERSION, "version": __version__, "torch": torch.__version__,
+        "schema_version": SCHEMA_VERSION,
+        "version": __version__,
+        "torch": torch.__version__,
         "device": device_fingerprint(),
-        "config": args.config, "weights": job.weights, "data": model_identity(config, job.weights, None)["data"],
-        "importance_frames": job.importance.batches, "finetune": {**asdict(tuning), "seeds": args.seeds},
-        "rounds": settings.rounds, "dense": entry("dense"),
+        "config": args.config,
+        "weights": job.weights,
+        "data": model_identity(config, job.weights, None)["data"],
+        "importance_frames": job.importance.batches,
+        "finetune": {**asdict(tuning), "seeds": args.seeds},
+        "rounds": settings.rounds,
+        "dense": entry("dense"),
         "shares": {f"{share:g}": {method: entry(f"{method}_{share:g}") for method in METHODS} for share in args.shares},
         "training_core_seconds": sum(
             read_json(path, what="fine-tuning", schema_version=SCHEMA_VERSION)["seconds"]
-            for path in (args.work_dir / "steps").glob("*/training/finetune.json")),
-        "seconds_of_this_run": time.perf_counter() - start}
+            for path in (args.work_dir / "steps").glob("*/training/finetune.json")
+        ),
+        "seconds_of_this_run": time.perf_counter() - start,
+    }
     return {**report, "verdicts": verdicts(report)}
 
 

@@ -1,4 +1,5 @@
 """Evaluations and trainings of `mini_nuscenes.py`, each in its own process, one at a time on each core."""
+
 from __future__ import annotations
 
 import os
@@ -36,8 +37,15 @@ class Steps:
         console: Says what ended.
     """
 
-    def __init__(self, folder: Path, config_path: str, checkpoint: str, weights: str, settings: FinetuneSettings,
-                 console: Console) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        config_path: str,
+        checkpoint: str,
+        weights: str,
+        settings: FinetuneSettings,
+        console: Console,
+    ) -> None:
         self.folder, self.config_path, self.checkpoint, self.weights = folder, config_path, checkpoint, weights
         self.config: Config = read_config(config_path)
         self.settings, self.console = settings, console
@@ -51,16 +59,24 @@ class Steps:
         folder = self.folder / name
         settings = None if seed is None else replace(self.settings, seed=seed)
         plan_hash = None if plan is None else PruningPlan.load(plan / "plan.json").hash
-        identity = {**model_identity(self.config, self.weights, plan_hash),
-                    "finetune": settings and asdict(settings)}
+        identity = {**model_identity(self.config, self.weights, plan_hash), "finetune": settings and asdict(settings)}
         result = folder / "accuracy.json"
-        if result.is_file() and read_json(
-                result, what="accuracy", schema_version=SCHEMA_VERSION).get("identity") == identity:
+        if (
+            result.is_file()
+            and read_json(result, what="accuracy", schema_version=SCHEMA_VERSION).get("identity") == identity
+        ):
             return result
-        write_json(folder / "step.json", {
-            "schema_version": SCHEMA_VERSION, "config": self.config_path, "checkpoint": self.checkpoint,
-            "plan": None if plan is None else str(plan), "finetune": settings and asdict(settings),
-            "identity": identity})
+        write_json(
+            folder / "step.json",
+            {
+                "schema_version": SCHEMA_VERSION,
+                "config": self.config_path,
+                "checkpoint": self.checkpoint,
+                "plan": None if plan is None else str(plan),
+                "finetune": settings and asdict(settings),
+                "identity": identity,
+            },
+        )
         self.added += 1
         self.waiting.put(folder)
         return result
@@ -78,8 +94,10 @@ class Steps:
         for thread in self.threads:
             thread.join()
         if self.failed:
-            raise MdpError(f"{len(self.failed)} of {self.added} steps failed, the first: {self.failed[0]}/log.txt; "
-                           "mend what it says and run again: the others are kept")
+            raise MdpError(
+                f"{len(self.failed)} of {self.added} steps failed, the first: {self.failed[0]}/log.txt; "
+                "mend what it says and run again: the others are kept"
+            )
 
     def _work(self, core: int) -> None:
         while (folder := self.waiting.get()) is not None:
@@ -87,12 +105,19 @@ class Steps:
             with (folder / "log.txt").open("w", encoding="utf-8") as log:
                 code = subprocess.run(
                     ["taskset", "-c", str(core), sys.executable, __file__, str(folder)],
-                    stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False).returncode
+                    stdout=log,
+                    stderr=log,
+                    env={**os.environ, "OMP_NUM_THREADS": "1"},
+                    check=False,
+                ).returncode
             self.ended += 1
             if code:
                 self.failed.append(folder)
-            self.console.print(f"[{self.ended} of {self.added}] {folder.name}: {'FAILED, ' if code else ''}"
-                               f"{time.perf_counter() - start:.0f} s on core {core}", highlight=False)
+            self.console.print(
+                f"[{self.ended} of {self.added}] {folder.name}: {'FAILED, ' if code else ''}"
+                f"{time.perf_counter() - start:.0f} s on core {core}",
+                highlight=False,
+            )
 
 
 def run_step(folder: Path) -> None:
@@ -104,8 +129,9 @@ def run_step(folder: Path) -> None:
     else:
         config, checkpoint = read_config(Path(step["plan"], "pruned_config.py")), Path(step["plan"], "pruned.pth")
     if step["finetune"] is not None:
-        checkpoint = finetune(config, checkpoint, folder / "training", FinetuneSettings(**step["finetune"]),
-                              step["identity"], console)
+        checkpoint = finetune(
+            config, checkpoint, folder / "training", FinetuneSettings(**step["finetune"]), step["identity"], console
+        )
     state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
     evaluate(config, state, folder / "accuracy.json", step["identity"], console)
 

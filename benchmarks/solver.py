@@ -3,6 +3,7 @@
     python benchmarks/solver.py --instances ../shared/data/solver_instances --json docs/results/solver.json \
         --markdown docs/results/solver.md --plot docs/results/solver.png
 """
+
 from __future__ import annotations
 
 import argparse
@@ -27,10 +28,17 @@ from mdp_mmdet3d.solver.scaling import within
 BUDGETS = (0.7, 0.5, 0.3, 0.15)
 HALP_STEPS = 10
 # Shown in this order in tables and plot; the values are line colours.
-COLOURS = {"MDP, exact": "#1f5fa8", "channels, joint latency": "#7ea6d8",
-           "channels + blocks, linear latency": "#a06bb4", "HALP": "#c9a227", "HALP, fitted": "#e07b39",
-           f"HALP, {HALP_STEPS} steps": "#c03028", "greedy": "#3c8d50", "uniform": "#808080",
-           "SCIP, bilinear": "#000000"}
+COLOURS = {
+    "MDP, exact": "#1f5fa8",
+    "channels, joint latency": "#7ea6d8",
+    "channels + blocks, linear latency": "#a06bb4",
+    "HALP": "#c9a227",
+    "HALP, fitted": "#e07b39",
+    f"HALP, {HALP_STEPS} steps": "#c03028",
+    "greedy": "#3c8d50",
+    "uniform": "#808080",
+    "SCIP, bilinear": "#000000",
+}
 
 
 def exact(problem: PruningProblem, metric: str, budget: float) -> dict[str, Any]:
@@ -38,17 +46,36 @@ def exact(problem: PruningProblem, metric: str, budget: float) -> dict[str, Any]
     try:
         result = solve(problem, {metric: budget})
     except InfeasibleBudgetError as error:
-        return {"method": "MDP, exact", "status": "infeasible", "seconds": time.perf_counter() - start,
-                "minimum": error.minimum}
-    return {"method": "MDP, exact", "status": result.status.value, "value": result.objective, "bound": result.bound,
-            "gap": result.gap, "cost": result.costs[metric], "feasible": within(budget, result.costs[metric]),
-            "seconds": time.perf_counter() - start, "phases": result.seconds, "proof": result.proof,
-            "states": [result.states_total, result.states_removed], "minimum": result.minimum[metric]}
+        return {
+            "method": "MDP, exact",
+            "status": "infeasible",
+            "seconds": time.perf_counter() - start,
+            "minimum": error.minimum,
+        }
+    return {
+        "method": "MDP, exact",
+        "status": result.status.value,
+        "value": result.objective,
+        "bound": result.bound,
+        "gap": result.gap,
+        "cost": result.costs[metric],
+        "feasible": within(budget, result.costs[metric]),
+        "seconds": time.perf_counter() - start,
+        "phases": result.seconds,
+        "proof": result.proof,
+        "states": [result.states_total, result.states_removed],
+        "minimum": result.minimum[metric],
+    }
 
 
 def baseline_row(result: Baseline) -> dict[str, Any]:
-    row: dict[str, Any] = {"method": result.method, "seconds": result.seconds, "feasible": result.feasible,
-                           "note": result.note, "status": "none" if result.plan is None else "found"}
+    row: dict[str, Any] = {
+        "method": result.method,
+        "seconds": result.seconds,
+        "feasible": result.feasible,
+        "note": result.note,
+        "status": "none" if result.plan is None else "found",
+    }
     if result.plan is not None:
         row |= {"value": result.value, "cost": result.cost}
     return row
@@ -94,17 +121,26 @@ def line(row: dict[str, Any]) -> str:
     cost = f"{row['cost_to_budget']:.4f}" if "value_share" in row else "-"
     broken = "" if row.get("feasible", True) or "value_share" not in row else "  BREAKS THE BUDGET"
     gap = f"{row['gap']:.1e}" if "gap" in row else ""
-    return (f"{row['instance']:<20} {row['budget_share']:<5} {row['method']:<34} {value:>9} {cost:>7} {gap:>8} "
-            f"{row['seconds']:8.2f} s  {row['status']}{broken}")
+    return (
+        f"{row['instance']:<20} {row['budget_share']:<5} {row['method']:<34} {value:>9} {cost:>7} {gap:>8} "
+        f"{row['seconds']:8.2f} s  {row['status']}{broken}"
+    )
 
 
 def markdown(rows: list[dict[str, Any]], about: str) -> str:
     names = [name for name in COLOURS if any(row["method"] == name for row in rows)]
-    text = ["# Solver: results", "", about, "", "Share of the dense importance kept; **bold**: proven optimum; "
-            "(x): costs x times the budget by the true table; -: no plan. \"HALP, fitted\": its own budget "
-            "is moved until the true latency just fits, which compares at equal true latency.", "",
-            "| instance | budget | " + " | ".join(names) + " | exact, s |",
-            "|---|---|" + "---|" * (len(names) + 1)]
+    text = [
+        "# Solver: results",
+        "",
+        about,
+        "",
+        "Share of the dense importance kept; **bold**: proven optimum; "
+        '(x): costs x times the budget by the true table; -: no plan. "HALP, fitted": its own budget '
+        "is moved until the true latency just fits, which compares at equal true latency.",
+        "",
+        "| instance | budget | " + " | ".join(names) + " | exact, s |",
+        "|---|---|" + "---|" * (len(names) + 1),
+    ]
     for instance, share in dict.fromkeys((row["instance"], row["budget_share"]) for row in rows):
         cells = {row["method"]: row for row in rows if (row["instance"], row["budget_share"]) == (instance, share)}
         shown = []
@@ -123,14 +159,20 @@ def markdown(rows: list[dict[str, Any]], about: str) -> str:
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
     from matplotlib.figure import Figure
 
-    shown = [name for name in ("off_r50_step29", "off_r101_step0", "r50_c16", "spetr_r50_c16")
-             if any(row["instance"] == name for row in rows)]
+    shown = [
+        name
+        for name in ("off_r50_step29", "off_r101_step0", "r50_c16", "spetr_r50_c16")
+        if any(row["instance"] == name for row in rows)
+    ]
     figure = Figure(figsize=(3.3 * max(len(shown), 1), 4.0), layout="constrained")
     axes = figure.subplots(1, max(len(shown), 1), sharey=True, squeeze=False)[0]
     for axis, instance in zip(axes, shown):
         for method, colour in reversed(COLOURS.items()):
-            points = [(row["cost_to_budget"] * row["budget_share"], row["value_share"]) for row in rows
-                      if row["instance"] == instance and row["method"] == method and "value_share" in row]
+            points = [
+                (row["cost_to_budget"] * row["budget_share"], row["value_share"])
+                for row in rows
+                if row["instance"] == instance and row["method"] == method and "value_share" in row
+            ]
             if points:
                 axis.plot(*zip(*sorted(points)), marker="o", markersize=3, linewidth=1.1, color=colour, label=method)
         axis.set_title(instance, fontsize=9)
@@ -152,8 +194,12 @@ def main() -> None:
     parser.add_argument("--markdown", type=Path, help="also write a table here")
     parser.add_argument("--plot", type=Path, help="also write a picture here")
     parser.add_argument("--no-baselines", action="store_true", help="the exact route only")
-    parser.add_argument("--direct-limit", type=float, default=0.0,
-                        help="seconds for SCIP on the plain bilinear form; 0 (default) leaves it out")
+    parser.add_argument(
+        "--direct-limit",
+        type=float,
+        default=0.0,
+        help="seconds for SCIP on the plain bilinear form; 0 (default) leaves it out",
+    )
     args = parser.parse_args()
     paths = sorted(path for path in args.instances.glob("*.npz") if not args.only or path.stem in args.only)
     if not paths:
@@ -161,10 +207,12 @@ def main() -> None:
     rows = measure(paths, not args.no_baselines, args.direct_limit)
     own = [row for row in rows if row["method"] == "MDP, exact" and "value" in row]
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    about = (f"{len(own)} solves: {sum(row['status'] == 'optimal' for row in own)} optimal, largest gap "
-             f"{max(row['gap'] for row in own):.1e}, {sum(not row['feasible'] for row in own)} over budget, slowest "
-             f"{max(row['seconds'] for row in own):.2f} s, peak memory of the whole benchmark {memory:.0f} MiB; "
-             f"{platform.machine()}, Python {platform.python_version()}, numpy {np.__version__}.")
+    about = (
+        f"{len(own)} solves: {sum(row['status'] == 'optimal' for row in own)} optimal, largest gap "
+        f"{max(row['gap'] for row in own):.1e}, {sum(not row['feasible'] for row in own)} over budget, slowest "
+        f"{max(row['seconds'] for row in own):.2f} s, peak memory of the whole benchmark {memory:.0f} MiB; "
+        f"{platform.machine()}, Python {platform.python_version()}, numpy {np.__version__}."
+    )
     print(about)
     if args.json:
         write_json(args.json, {"schema_version": 1, "about": about, "rows": rows})

@@ -8,12 +8,12 @@ custom_imports = dict(imports=["projects.streampetr", "mdp_mmdet3d.engine"], all
 checkpoint = None
 
 prune = dict(
-    budget=0.55,               # share of the dense latency, "120ms" or "8fps"
-    frames=16,                 # importance is accumulated over this many frames
-    input_size=(256, 704),     # height, width at deployment
+    budget=0.55,  # share of the dense latency, "120ms" or "8fps"
+    frames=16,  # importance is accumulated over this many frames
+    input_size=(256, 704),  # height, width at deployment
     num_cams=6,
-    max_options=8,             # counts per dimension
-    channel_multiple=16,       # the device's staircase
+    max_options=8,  # counts per dimension
+    channel_multiple=16,  # the device's staircase
     head_width_multiple=8,
-    freeze=[],                 # shell patterns, e.g. "img_backbone.layer1.*"
+    freeze=[],  # shell patterns, e.g. "img_backbone.layer1.*"
 )

@@ -4,8 +4,16 @@ _base_ = "./streampetr_mdp.py"
 _frame = dict(
     data_root="{{$MDP_SHARED_DATA:../shared/data}}/nuscenes_frame",
     ann_file="n015-2018-07-24-11-22-45+0800.pkl",
-    data_prefix=dict(pts="", sweeps="", CAM_FRONT="", CAM_FRONT_RIGHT="", CAM_FRONT_LEFT="", CAM_BACK="",
-                     CAM_BACK_LEFT="", CAM_BACK_RIGHT=""),
+    data_prefix=dict(
+        pts="",
+        sweeps="",
+        CAM_FRONT="",
+        CAM_FRONT_RIGHT="",
+        CAM_FRONT_LEFT="",
+        CAM_BACK="",
+        CAM_BACK_LEFT="",
+        CAM_BACK_RIGHT="",
+    ),
 )
 importance_dataloader = dict(dataset=_frame)
 val_dataloader = dict(dataset=_frame)

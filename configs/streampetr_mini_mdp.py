@@ -10,15 +10,15 @@ model = dict(guidance=None)
 custom_hooks = [dict(type="StreamStateHook")]
 
 prune = dict(
-    budget=0.55,               # share of the dense latency, "5ms" or "200fps"
-    frames=200,                # importance is accumulated over this many frames
-    input_size=(64, 176),      # height, width at deployment
+    budget=0.55,  # share of the dense latency, "5ms" or "200fps"
+    frames=200,  # importance is accumulated over this many frames
+    input_size=(64, 176),  # height, width at deployment
     num_cams=6,
-    max_options=8,             # counts per dimension
-    channel_multiple=8,        # 8 channels are a block of ONNX Runtime's convolutions
+    max_options=8,  # counts per dimension
+    channel_multiple=8,  # 8 channels are a block of ONNX Runtime's convolutions
     head_width_multiple=4,
-    rounds=200,                # a frame takes milliseconds
+    rounds=200,  # a frame takes milliseconds
     calibration_networks=6,
-    evaluate=True,             # mAP and NDS: dense, pruned, fine-tuned
+    evaluate=True,  # mAP and NDS: dense, pruned, fine-tuned
     finetune=dict(iterations=300, lr=1e-4),
 )

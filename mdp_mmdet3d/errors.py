@@ -1,4 +1,5 @@
 """Errors of the package: each says what is wrong, where, the value, and what to do."""
+
 from __future__ import annotations
 
 

@@ -1,4 +1,5 @@
 """Reading and writing small files: atomic, versioned, without pickle."""
+
 from __future__ import annotations
 
 import hashlib
@@ -87,8 +88,17 @@ def read_npz(path: str | Path, *, what: str, schema_version: int) -> tuple[dict[
         meta = json.loads(str(arrays.pop("meta")))
     except FileNotFoundError as error:
         raise FileFormatError(f"{what} {path} does not exist") from error
-    except (OSError, ValueError, KeyError, EOFError, RuntimeError, SyntaxError, zipfile.BadZipFile, zlib.error,
-            tokenize.TokenError) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        EOFError,
+        RuntimeError,
+        SyntaxError,
+        zipfile.BadZipFile,
+        zlib.error,
+        tokenize.TokenError,
+    ) as error:
         raise FileFormatError(f"{what} {path} is truncated or corrupt ({error}); delete it and run again") from error
     check_version(meta, path, what=what, schema_version=schema_version)
     return meta, arrays

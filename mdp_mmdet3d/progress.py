@@ -1,4 +1,5 @@
 """Progress of long work where no terminal shows a bar: a plain line now and then."""
+
 from __future__ import annotations
 
 import time
@@ -30,5 +31,6 @@ class PlainProgress:
             return
         self._said = now
         left = (now - self._start) / max(done - self._before, 1) * (self._total - done)
-        self._console.print(f"  {self._title}: {done} of {self._total} {self._unit}, about {left:.0f} s left",
-                            highlight=False)
+        self._console.print(
+            f"  {self._title}: {done} of {self._total} {self._unit}, about {left:.0f} s left", highlight=False
+        )

@@ -1,4 +1,5 @@
 """Fixtures that every test folder shares."""
+
 from __future__ import annotations
 
 import os
@@ -87,16 +88,35 @@ def tiny_frames():
         for t in range(count):
             pose = np.eye(4)
             pose[:2, 3] = (1.5 * t, 0.1 * t)
-            boxes = np.concatenate([rng.uniform(-30, 30, (5, 2)), rng.uniform(-2, 0, (5, 1)), rng.uniform(1, 4, (5, 3)),
-                                    rng.uniform(-3, 3, (5, 1)), rng.normal(size=(5, 2))], axis=1)
-            sample = Det3DDataSample(metainfo=dict(
-                intrinsics=intrinsics.astype(np.float32), extrinsics=extrinsics.astype(np.float32),
-                lidar2img=(intrinsics @ extrinsics).astype(np.float32), ego_pose=pose.astype(np.float32),
-                ego_pose_inv=np.linalg.inv(pose).astype(np.float32), timestamp=1533151603.5 + 0.5 * t,
-                prev_exists=t > 0, scene_token="scene", sample_idx=t, img_shape=(64, 176), pad_shape=(64, 176)))
+            boxes = np.concatenate(
+                [
+                    rng.uniform(-30, 30, (5, 2)),
+                    rng.uniform(-2, 0, (5, 1)),
+                    rng.uniform(1, 4, (5, 3)),
+                    rng.uniform(-3, 3, (5, 1)),
+                    rng.normal(size=(5, 2)),
+                ],
+                axis=1,
+            )
+            sample = Det3DDataSample(
+                metainfo=dict(
+                    intrinsics=intrinsics.astype(np.float32),
+                    extrinsics=extrinsics.astype(np.float32),
+                    lidar2img=(intrinsics @ extrinsics).astype(np.float32),
+                    ego_pose=pose.astype(np.float32),
+                    ego_pose_inv=np.linalg.inv(pose).astype(np.float32),
+                    timestamp=1533151603.5 + 0.5 * t,
+                    prev_exists=t > 0,
+                    scene_token="scene",
+                    sample_idx=t,
+                    img_shape=(64, 176),
+                    pad_shape=(64, 176),
+                )
+            )
             sample.gt_instances_3d = InstanceData(
                 bboxes_3d=LiDARInstance3DBoxes(torch.tensor(boxes, dtype=torch.float32), box_dim=9),
-                labels_3d=torch.tensor(rng.integers(0, 10, 5)))
+                labels_3d=torch.tensor(rng.integers(0, 10, 5)),
+            )
             image = torch.tensor(rng.integers(0, 255, (6, 3, 64, 176)), dtype=torch.float32)
             batches.append(dict(inputs=dict(img=[image]), data_samples=[sample]))
         return batches
@@ -107,12 +127,14 @@ def tiny_frames():
 @pytest.fixture(scope="session")
 def random_selection():
     """Function (space, rng, p_remove) -> kept elements and removed blocks: a random plan of a space."""
+
     def make(space, rng, p_remove: float = 0.2):
         kept = {}
         for d in space.dimensions:
             count = int(rng.choice(d.options))
-            kept[d.name] = tuple(tuple(sorted(rng.choice(d.size, count, replace=False).tolist()))
-                                 for _ in range(d.copies))
+            kept[d.name] = tuple(
+                tuple(sorted(rng.choice(d.size, count, replace=False).tolist())) for _ in range(d.copies)
+            )
         removed = {b.name for b in space.blocks if rng.random() < p_remove}
         removed |= {b.name for b in space.blocks if b.parent in removed}
         return kept, frozenset(removed)

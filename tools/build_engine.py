@@ -1,4 +1,5 @@
 """Build TensorRT or TensorRT-RTX engines of deployment folders and list kernels and memory side by side."""
+
 from __future__ import annotations
 
 import argparse
@@ -20,8 +21,12 @@ MIB = 2**20
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("deployments", nargs="+", type=Path, help="folders of tools/export.py, e.g. dense and pruned")
-    parser.add_argument("--capability", action="append", metavar="X.Y",
-                        help="compute capability, e.g. 8.6; may be repeated (TensorRT-RTX); default: the GPU here")
+    parser.add_argument(
+        "--capability",
+        action="append",
+        metavar="X.Y",
+        help="compute capability, e.g. 8.6; may be repeated (TensorRT-RTX); default: the GPU here",
+    )
     parser.add_argument("--report", type=Path, metavar="FILE.md", help="write kernels and memory side by side")
     parser.add_argument("--layers", action="store_true", help="print every kernel")
     return parser.parse_args()
@@ -35,16 +40,20 @@ def main() -> int:
     args = parse_args()
     start = time.perf_counter()
     try:
-        print(f"{'deployment':<32} {'target':<7} {'engine':<19} {'kernels':>7} {'plan MiB':>9} {'weights':>8} "
-              f"{'activations':>11} {'scratch':>8} {'s':>6}  kernel types")
+        print(
+            f"{'deployment':<32} {'target':<7} {'engine':<19} {'kernels':>7} {'plan MiB':>9} {'weights':>8} "
+            f"{'activations':>11} {'scratch':>8} {'s':>6}  kernel types"
+        )
         for capability in args.capability or [None]:
             for folder in args.deployments:
                 for name, report in build_engines(folder, capability).items():
                     types = ", ".join(f"{kind} {count}" for kind, count in kernel_types(report).most_common(4))
-                    print(f"{str(folder)[-32:]:<32} {capability or 'here':<7} {name:<19} {len(report['kernels']):>7} "
-                          f"{megabytes(report['plan_bytes']):>9} {megabytes(report['weights_bytes']):>8} "
-                          f"{megabytes(report['activation_bytes']):>11} {megabytes(report['scratch_bytes']):>8} "
-                          f"{report['seconds']:>6.1f}  {types}")
+                    print(
+                        f"{str(folder)[-32:]:<32} {capability or 'here':<7} {name:<19} {len(report['kernels']):>7} "
+                        f"{megabytes(report['plan_bytes']):>9} {megabytes(report['weights_bytes']):>8} "
+                        f"{megabytes(report['activation_bytes']):>11} {megabytes(report['scratch_bytes']):>8} "
+                        f"{report['seconds']:>6.1f}  {types}"
+                    )
                     if args.layers:
                         for kernel in report["kernels"]:
                             print(f"    {kernel['type']:<14} {', '.join(kernel['onnx_layers']) or kernel['name']}")

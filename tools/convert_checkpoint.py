@@ -1,4 +1,5 @@
 """Convert a public StreamPETR checkpoint (official or AWML) into one that loads strictly and safely here."""
+
 from __future__ import annotations
 
 import argparse

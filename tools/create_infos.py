@@ -1,4 +1,5 @@
 """Make (or annotate) the info files that MMDetection3D and the streaming detector read."""
+
 from __future__ import annotations
 
 import argparse

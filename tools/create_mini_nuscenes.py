@@ -1,4 +1,5 @@
 """Write a miniature nuScenes (simulated, in the devkit's schema) with the info files of MMDetection3D."""
+
 from __future__ import annotations
 
 import argparse

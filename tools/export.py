@@ -3,6 +3,7 @@
 StreamPETR becomes three ONNX engines and a streaming runtime, any other camera detector one ONNX file that ends at the
 raw outputs of its heads.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -37,23 +38,48 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path, help="work directory of tools/prune.py, or a config")
     parser.add_argument("--checkpoint", help="weights; default: pruned.pth of the work directory, or random weights")
-    parser.add_argument("--out", type=Path, help="default: work_dirs/<config>/export/<precision>, beside a work "
-                                                 "directory's plan: <dir>/export/<precision>")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="default: work_dirs/<config>/export/<precision>, beside a work directory's plan: <dir>/export/<precision>",
+    )
     parser.add_argument("--layout", choices=["native", "autoware"], default="native")
     parser.add_argument("--levels", choices=["last", "all"], default="last", help="decoder levels in the outputs")
     parser.add_argument("--precision", choices=["fp32", "fp16", "int8"], default="fp32")
-    parser.add_argument("--simplify", action=argparse.BooleanOptionalAction, default=True,
-                        help="let onnxslim fuse nodes and merge equal ones; constants are folded in any case")
+    parser.add_argument(
+        "--simplify",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="let onnxslim fuse nodes and merge equal ones; constants are folded in any case",
+    )
     parser.add_argument("--prev-exists", action="store_true", help="give the head an input that starts a stream")
-    parser.add_argument("--frames", choices=["dataset", "synthetic"], default="dataset",
-                        help="frames to compare and calibrate on: of the config's importance data, or noise")
+    parser.add_argument(
+        "--frames",
+        choices=["dataset", "synthetic"],
+        default="dataset",
+        help="frames to compare and calibrate on: of the config's importance data, or noise",
+    )
     parser.add_argument("--num-frames", type=int, default=4)
-    parser.add_argument("--evaluate", action="store_true",
-                        help="run the engines over the config's test data and write mAP and NDS into deployment.json")
-    parser.add_argument("--input-size", nargs=2, type=int, metavar=("HEIGHT", "WIDTH"),
-                        help="network image in pixels; default: the config's prune.input_size")
-    parser.add_argument("--source-size", nargs=2, type=int, metavar=("HEIGHT", "WIDTH"), default=(900, 1600),
-                        help="camera image of StreamPETR's host in pixels; default: nuScenes' 900 1600")
+    parser.add_argument(
+        "--evaluate",
+        action="store_true",
+        help="run the engines over the config's test data and write mAP and NDS into deployment.json",
+    )
+    parser.add_argument(
+        "--input-size",
+        nargs=2,
+        type=int,
+        metavar=("HEIGHT", "WIDTH"),
+        help="network image in pixels; default: the config's prune.input_size",
+    )
+    parser.add_argument(
+        "--source-size",
+        nargs=2,
+        type=int,
+        metavar=("HEIGHT", "WIDTH"),
+        default=(900, 1600),
+        help="camera image of StreamPETR's host in pixels; default: nuScenes' 900 1600",
+    )
     parser.add_argument("--cfg-options", nargs="+", action=DictAction, help="override settings, key=value ...")
     return parser.parse_args()
 
@@ -86,11 +112,12 @@ def accuracy(args: argparse.Namespace, config: Config, model: nn.Module, folders
     for precision, folder in folders.items() if args.evaluate else ():
         with Progress(transient=True) as bar:
             task = bar.add_task(f"evaluate {precision}", total=None)
-            found[precision] = evaluate_deployment(config, model.data_preprocessor, folder,
-                                                   partial(advance, bar, task))
+            found[precision] = evaluate_deployment(config, model.data_preprocessor, folder, partial(advance, bar, task))
         figures = {key: value for key, value in found[precision].items() if isinstance(value, float)}
-        print(f"{precision} on {found[precision]['frames']} frames: "
-              + ", ".join(f"{key} {value:.4f}" for key, value in figures.items()))
+        print(
+            f"{precision} on {found[precision]['frames']} frames: "
+            + ", ".join(f"{key} {value:.4f}" for key, value in figures.items())
+        )
     return found
 
 
@@ -100,20 +127,32 @@ def export_stream(args: argparse.Namespace, config: Config, model: nn.Module, ou
         raise MdpError(f"--num-frames must be at least 1, got {args.num_frames}")
     fp32 = out if args.precision == "fp32" else out.with_name(out.name + ".fp32")
     manifest = export_streampetr(
-        model, fp32, class_names=list(config.class_names), source_size=tuple(args.source_size), layout=args.layout,
-        levels=args.levels, prev_exists=args.prev_exists, on_stage=lambda stage: print(f"export {stage}"), **common)
+        model,
+        fp32,
+        class_names=list(config.class_names),
+        source_size=tuple(args.source_size),
+        layout=args.layout,
+        levels=args.levels,
+        prev_exists=args.prev_exists,
+        on_stage=lambda stage: print(f"export {stage}"),
+        **common,
+    )
     try:
         frames = frames_for(args, config, model, manifest)
         check = check_against_pytorch(model, fp32, frames)
-        print(f"against PyTorch over {len(frames)} frames: logits {check['teacher_forced']['logits']:.1e}, "
-              f"boxes {check['teacher_forced']['boxes']:.1e} (teacher-forced)")
+        print(
+            f"against PyTorch over {len(frames)} frames: logits {check['teacher_forced']['logits']:.1e}, "
+            f"boxes {check['teacher_forced']['boxes']:.1e} (teacher-forced)"
+        )
         if args.precision == "fp32":
             manifest = manifest.with_checks(out, against_pytorch=check)
         else:
             manifest = reduce_precision(fp32, out, args.precision, frames)
             found = manifest.checks["boxes_against_fp32"]
-            print(f"{args.precision} against fp32: {found['matched_share']:.1%} of {found['boxes']} boxes found "
-                  f"within {found['match_distance_m']} m, mean distance {found['mean_distance_m']:.3f} m")
+            print(
+                f"{args.precision} against fp32: {found['matched_share']:.1%} of {found['boxes']} boxes found "
+                f"within {found['match_distance_m']} m, mean distance {found['mean_distance_m']:.3f} m"
+            )
             manifest = manifest.with_checks(out, fp32_against_pytorch=check)
         if figures := accuracy(args, config, model, {"fp32": fp32, args.precision: out}):
             manifest = manifest.with_checks(out, accuracy=figures)
@@ -129,8 +168,14 @@ def export_other(args: argparse.Namespace, config: Config, model: nn.Module, out
     if args.evaluate:
         raise MdpError("--evaluate runs the streaming runtime, which is StreamPETR's; use tools/test.py")
     classes = config.get("class_names") or config.get("metainfo", {}).get("classes", ())
-    manifest = export_single_graph(model, out, class_names=classes, precision=args.precision,
-                                   num_cams=config.get("prune", {}).get("num_cams", 1), **common)
+    manifest = export_single_graph(
+        model,
+        out,
+        class_names=classes,
+        precision=args.precision,
+        num_cams=config.get("prune", {}).get("num_cams", 1),
+        **common,
+    )
     for name, check in manifest.checks.items():
         difference = max(check["difference"].values())
         print(f"{name.replace('_', ' ')} on noise: largest difference of an output {difference:.1e}")
@@ -152,10 +197,16 @@ def main() -> int:
         if size is None and streams:
             size = config.get("final_shape", (256, 704))
         if size is None:
-            raise MdpError(f"the size of {type(model).__name__}'s network image is not in the config: "
-                           "give --input-size HEIGHT WIDTH")
-        common = {"input_size": tuple(size), "simplify": args.simplify, "plan_hash": plan.hash if plan else None,
-                  "weights": weights}
+            raise MdpError(
+                f"the size of {type(model).__name__}'s network image is not in the config: "
+                "give --input-size HEIGHT WIDTH"
+            )
+        common = {
+            "input_size": tuple(size),
+            "simplify": args.simplify,
+            "plan_hash": plan.hash if plan else None,
+            "weights": weights,
+        }
         files = (export_stream if streams else export_other)(args, config, model, out, common)
     except MdpError as error:
         print(f"error: {error}", file=sys.stderr)

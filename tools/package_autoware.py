@@ -1,4 +1,5 @@
 """Make the folder that Autoware's autoware_camera_streampetr loads from a deployment in the Autoware layout."""
+
 from __future__ import annotations
 
 import argparse

@@ -1,4 +1,5 @@
 """Exact trade-off of a finished run: re-solves its problem for many budgets, without measuring again."""
+
 from __future__ import annotations
 
 import argparse
@@ -34,8 +35,10 @@ def main() -> int:
         return 2
     print(f"{front.metric:>14}  of dense  importance  blocks removed  status       gap")
     for row in front.rows():
-        print(f"{row['cost']:14.6g} {row['cost_share']:9.2%} {row['value_share']:11.4%} {row['removed_blocks']:15d}  "
-              f"{row['status']:<8} {row['gap']:8.1e}")
+        print(
+            f"{row['cost']:14.6g} {row['cost_share']:9.2%} {row['value_share']:11.4%} {row['removed_blocks']:15d}  "
+            f"{row['status']:<8} {row['gap']:8.1e}"
+        )
     seconds = sum(row["seconds"] for row in front.rows())
     print(f"{len(front.points)} plans, {seconds:.1f} s; wrote pareto.json and pareto.png to {args.work_dir}")
     return 0

@@ -7,6 +7,7 @@ profile_latency.py CONFIG --backend tensorrt --build-only --target sm86 [--preci
 profile_latency.py diff A.json B.json
 profile_latency.py merge TARGET.json OTHER.json [--force]
 """
+
 from __future__ import annotations
 
 import argparse
@@ -30,8 +31,11 @@ if TYPE_CHECKING:
     from mdp_mmdet3d.latency.backends.onnxruntime import Provider
     from mdp_mmdet3d.latency.graphs import Precision
 
-ORT_PROVIDERS: dict[str, Provider] = {"onnxruntime": "cpu", "onnxruntime-cuda": "cuda",
-                                      "onnxruntime-tensorrt": "tensorrt"}
+ORT_PROVIDERS: dict[str, Provider] = {
+    "onnxruntime": "cpu",
+    "onnxruntime-cuda": "cuda",
+    "onnxruntime-tensorrt": "tensorrt",
+}
 
 
 def parse_args() -> argparse.Namespace:
@@ -46,19 +50,31 @@ def parse_args() -> argparse.Namespace:
     parser.set_defaults(command="measure")
     parser.add_argument("config", type=Path, help="config with a prune section, e.g. configs/streampetr_mdp.py")
     parser.add_argument("--out", type=Path, help="default: work_dirs/<name of the config>/latency_table.json")
-    parser.add_argument("--policy", choices=("grid", "sparse", "exact"), default="grid",
-                        help="a few widths per dimension, fewer, or every combination of options")
+    parser.add_argument(
+        "--policy",
+        choices=("grid", "sparse", "exact"),
+        default="grid",
+        help="a few widths per dimension, fewer, or every combination of options",
+    )
     parser.add_argument("--backend", choices=(*ORT_PROVIDERS, "torch", "tensorrt"), default="onnxruntime")
-    parser.add_argument("--precision", choices=("float32", "float16"), default="float32",
-                        help="of TensorRT, PyTorch and bundles")
+    parser.add_argument(
+        "--precision", choices=("float32", "float16"), default="float32", help="of TensorRT, PyTorch and bundles"
+    )
     parser.add_argument("--bundle", type=Path, help="measure nothing here: write a zip file to run on the target")
     parser.add_argument("--plan", type=Path, help="only the entries that this plan.json uses")
     parser.add_argument("--lacking", type=Path, metavar="TABLE", help="with --plan: only those that this table lacks")
-    parser.add_argument("--build-only", action="store_true",
-                        help="time nothing: build every operator's engine with TensorRT-RTX, no GPU is needed, and "
-                             "write kernels and memory of each")
-    parser.add_argument("--target", action="append", metavar="SM",
-                        help="with --build-only: compute capability such as sm86; may be repeated")
+    parser.add_argument(
+        "--build-only",
+        action="store_true",
+        help="time nothing: build every operator's engine with TensorRT-RTX, no GPU is needed, and "
+        "write kernels and memory of each",
+    )
+    parser.add_argument(
+        "--target",
+        action="append",
+        metavar="SM",
+        help="with --build-only: compute capability such as sm86; may be repeated",
+    )
     parser.add_argument("--plots", type=Path, help="folder for pictures: staircases.png, breakdown.png")
     return parser.parse_args()
 
@@ -116,20 +132,26 @@ def measure(args: argparse.Namespace, console: Console) -> None:
         points = policy_points(space, args.policy)
     if args.bundle is not None:
         count = write_bundle(points, args.bundle, args.precision)
-        console.print(f"{args.bundle}: {count} operators; on the target: unzip it and run python probe.py "
-                      "--backend tensorrt|onnxruntime", highlight=False)
+        console.print(
+            f"{args.bundle}: {count} operators; on the target: unzip it and run python probe.py "
+            "--backend tensorrt|onnxruntime",
+            highlight=False,
+        )
         return
     if args.build_only:
         build(args, points, console)
         return
     path = args.out or Path("work_dirs") / args.config.stem / "latency_table.json"
-    table = measure_latency(space, make_backend(args.backend, args.precision), path, policy="none",
-                            extra=points, improve=True)
+    table = measure_latency(
+        space, make_backend(args.backend, args.precision), path, policy="none", extra=points, improve=True
+    )
     console.print(f"{path}: {len(table)} entries of {table.device}", highlight=False)
     disturbed = len(table.disturbed())
     if disturbed:
-        console.print(f"[yellow]{disturbed} of them were measured while the machine was busy[/yellow]: run again when "
-                      "it is idle, or expect them to be too slow")
+        console.print(
+            f"[yellow]{disturbed} of them were measured while the machine was busy[/yellow]: run again when "
+            "it is idle, or expect them to be too slow"
+        )
     unit = {term.stage: 1.0 for term in space.frame_terms()}
     rows = LatencyModel(space, table, dict.fromkeys(unit, 0.0), unit).breakdown(widths, removed)
     name = "dense" if args.plan is None else "pruned"
@@ -158,8 +180,9 @@ def build(args: argparse.Namespace, points: list[Point], console: Console) -> No
         console.print(f"{path}: {summary_line(result)}", highlight=False)
         for probe in refused(result):
             bad += 1
-            console.print(f"  refused: {probe['operator']} {probe['widths']}: {probe['error']}", highlight=False,
-                          markup=False)
+            console.print(
+                f"  refused: {probe['operator']} {probe['widths']}: {probe['error']}", highlight=False, markup=False
+            )
     if bad:
         raise MdpError(f"TensorRT refused {bad} probes; they are listed above and in {folder}")
 

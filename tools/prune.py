@@ -2,6 +2,7 @@
 
 The budget holds on this machine, or, with --latency-table F, on the device where F was made.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -26,11 +27,19 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--checkpoint", help="weights of the dense model (official .pth or one of this project)")
     parser.add_argument("--budget", help="0.55 (share of the dense latency), 120ms or 8fps")
     parser.add_argument("--frames", type=int, help="frames for the importance")
-    parser.add_argument("--latency-table", type=Path, metavar="F",
-                        help="table made on the target (probe bundle or tools/profile_latency.py): prune for that "
-                             "device; nothing measured on this machine counts then")
-    parser.add_argument("--target-latency", type=Path, metavar="FPS_JSON",
-                        help="tools/validate_fps.py --json of the last plan, run on the target: calibrates predictions")
+    parser.add_argument(
+        "--latency-table",
+        type=Path,
+        metavar="F",
+        help="table made on the target (probe bundle or tools/profile_latency.py): prune for that "
+        "device; nothing measured on this machine counts then",
+    )
+    parser.add_argument(
+        "--target-latency",
+        type=Path,
+        metavar="FPS_JSON",
+        help="tools/validate_fps.py --json of the last plan, run on the target: calibrates predictions",
+    )
     parser.add_argument("--precision", choices=PRECISIONS, help="of the target's table and deployment")
     parser.add_argument("--work-dir", help="default: work_dirs/<name of the config>")
     parser.add_argument("--cfg-options", nargs="+", action=DictAction, help="override settings, key=value ...")
@@ -46,9 +55,15 @@ def main() -> int:
         settings = PruneSettings.from_config(config.get("prune", {}))
         overrides = {k: v for k in ("budget", "frames", "precision") if (v := getattr(args, k)) is not None}
         work_dir = Path(args.work_dir or Path("work_dirs") / Path(args.config).stem)
-        job = PruneJob(config, dataclasses.replace(settings, **overrides), work_dir,
-                       args.checkpoint or config.get("checkpoint"), console, args.latency_table,
-                       args.target_latency)
+        job = PruneJob(
+            config,
+            dataclasses.replace(settings, **overrides),
+            work_dir,
+            args.checkpoint or config.get("checkpoint"),
+            console,
+            args.latency_table,
+            args.target_latency,
+        )
         report = job.run()
         print_summary(report, console)
         if not report["measured_end_to_end"]:

@@ -1,4 +1,5 @@
 """Solve a saved pruning problem: the most valuable structure within the budgets, with proof."""
+
 from __future__ import annotations
 
 import argparse
@@ -22,22 +23,42 @@ PHASES = ("lagrangian", "reduction", "labels", "scip")
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("problem", type=Path, help="problem.npz as tools/prune.py writes it")
-    parser.add_argument("--budget", required=True,
-                        help="share of the dense latency, e.g. 0.55, or an absolute one, e.g. 120ms")
-    parser.add_argument("--limit", action="append", default=[], metavar="METRIC=VALUE",
-                        help="budget for a further metric, in its unit; may be repeated")
-    parser.add_argument("--audit", action="store_true",
-                        help="prove the answer again with SCIP on the full linearised model, without elimination")
+    parser.add_argument(
+        "--budget", required=True, help="share of the dense latency, e.g. 0.55, or an absolute one, e.g. 120ms"
+    )
+    parser.add_argument(
+        "--limit",
+        action="append",
+        default=[],
+        metavar="METRIC=VALUE",
+        help="budget for a further metric, in its unit; may be repeated",
+    )
+    parser.add_argument(
+        "--audit",
+        action="store_true",
+        help="prove the answer again with SCIP on the full linearised model, without elimination",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--gap", type=float, default=1e-6, help="relative gap that counts as optimal (default 1e-6)")
     parser.add_argument("--time-limit", type=float, default=600.0, help="seconds (default 600), for the audit too")
-    parser.add_argument("--formulation", choices=[f.value for f in Formulation], default="auto",
-                        help="model that SCIP gets")
-    parser.add_argument("--without", nargs="+", choices=PHASES, default=[], metavar="PHASE",
-                        help=f"switch phases off: {', '.join(PHASES)}")
+    parser.add_argument(
+        "--formulation", choices=[f.value for f in Formulation], default="auto", help="model that SCIP gets"
+    )
+    parser.add_argument(
+        "--without",
+        nargs="+",
+        choices=PHASES,
+        default=[],
+        metavar="PHASE",
+        help=f"switch phases off: {', '.join(PHASES)}",
+    )
     parser.add_argument("--no-block-removal", action="store_true", help="ablation: prune counts only")
-    parser.add_argument("--latency-model", choices=("joint", "linear"), default="joint",
-                        help="ablation: linear is HALP's, blind to narrower inputs")
+    parser.add_argument(
+        "--latency-model",
+        choices=("joint", "linear"),
+        default="joint",
+        help="ablation: linear is HALP's, blind to narrower inputs",
+    )
     return parser.parse_args()
 
 
@@ -55,8 +76,10 @@ def parse_budget(text: str, problem: PruningProblem) -> float:
     if match.group(2):
         return number
     if not 0.0 < number <= 1.0:
-        raise MdpError(f"--budget {text!r} as a share of the dense {metric} must be in (0, 1]; "
-                       f"for an absolute budget write {text}{unit}")
+        raise MdpError(
+            f"--budget {text!r} as a share of the dense {metric} must be in (0, 1]; "
+            f"for an absolute budget write {text}{unit}"
+        )
     return number * problem.dense.costs[metric]
 
 
@@ -72,16 +95,22 @@ def parse_limits(texts: list[str]) -> dict[str, float]:
     return limits
 
 
-def solve_ablated(problem: PruningProblem, budgets: dict[str, float],
-                  args: argparse.Namespace) -> tuple[SolveResult, PlanIndices]:
+def solve_ablated(
+    problem: PruningProblem, budgets: dict[str, float], args: argparse.Namespace
+) -> tuple[SolveResult, PlanIndices]:
     """The result for what the ablation leaves, and its plan for the whole problem."""
     reduced = channels_only(problem) if args.no_block_removal else problem
     if args.latency_model == "linear":
         reduced = linear_latency(reduced, reduced.dense_plan)
     options = SolveOptions(
-        gap=args.gap, time_limit_s=args.time_limit, formulation=Formulation(args.formulation),
-        lagrangian="lagrangian" not in args.without, reduction="reduction" not in args.without,
-        label_search="labels" not in args.without, scip="scip" not in args.without)
+        gap=args.gap,
+        time_limit_s=args.time_limit,
+        formulation=Formulation(args.formulation),
+        lagrangian="lagrangian" not in args.without,
+        reduction="reduction" not in args.without,
+        label_search="labels" not in args.without,
+        scip="scip" not in args.without,
+    )
     result = solve(reduced, budgets, options)
     return result, with_all_blocks(problem, result.plan) if args.no_block_removal else result.plan
 
@@ -112,23 +141,32 @@ def answer(problem: PruningProblem, result: SolveResult, plan: PlanIndices) -> d
 def describe(problem: PruningProblem, data: dict[str, Any]) -> str:
     """The same for people."""
     dense = problem.dense
-    lines = [f"{problem.name}: {data['status']}, gap {data['gap']:.1e} ({data['proof'] or 'not proven'}), "
-             f"{data['seconds']['total']:.2f} s"]
+    lines = [
+        f"{problem.name}: {data['status']}, gap {data['gap']:.1e} ({data['proof'] or 'not proven'}), "
+        f"{data['seconds']['total']:.2f} s"
+    ]
     share = data["objective"] / dense.value if dense.value else 1.0
     lines.append(f"  value    {data['objective']:.9g} ({share:.4%} of dense), bound {data['bound']:.9g}")
     for metric, budget in data["budgets"].items():
-        lines.append(f"  {metric:<10} {data['costs'][metric]:.6g} of {budget:.6g}; dense {dense.costs[metric]:.6g}, "
-                     f"smallest {data['minimum'][metric]:.6g} ({data['minimum_all_blocks'][metric]:.6g} with all "
-                     "blocks)")
+        lines.append(
+            f"  {metric:<10} {data['costs'][metric]:.6g} of {budget:.6g}; dense {dense.costs[metric]:.6g}, "
+            f"smallest {data['minimum'][metric]:.6g} ({data['minimum_all_blocks'][metric]:.6g} with all "
+            "blocks)"
+        )
     lines.append(f"  removed blocks: {', '.join(data['removed_blocks']) or 'none'}")
-    cut = {d.name: (data["plan"][d.name], d.options[-1]) for d in problem.dimensions
-           if data["plan"][d.name] < d.options[-1]}
+    cut = {
+        d.name: (data["plan"][d.name], d.options[-1])
+        for d in problem.dimensions
+        if data["plan"][d.name] < d.options[-1]
+    }
     lines += [f"  {name}: {count} of {size}" for name, (count, size) in cut.items()]
     lines += [f"  warning: {warning}" for warning in data["warnings"]]
     if "audit" in data:
         words = {True: "confirmed", False: "REFUTED", None: "not finished within the limit"}
-        lines.append(f"  audit: {words[data['audit']['confirmed']]} by SCIP {data['audit']['scip']}, bound "
-                     f"{data['audit']['bound']:.9g}, {data['audit']['seconds']:.1f} s")
+        lines.append(
+            f"  audit: {words[data['audit']['confirmed']]} by SCIP {data['audit']['scip']}, bound "
+            f"{data['audit']['bound']:.9g}, {data['audit']['seconds']:.1f} s"
+        )
     return "\n".join(lines)
 
 
@@ -141,8 +179,18 @@ def run(args: argparse.Namespace) -> int:
         if args.json:
             known = [metric for metric in budgets if metric in problem.metrics]
             minimum = {metric: minimum_cost(problem, metric)[0] for metric in known}
-            print(json.dumps({"problem": problem.name, "status": "infeasible", "budgets": budgets,
-                              "minimum": minimum, "error": str(error)}, indent=1))
+            print(
+                json.dumps(
+                    {
+                        "problem": problem.name,
+                        "status": "infeasible",
+                        "budgets": budgets,
+                        "minimum": minimum,
+                        "error": str(error),
+                    },
+                    indent=1,
+                )
+            )
         raise
     data = answer(problem, result, plan)
     if args.audit:

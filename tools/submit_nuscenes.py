@@ -1,4 +1,5 @@
 """Write a nuScenes leaderboard submission: detect on a split, check with the devkit, zip."""
+
 from __future__ import annotations
 
 import argparse

@@ -1,4 +1,5 @@
 """Evaluate a checkpoint; dense and pruned configs alike, also under torchrun."""
+
 from __future__ import annotations
 
 import argparse

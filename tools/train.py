@@ -1,4 +1,5 @@
 """Train or fine-tune a detector; dense and pruned configs alike, also under torchrun."""
+
 from __future__ import annotations
 
 import argparse
@@ -20,8 +21,13 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("config", help="e.g. configs/streampetr_mini.py, or a pruned_config.py")
     parser.add_argument("--work-dir", help="default: work_dirs/<name of the config>")
-    parser.add_argument("--resume", nargs="?", const="auto", metavar="CHECKPOINT",
-                        help="go on from a checkpoint; without a file, from the latest one in the work directory")
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const="auto",
+        metavar="CHECKPOINT",
+        help="go on from a checkpoint; without a file, from the latest one in the work directory",
+    )
     parser.add_argument("--fp32", action="store_true", help="train in single precision although the config says mixed")
     parser.add_argument("--launcher", choices=["none", "pytorch", "slurm", "mpi"], default="none")
     parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help="set by the launcher")
@@ -32,8 +38,10 @@ def parse_args() -> argparse.Namespace:
 def configure(args: argparse.Namespace) -> Config:
     config = read_config(args.config, args.cfg_options)
     if "train_dataloader" not in config:
-        raise MdpError(f"{args.config} cannot be trained: it has no train_dataloader; use one of configs/streampetr/"
-                       "*e.py, or prune one of them to fine-tune the result")
+        raise MdpError(
+            f"{args.config} cannot be trained: it has no train_dataloader; use one of configs/streampetr/"
+            "*e.py, or prune one of them to fine-tune the result"
+        )
     config.launcher = args.launcher
     config.work_dir = args.work_dir or str(Path("work_dirs") / Path(args.config).stem)
     add_optional_hooks(config)

@@ -2,6 +2,7 @@
 
 Runs with Python >= 3.8, numpy and ONNX Runtime or TensorRT; recorded drives need Pillow, plots matplotlib.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -87,9 +88,11 @@ def show(result: Validation, predicted_ms: float | None) -> None:
         deviation = result.latency["p50_ms"] / predicted_ms - 1
         print(f"{'predicted_ms':<18}{predicted_ms:>12.2f}  (measured p50 is {deviation:+.1%})")
     memory = result.memory_mib
-    print(f"deadline {result.requirement.deadline_ms:.2f} ms: {result.deadline_misses} of {len(result.samples_ms)} "
-          f"frames late; memory {memory['start']:.0f} MiB at the start, {memory['end']:.0f} at the end, "
-          f"{memory['peak']:.0f} at most")
+    print(
+        f"deadline {result.requirement.deadline_ms:.2f} ms: {result.deadline_misses} of {len(result.samples_ms)} "
+        f"frames late; memory {memory['start']:.0f} MiB at the start, {memory['end']:.0f} at the end, "
+        f"{memory['peak']:.0f} at most"
+    )
     print("MET" if result.met else "MISSED: " + "; ".join(result.failures))
 
 
@@ -107,18 +110,31 @@ def main() -> int:
         dense = StreamRunner(args.dense, args.threads, args.backend) if args.dense else None
         before = host_state()
         stream = stream_of(runner, args.frames, args.num_frames + args.warmup)
-        result = validate(runner, stream, args.num_frames, requirement, warmup=args.warmup, dense=dense,
-                          on_frame=progress)
+        result = validate(
+            runner, stream, args.num_frames, requirement, warmup=args.warmup, dense=dense, on_frame=progress
+        )
         manifest = runner.manifest
         show(result, predicted_ms)
         if args.json:
-            write_json(args.json, {
-                **result.to_json(), "predicted_ms": predicted_ms, "backend": runner.backend_info(),
-                "deployment": {"folder": str(args.deployment), "precision": manifest.precision,
-                               "layout": manifest.layout, "plan_hash": manifest.plan_hash,
-                               "weights": manifest.weights},
-                "frames": args.frames, "warmup": args.warmup, "host": host_fingerprint(),
-                "host_state": {"before": before, "after": host_state()}})
+            write_json(
+                args.json,
+                {
+                    **result.to_json(),
+                    "predicted_ms": predicted_ms,
+                    "backend": runner.backend_info(),
+                    "deployment": {
+                        "folder": str(args.deployment),
+                        "precision": manifest.precision,
+                        "layout": manifest.layout,
+                        "plan_hash": manifest.plan_hash,
+                        "weights": manifest.weights,
+                    },
+                    "frames": args.frames,
+                    "warmup": args.warmup,
+                    "host": host_fingerprint(),
+                    "host_state": {"before": before, "after": host_state()},
+                },
+            )
         if args.plot:
             plot_trace(args.plot, result)
     except ImportError as error:

@@ -1,4 +1,5 @@
 """Names and orders that nuScenes, MMDetection3D and StreamPETR each fix."""
+
 from __future__ import annotations
 
 CAMERAS: tuple[str, ...] = (

@@ -3,6 +3,7 @@
 The records hold what MMDetection3D 1.4's own converter writes, plus ``scene_token``, ``prev`` and ``next`` (sample
 tokens, empty at the ends of a scene), which a streaming detector needs. Image sizes come from the tables.
 """
+
 from __future__ import annotations
 
 import pickle

@@ -183,14 +183,20 @@ class DeploymentManifest(Manifest):
     @classmethod
     def _from_json(cls, data: Mapping[str, Any]) -> DeploymentManifest:
         # Folders of the first release have no checks.
-        values = {"checks": {}, **data, "image": ImageTransform(**tuples(data["image"])),
-                  "memory": MemorySpec(**data["memory"])}
+        values = {
+            "checks": {},
+            **data,
+            "image": ImageTransform(**tuples(data["image"])),
+            "memory": MemorySpec(**data["memory"]),
+        }
         return super()._from_json(values)
 
     @classmethod
     def _other_kind(cls, data: Mapping[str, Any]) -> str:
-        return (f"is that of a single graph ({data.get('model_type')}): the streaming runtime and what builds "
-                "on it run StreamPETR only; run model.onnx with ONNX Runtime or TensorRT itself")
+        return (
+            f"is that of a single graph ({data.get('model_type')}): the streaming runtime and what builds "
+            "on it run StreamPETR only; run model.onnx with ONNX Runtime or TensorRT itself"
+        )
 
     def _files(self) -> set[str]:
         return {*super()._files(), self.memory.init_file}
@@ -234,6 +240,7 @@ def tuples(data: Mapping[str, Any]) -> dict[str, Any]:
 
 def engine_from_json(data: Mapping[str, Any]) -> EngineSpec:
     """Inverse of ``asdict``."""
+
     def specs(items: list[dict[str, Any]]) -> tuple[TensorSpec, ...]:
         return tuple(TensorSpec(**tuples(item)) for item in items)
 

@@ -250,9 +250,7 @@ class StreamRunner:
             anchor=ego_pose,
         )
 
-    def _head_inputs(
-        self, features: Any, memory: HostMemory, pose: np.ndarray, timestamp: float
-    ) -> dict[str, Any]:
+    def _head_inputs(self, features: Any, memory: HostMemory, pose: np.ndarray, timestamp: float) -> dict[str, Any]:
         length = self.manifest.memory.pre_length
         return {
             "x": features,

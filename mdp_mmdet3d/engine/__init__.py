@@ -3,6 +3,7 @@
 Importing it (``custom_imports = dict(imports=["mdp_mmdet3d.engine"])``) registers `MDPSlimModel` and the
 hooks.
 """
+
 from mdp_mmdet3d.engine.finite_optim import FiniteOptimWrapper
 from mdp_mmdet3d.engine.importance_hook import ImportanceHook
 from mdp_mmdet3d.engine.plan_hook import PlanHook
@@ -13,5 +14,12 @@ from mdp_mmdet3d.engine.slim_model import MDPSlimModel
 
 register_safe_globals()
 
-__all__ = ["FiniteOptimWrapper", "ImportanceHook", "MDPPruneHook", "MDPSlimModel", "PlanHook", "PlanLoggerHook",
-           "register_safe_globals"]
+__all__ = [
+    "FiniteOptimWrapper",
+    "ImportanceHook",
+    "MDPPruneHook",
+    "MDPSlimModel",
+    "PlanHook",
+    "PlanLoggerHook",
+    "register_safe_globals",
+]

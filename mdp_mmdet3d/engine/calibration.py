@@ -1,4 +1,5 @@
 """What a finished search tied its predictions to, kept so that the same job, run again, ends at the same plan."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -15,8 +16,16 @@ SCHEMA_VERSION = 1
 
 def save_calibration(path: Path, identity: Mapping[str, Any], latency: LatencyModel, calibrations: int) -> None:
     """Keep the scale and the fixed part of each engine, and how often they were corrected by a measured plan."""
-    write_json(path, {"schema_version": SCHEMA_VERSION, "identity": dict(identity), "calibrations": calibrations,
-                      "fixed_ms": dict(latency.fixed_ms), "scale": dict(latency.scale)})
+    write_json(
+        path,
+        {
+            "schema_version": SCHEMA_VERSION,
+            "identity": dict(identity),
+            "calibrations": calibrations,
+            "fixed_ms": dict(latency.fixed_ms),
+            "scale": dict(latency.scale),
+        },
+    )
 
 
 def load_calibration(path: Path, identity: Mapping[str, Any], latency: LatencyModel) -> tuple[LatencyModel, int] | None:

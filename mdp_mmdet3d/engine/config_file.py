@@ -1,4 +1,5 @@
 """Reading a config file as the command-line tools do."""
+
 from __future__ import annotations
 
 import difflib
@@ -18,8 +19,10 @@ def read_config(path: str | Path, options: Mapping[str, Any] | None = None) -> C
         MdpError: The file does not exist.
     """
     if not Path(path).is_file():
-        raise MdpError(f"config {path} does not exist; the main one is configs/streampetr_mdp.py, those for "
-                       "training are in configs/streampetr/")
+        raise MdpError(
+            f"config {path} does not exist; the main one is configs/streampetr_mdp.py, those for "
+            "training are in configs/streampetr/"
+        )
     config = Config.fromfile(path)
     if options:
         config.merge_from_dict(options)

@@ -1,4 +1,5 @@
 """Several processes, and training without a GPU, which MMEngine hardly knows."""
+
 from __future__ import annotations
 
 import torch
@@ -34,6 +35,8 @@ def process_failure(error: RuntimeError) -> str | None:
     text = str(error)
     if not isinstance(error, torch.distributed.DistError) and not any(sign in text.lower() for sign in _LOST_PEER):
         return None
-    return (f"process {torch.distributed.get_rank()} of {torch.distributed.get_world_size()} lost another one, which "
-            "was killed or failed: its own message says why. Checkpoints are complete; go on with --resume and as many "
-            f"processes ({text.strip().splitlines()[-1]})")
+    return (
+        f"process {torch.distributed.get_rank()} of {torch.distributed.get_world_size()} lost another one, which "
+        "was killed or failed: its own message says why. Checkpoints are complete; go on with --resume and as many "
+        f"processes ({text.strip().splitlines()[-1]})"
+    )

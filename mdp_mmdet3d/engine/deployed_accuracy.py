@@ -1,4 +1,5 @@
 """Accuracy of exported engines: the config's test data and metric, with the streaming runtime in place of the model."""
+
 from __future__ import annotations
 
 import contextlib

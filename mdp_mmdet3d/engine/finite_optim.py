@@ -1,4 +1,5 @@
 """Single-precision training that survives a batch whose gradients are not finite."""
+
 from __future__ import annotations
 
 from typing import Any

@@ -1,4 +1,5 @@
 """Importance collected while a detector trains, with any optimizer wrapper and number of processes."""
+
 from __future__ import annotations
 
 import copy
@@ -56,12 +57,14 @@ class Collection:
         StructureMismatchError: The state is that of another space.
     """
 
-    def __init__(self, model: nn.Module, space: PruningSpace, steps: int,
-                 state: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, space: PruningSpace, steps: int, state: Mapping[str, Any] | None = None
+    ) -> None:
         if state is not None and state["space"] != space.hash:
             raise StructureMismatchError(
                 f"the checkpoint holds importance of another model or pruning space ({state['space']}, now "
-                f"{space.hash}); resume with the config it was saved with")
+                f"{space.hash}); resume with the config it was saved with"
+            )
         arrays = {k: v.numpy() for k, v in state["sums"].items()} if state is not None else None
         self.space = space
         self.steps = steps
@@ -96,8 +99,10 @@ class Collection:
         self.accumulator.close()
         table = self.accumulator.table(weights, self.steps)
         if table.batches == 0:
-            raise MdpError(f"importance: none of {table.skipped} optimizer steps had finite gradients; lower the "
-                           "learning rate or check the data")
+            raise MdpError(
+                f"importance: none of {table.skipped} optimizer steps had finite gradients; lower the "
+                "learning rate or check the data"
+            )
         return table
 
 
@@ -161,8 +166,10 @@ class ImportanceHook(Hook):
     def after_train(self, runner: Runner) -> None:
         """Say so if the training was too short."""
         if self._collection is not None:
-            runner.logger.warning(f"importance is incomplete, {self.out} was not written: the training ended before "
-                                  f"{self.num_steps} optimizer steps were collected")
+            runner.logger.warning(
+                f"importance is incomplete, {self.out} was not written: the training ended before "
+                f"{self.num_steps} optimizer steps were collected"
+            )
             self._collection.accumulator.close()
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:

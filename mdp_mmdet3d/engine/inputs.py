@@ -1,4 +1,5 @@
 """What the pruning job starts from: the dense model with its weights, batches with ground truth, frames."""
+
 from __future__ import annotations
 
 import copy
@@ -64,8 +65,10 @@ def importance_batches(config: Config) -> Iterator[Mapping[str, Any]]:
         MissingDatasetError: The data set is not there.
     """
     if "importance_dataloader" not in config:
-        raise MdpError("the config has no importance_dataloader; inherit configs/_base_/datasets/nuscenes_704x256.py "
-                       "or define one with ground truth")
+        raise MdpError(
+            "the config has no importance_dataloader; inherit configs/_base_/datasets/nuscenes_704x256.py "
+            "or define one with ground truth"
+        )
     return iter(Runner.build_dataloader(copy.deepcopy(config.importance_dataloader), seed=0))
 
 

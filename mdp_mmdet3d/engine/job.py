@@ -1,4 +1,5 @@
 """The pruning job: every stage of the line, in order, each reusing what an earlier run left in the work directory."""
+
 from __future__ import annotations
 
 import time
@@ -43,8 +44,8 @@ from mdp_mmdet3d.surgery.plan import PruningPlan
 
 TABLE_FILE = "latency_table.json"
 CALIBRATION_FILE = "calibration.json"
-MEASURED_FRAMES = 4   # distinct frames that an end-to-end measurement cycles through
-COMPARED_FRAMES = 3   # frames on which ONNX Runtime is compared with PyTorch
+MEASURED_FRAMES = 4  # distinct frames that an end-to-end measurement cycles through
+COMPARED_FRAMES = 3  # frames on which ONNX Runtime is compared with PyTorch
 
 
 class Stages:
@@ -115,8 +116,10 @@ class PruneJob:
         with stages("model"):
             dense, weights = build_dense(self.config, self.checkpoint)
             if weights == RANDOM:
-                self.console.print("  [bold red]RANDOM WEIGHTS[/bold red]: no checkpoint was given. The line runs and "
-                                   "the latencies are real, but which parts stay means nothing. Use --checkpoint.")
+                self.console.print(
+                    "  [bold red]RANDOM WEIGHTS[/bold red]: no checkpoint was given. The line runs and "
+                    "the latencies are real, but which parts stay means nothing. Use --checkpoint."
+                )
             frames = deployment_frames(self.config, dense, max(MEASURED_FRAMES, COMPARED_FRAMES))
         with stages("pruning space"):
             space = self._space(dense)
@@ -130,18 +133,36 @@ class PruneJob:
         else:
             found = self._prune_for_target(space, importance, self.latency_table, target, weights, stages)
         with stages("check"):
-            differences = {name: compare_stream(model, self.work_dir / "onnx" / name, frames[:COMPARED_FRAMES])
-                           for name, model in (("dense", dense), ("pruned", found.slim))}
+            differences = {
+                name: compare_stream(model, self.work_dir / "onnx" / name, frames[:COMPARED_FRAMES])
+                for name, model in (("dense", dense), ("pruned", found.slim))
+            }
         plot_structure(self.work_dir / "structure.png", space, found.plan)
         recovered = recover(
-            self.config, self.work_dir, evaluate_models=self.settings.evaluate, settings=self.settings.finetuning,
-            dense=dense, slim=found.slim, plan=found.plan, weights=weights, console=self.console, stages=stages)
+            self.config,
+            self.work_dir,
+            evaluate_models=self.settings.evaluate,
+            settings=self.settings.finetuning,
+            dense=dense,
+            slim=found.slim,
+            plan=found.plan,
+            weights=weights,
+            console=self.console,
+            stages=stages,
+        )
         report = {**self._report(space, importance, found, differences, weights, stages, dense), **recovered}
         write_json(self.work_dir / "report.json", report)
         return report
 
-    def _prune_here(self, space: PruningSpace, importance: ImportanceTable, dense: nn.Module, frames: list[Frame],
-                    weights: str, stages: Stages) -> Pruned:
+    def _prune_here(
+        self,
+        space: PruningSpace,
+        importance: ImportanceTable,
+        dense: nn.Module,
+        frames: list[Frame],
+        weights: str,
+        stages: Stages,
+    ) -> Pruned:
         """Measure on this machine, solve, measure the result, and calibrate until it meets the budget."""
         with stages("whole networks"):
             wholes = self._wholes(space, dense, frames, weights)
@@ -151,14 +172,27 @@ class PruneJob:
             backend = OnnxRuntimeBackend()
             table = measure_latency(space, backend, self.work_dir / TABLE_FILE, policy=self.settings.sampling)
         latency = self._explained(LatencyModel.fit(space, table, wholes))
-        identity = {"budget": str(self.settings.budget), "tolerance": self.settings.tolerance, "space": space.hash,
-                    "importance": [importance.weights, importance.data, importance.requested],
-                    "wholes": digest([point.stages_ms for point in wholes])}
+        identity = {
+            "budget": str(self.settings.budget),
+            "tolerance": self.settings.tolerance,
+            "space": space.hash,
+            "importance": [importance.weights, importance.data, importance.requested],
+            "wholes": digest([point.stages_ms for point in wholes]),
+        }
         finished = load_calibration(self.work_dir / CALIBRATION_FILE, identity, latency)
         latency, calibrations = finished or (latency, 0)
-        search = PlanSearch(space, importance, latency, backend, self.work_dir / TABLE_FILE, budget,
-                            self.settings.time_limit_s, self.console, {"latency_device": str(table.device)},
-                            calibrations)
+        search = PlanSearch(
+            space,
+            importance,
+            latency,
+            backend,
+            self.work_dir / TABLE_FILE,
+            budget,
+            self.settings.time_limit_s,
+            self.console,
+            {"latency_device": str(table.device)},
+            calibrations,
+        )
         for refinement in range(self.settings.refinements + 1):
             with stages("solve"):
                 plan = search.solve()
@@ -168,28 +202,44 @@ class PruneJob:
             drift = stats["dense"].settled_ms / reference_ms
             measured = stats["pruned"].settled_ms / drift
             deviation = measured / budget - 1
-            self.console.print(f"  predicted {search.predicted_ms:.1f} ms, measured {measured:.1f} ms, budget "
-                               f"{budget:.1f} ms: {deviation:+.1%}")
-            if (finished or abs(deviation) <= self.settings.tolerance
-                    or refinement == self.settings.refinements):
+            self.console.print(
+                f"  predicted {search.predicted_ms:.1f} ms, measured {measured:.1f} ms, budget "
+                f"{budget:.1f} ms: {deviation:+.1%}"
+            )
+            if finished or abs(deviation) <= self.settings.tolerance or refinement == self.settings.refinements:
                 break
             found_ms = stages_ms(stats["pruned"])
             search.calibrate({stage: ms * measured / sum(found_ms.values()) for stage, ms in found_ms.items()})
         save_calibration(self.work_dir / CALIBRATION_FILE, identity, search.latency, search.calibrations)
         return Pruned(search, plan, slim, stats, drift)
 
-    def _prune_for_target(self, space: PruningSpace, importance: ImportanceTable, path: Path, table: LatencyTable,
-                          weights: str, stages: Stages) -> Pruned:
+    def _prune_for_target(
+        self,
+        space: PruningSpace,
+        importance: ImportanceTable,
+        path: Path,
+        table: LatencyTable,
+        weights: str,
+        stages: Stages,
+    ) -> Pruned:
         """Solve on the target's table; what it takes end to end is measured on the target."""
         with stages("latency model of the target"):
-            model = self._explained(target_model(
-                space, table, target_points(self.work_dir, space, table, self.target_latency)))
+            model = self._explained(
+                target_model(space, table, target_points(self.work_dir, space, table, self.target_latency))
+            )
             dense_ms = model.predict({})
             self.console.print(f"  dense: {dense_ms:.3f} ms predicted on {table.device}")
-        search = PlanSearch(space, importance, model, None, path,
-                            budget_ms(self.settings.budget, dense_ms), self.settings.time_limit_s, self.console,
-                            {"latency_device": str(table.device),
-                             "latency_table": table_identity(path, table)})
+        search = PlanSearch(
+            space,
+            importance,
+            model,
+            None,
+            path,
+            budget_ms(self.settings.budget, dense_ms),
+            self.settings.time_limit_s,
+            self.console,
+            {"latency_device": str(table.device), "latency_table": table_identity(path, table)},
+        )
         with stages("solve"):
             plan = search.solve()
         return Pruned(search, plan, self._cut(plan, weights, search, stages))
@@ -197,11 +247,15 @@ class PruneJob:
     def _target_table(self, space: PruningSpace) -> LatencyTable | None:
         """The given table if it is of another device; one of this device joins the work directory's."""
         if self.latency_table is None:
-            for option, given in (("--target-latency", self.target_latency is not None),
-                                  (f"prune.precision {self.settings.precision}", self.settings.precision != "float32")):
+            for option, given in (
+                ("--target-latency", self.target_latency is not None),
+                (f"prune.precision {self.settings.precision}", self.settings.precision != "float32"),
+            ):
                 if given:
-                    raise MdpError(f"{option} needs the latency table of the target (--latency-table F): without one, "
-                                   "latency is measured on this machine with ONNX Runtime in float32")
+                    raise MdpError(
+                        f"{option} needs the latency table of the target (--latency-table F): without one, "
+                        "latency is measured on this machine with ONNX Runtime in float32"
+                    )
             return None
         backend = OnnxRuntimeBackend()
         table = LatencyTable.load(self.latency_table)
@@ -210,11 +264,15 @@ class PruneJob:
             table = load_target_table(self.latency_table, space, self.settings.precision)
             self.console.print(
                 f"  [bold]target: {table.device}[/bold]; not this machine ({'; '.join(differences)}), so latencies are "
-                "predictions from its table and nothing measured here counts", highlight=False)
+                "predictions from its table and nothing measured here counts",
+                highlight=False,
+            )
             return table
         if self.target_latency is not None:
-            raise MdpError(f"--target-latency {self.target_latency}: the latency table {self.latency_table} is of this "
-                           "machine, which measures whole networks by itself; leave the option out")
+            raise MdpError(
+                f"--target-latency {self.target_latency}: the latency table {self.latency_table} is of this "
+                "machine, which measures whole networks by itself; leave the option out"
+            )
         path = self.work_dir / TABLE_FILE
         if path.exists():
             own = LatencyTable.load(path)
@@ -230,8 +288,10 @@ class PruneJob:
         if path.exists() and PruningSpace.load(path).fingerprint != space.fingerprint:
             raise StructureMismatchError(f"{self.work_dir} holds a run of another model; give another --work-dir")
         space.save(path)
-        self.console.print(f"  {len(space.dimensions)} dimensions, {len(space.blocks)} removable blocks, "
-                           f"{len(space.terms)} cost terms; {len(space.not_prunable)} parts left alone (space.json)")
+        self.console.print(
+            f"  {len(space.dimensions)} dimensions, {len(space.blocks)} removable blocks, "
+            f"{len(space.terms)} cost terms; {len(space.not_prunable)} parts left alone (space.json)"
+        )
         return space
 
     def _importance(self, dense: nn.Module, space: PruningSpace, weights: str) -> ImportanceTable:
@@ -243,8 +303,15 @@ class PruneJob:
                 self.console.print(f"  reused: {table.batches} frames")
                 return table
             self.console.print("  collected again: other weights, data or number of frames")
-        return collect_importance(dense, space, importance_batches(self.config), path,
-                                  num_batches=self.settings.frames, weights=weights, data=data)
+        return collect_importance(
+            dense,
+            space,
+            importance_batches(self.config),
+            path,
+            num_batches=self.settings.frames,
+            weights=weights,
+            data=data,
+        )
 
     def _export(self, model: nn.Module, name: str, plan: PruningPlan | None, weights: str) -> None:
         folder = self.work_dir / "onnx" / name
@@ -255,9 +322,15 @@ class PruneJob:
                     return
             except FileFormatError as error:
                 self.console.print(f"  exported again: {error}")
-        export_streampetr(model, folder, class_names=list(self.config.class_names),
-                          input_size=self.settings.input_size, plan_hash=plan.hash if plan else None,
-                          weights=weights, on_stage=lambda stage: self.console.print(f"  {stage}"))
+        export_streampetr(
+            model,
+            folder,
+            class_names=list(self.config.class_names),
+            input_size=self.settings.input_size,
+            plan_hash=plan.hash if plan else None,
+            weights=weights,
+            on_stage=lambda stage: self.console.print(f"  {stage}"),
+        )
 
     def _measure(self, names: Sequence[str], frames: list[Frame]) -> dict[str, LatencyStats]:
         return self._side_by_side({name: self.work_dir / "onnx" / name for name in names}, frames)
@@ -266,24 +339,39 @@ class PruneJob:
         torch.set_flush_denormal(True)  # OrtEngine asks for it too, but the export's onnxslim had the first session
         with Progress(console=self.console, transient=True) as bar:
             task = bar.add_task("end to end", total=None)
-            return measure_interleaved(folders, frames[:MEASURED_FRAMES], rounds=self.settings.rounds,
-                                       on_round=lambda done, total: bar.update(task, completed=done, total=total))
+            return measure_interleaved(
+                folders,
+                frames[:MEASURED_FRAMES],
+                rounds=self.settings.rounds,
+                on_round=lambda done, total: bar.update(task, completed=done, total=total),
+            )
 
     def _wholes(self, space: PruningSpace, dense: nn.Module, frames: list[Frame], weights: str) -> list[Measured]:
         """Whole networks measured in one session: the reference that table and budget are tied to."""
         path = self.work_dir / "whole_latency.json"
-        identity = {"device": device_fingerprint(), "fingerprint": space.fingerprint,
-                    "input_size": list(self.settings.input_size), "count": self.settings.calibration_networks,
-                    "loads": LOADS}
+        identity = {
+            "device": device_fingerprint(),
+            "fingerprint": space.fingerprint,
+            "input_size": list(self.settings.input_size),
+            "count": self.settings.calibration_networks,
+            "loads": LOADS,
+        }
         points = load_wholes(path, identity)
         if points is None:
-            points = measure_wholes(path, identity, space, dense, self.work_dir / "onnx",
-                                    lambda model, name, plan: self._export(model, name, plan, weights),
-                                    lambda names: self._measure(names, frames),
-                                    count=self.settings.calibration_networks)
+            points = measure_wholes(
+                path,
+                identity,
+                space,
+                dense,
+                self.work_dir / "onnx",
+                lambda model, name, plan: self._export(model, name, plan, weights),
+                lambda names: self._measure(names, frames),
+                count=self.settings.calibration_networks,
+            )
         dense_ms = sum(points[0].stages_ms.values())
-        self.console.print(f"  dense: {dense_ms:.1f} ms = {1e3 / dense_ms:.2f} FPS; "
-                           f"{len(points)} networks for calibration")
+        self.console.print(
+            f"  dense: {dense_ms:.1f} ms = {1e3 / dense_ms:.2f} FPS; {len(points)} networks for calibration"
+        )
         return points
 
     def _explained(self, model: LatencyModel) -> LatencyModel:
@@ -304,29 +392,52 @@ class PruneJob:
         write_slim_config(self.work_dir / "pruned_config.py", self.config)
         self._export(slim, "pruned", plan, weights)
 
-    def _report(self, space: PruningSpace, importance: ImportanceTable, found: Pruned,
-                differences: dict[str, StreamDifference], weights: str, stages: Stages,
-                dense: nn.Module) -> dict[str, Any]:
+    def _report(
+        self,
+        space: PruningSpace,
+        importance: ImportanceTable,
+        found: Pruned,
+        differences: dict[str, StreamDifference],
+        weights: str,
+        stages: Stages,
+        dense: nn.Module,
+    ) -> dict[str, Any]:
         from mdp_mmdet3d.report.summary import build_report, model_figures
 
         search, stats = found.search, found.stats
         # A share of the dense latency means the dense latency of this session.
         relative = parse_budget(self.settings.budget)[1] == "share"
-        figures = {name: model_figures(model, self.work_dir / "onnx" / name, stats[name] if stats else None, predicted)
-                   for name, model, predicted in (("dense", dense, search.dense_predicted_ms),
-                                                  ("pruned", found.slim, search.predicted_ms))}
+        figures = {
+            name: model_figures(model, self.work_dir / "onnx" / name, stats[name] if stats else None, predicted)
+            for name, model, predicted in (
+                ("dense", dense, search.dense_predicted_ms),
+                ("pruned", found.slim, search.predicted_ms),
+            )
+        }
         interpolated = search.interpolated_points
         device = search.latency.table.device
         return build_report(
-            space=space, importance=importance, plan=found.plan, solution=search.solution, figures=figures,
-            budget=self.settings.budget, budget_ms=search.budget_ms * (found.drift if relative else 1.0),
-            reference_budget_ms=search.budget_ms, session_drift=found.drift,
+            space=space,
+            importance=importance,
+            plan=found.plan,
+            solution=search.solution,
+            figures=figures,
+            budget=self.settings.budget,
+            budget_ms=search.budget_ms * (found.drift if relative else 1.0),
+            reference_budget_ms=search.budget_ms,
+            session_drift=found.drift,
             measured_end_to_end=stats is not None,
             speedup=speedup(stats["dense"], stats["pruned"]) if stats else None,
-            not_prunable_ms=search.latency.total_fixed_ms, interpolated_entries=len(interpolated),
+            not_prunable_ms=search.latency.total_fixed_ms,
+            interpolated_entries=len(interpolated),
             interpolated=[{"operator": signature.key, "widths": list(widths)} for signature, widths in interpolated],
-            calibrations=search.calibrations, calibration_points=len(search.latency.points),
-            latency_model=list(search.latency.explanation), breakdown_ms=search.breakdown(),
+            calibrations=search.calibrations,
+            calibration_points=len(search.latency.points),
+            latency_model=list(search.latency.explanation),
+            breakdown_ms=search.breakdown(),
             differences={name: {"logits": d.max_logits, "boxes": d.max_boxes} for name, d in differences.items()},
-            weights=weights, device=device_fingerprint() if stats else asdict(device),
-            latency_table=search.provenance.get("latency_table"), seconds=stages.seconds)
+            weights=weights,
+            device=device_fingerprint() if stats else asdict(device),
+            latency_table=search.provenance.get("latency_table"),
+            seconds=stages.seconds,
+        )

@@ -1,4 +1,5 @@
 """Search for the plan of a budget: solve, measure what the plan uses, solve again; calibrate on what was measured."""
+
 from __future__ import annotations
 
 import math
@@ -76,13 +77,21 @@ class PlanSearch:
             widths, removed = plan.widths(self.space), set(plan.removed)
             missing = [p for p in entries_of(self.space, widths, removed) if self.latency.table.get(*p) is None]
             result = self.solution.result
-            self.console.print(f"  {result.status.value}: value {result.objective:.6g}, gap {result.gap:.1e}, "
-                               f"{result.costs[LATENCY]:.1f} of {self.budget_ms:.1f} ms, "
-                               f"{result.seconds.get('total', 0.0):.1f} s; {len(missing)} entries not measured yet")
+            self.console.print(
+                f"  {result.status.value}: value {result.objective:.6g}, gap {result.gap:.1e}, "
+                f"{result.costs[LATENCY]:.1f} of {self.budget_ms:.1f} ms, "
+                f"{result.seconds.get('total', 0.0):.1f} s; {len(missing)} entries not measured yet"
+            )
             if not missing or self.backend is None:
                 break
-            table = measure_latency(self.space, self.backend, self.table_path, policy="none", extra=missing,
-                                    progress=len(missing) > WORTH_A_BAR)
+            table = measure_latency(
+                self.space,
+                self.backend,
+                self.table_path,
+                policy="none",
+                extra=missing,
+                progress=len(missing) > WORTH_A_BAR,
+            )
             self.latency = replace(self.latency, table=table)
         return self.plan()
 
@@ -95,15 +104,27 @@ class PlanSearch:
             raise InfeasibleBudgetError(
                 f"budget of {self.budget_ms:.3f} ms cannot be reached on {self.latency.table.device}: the fastest "
                 f"allowed structure takes {reachable} ({fixed}). Raise the budget to {reachable}, or allow more: "
-                "prune.freeze, prune.min_keep", error.minimum) from error
+                "prune.freeze, prune.min_keep",
+                error.minimum,
+            ) from error
 
     def plan(self) -> PruningPlan:
         """The last solution as a plan."""
         kept, removed = self.solution.selection
         result = self.solution.result
-        return PruningPlan.from_selection(self.space, kept, removed, {
-            "budget_ms": self.budget_ms, "predicted_ms": result.costs[LATENCY], "status": result.status.value,
-            "objective": result.objective, "bound": result.bound, **self.provenance})
+        return PruningPlan.from_selection(
+            self.space,
+            kept,
+            removed,
+            {
+                "budget_ms": self.budget_ms,
+                "predicted_ms": result.costs[LATENCY],
+                "status": result.status.value,
+                "objective": result.objective,
+                "bound": result.bound,
+                **self.provenance,
+            },
+        )
 
     def calibrate(self, measured_stages_ms: dict[str, float]) -> None:
         """Scale the prediction of every engine by what the plans so far took whole, as the last one just did.
@@ -113,15 +134,15 @@ class PlanSearch:
         plan = self.plan()
         predicted = self.latency.predict_stages(plan.widths(self.space), set(plan.removed))
         for stage, ms in predicted.items():
-            self._factors.setdefault(stage, []).append(
-                measured_stages_ms[stage] / ms * self._applied.get(stage, 1.0))
+            self._factors.setdefault(stage, []).append(measured_stages_ms[stage] / ms * self._applied.get(stage, 1.0))
         factors = {stage: statistics.median(values) for stage, values in self._factors.items()}
         change = {stage: factor / self._applied.get(stage, 1.0) for stage, factor in factors.items()}
         self._applied = factors
         self.latency = replace(
             self.latency,
             fixed_ms={stage: ms * change[stage] for stage, ms in self.latency.fixed_ms.items()},
-            scale={stage: scale * change[stage] for stage, scale in self.latency.scale.items()})
+            scale={stage: scale * change[stage] for stage, scale in self.latency.scale.items()},
+        )
         self.calibrations += 1
 
     @property
@@ -143,5 +164,7 @@ class PlanSearch:
     def breakdown(self) -> dict[str, dict[str, float]]:
         """Predicted milliseconds per module, dense and pruned."""
         plan = self.plan()
-        return {"dense": self.latency.breakdown({}),
-                "pruned": self.latency.breakdown(plan.widths(self.space), set(plan.removed))}
+        return {
+            "dense": self.latency.breakdown({}),
+            "pruned": self.latency.breakdown(plan.widths(self.space), set(plan.removed)),
+        }

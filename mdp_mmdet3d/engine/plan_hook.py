@@ -1,4 +1,5 @@
 """Checkpoints of a slim model carry its plan, and are refused where the plan differs."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -25,7 +26,8 @@ def check_meta(meta: dict[str, Any], plan: PruningPlan) -> None:
     if stored is not None and stored.get("hash") != plan.hash:
         raise StructureMismatchError(
             f"the checkpoint was saved with plan {stored.get('hash')}, the config names plan {plan.hash}; "
-            "use the plan.json that lies beside the checkpoint")
+            "use the plan.json that lies beside the checkpoint"
+        )
 
 
 @HOOKS.register_module()

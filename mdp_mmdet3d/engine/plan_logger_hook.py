@@ -1,4 +1,5 @@
 """What a pruning plan looks like, in MMEngine's visualizers (TensorBoard and the like)."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping

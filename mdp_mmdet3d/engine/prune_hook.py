@@ -1,4 +1,5 @@
 """Pruning during training: importance, plan, masks; the live model keeps its shapes."""
+
 from __future__ import annotations
 
 import copy
@@ -55,37 +56,51 @@ def load_latency(folder: Path, space: PruningSpace) -> tuple[LatencyModel, float
         found = data["identity"]["fingerprint"]
         points = [Measured(p["widths"], tuple(p["removed"]), p["stages_ms"]) for p in data["points"]]
     except (KeyError, TypeError) as error:
-        raise FileFormatError(f"whole-network latency {path} is damaged ({error!r}); run tools/prune.py again"
-                              ) from error
+        raise FileFormatError(
+            f"whole-network latency {path} is damaged ({error!r}); run tools/prune.py again"
+        ) from error
     if found != space.fingerprint:
-        raise StructureMismatchError(f"{path} was measured for another model (fingerprint {found}, this model has "
-                                     f"{space.fingerprint}); measure this one with tools/prune.py")
+        raise StructureMismatchError(
+            f"{path} was measured for another model (fingerprint {found}, this model has "
+            f"{space.fingerprint}); measure this one with tools/prune.py"
+        )
     table = LatencyTable.load(folder / "latency_table.json")
     return LatencyModel.fit(space, table, points), sum(points[0].stages_ms.values())
 
 
-def solve_plan(space: PruningSpace, importance: ImportanceTable, latency: LatencyModel, budget: float,
-               time_limit_s: float) -> PruningPlan:
+def solve_plan(
+    space: PruningSpace, importance: ImportanceTable, latency: LatencyModel, budget: float, time_limit_s: float
+) -> PruningPlan:
     """Best plan within ``budget`` milliseconds, from measured and, where there are none, interpolated latencies.
 
     Raises:
         InfeasibleBudgetError: No structure meets the budget.
     """
-    solution = solve_ranked(space, importance, latency,
-                            lambda problem: solve(problem, {LATENCY: budget}, SolveOptions(time_limit_s=time_limit_s)))
+    solution = solve_ranked(
+        space,
+        importance,
+        latency,
+        lambda problem: solve(problem, {LATENCY: budget}, SolveOptions(time_limit_s=time_limit_s)),
+    )
     kept, removed = solution.selection
     result = solution.result
     plan = PruningPlan.from_selection(space, kept, removed)
-    info = {"budget_ms": budget, "predicted_ms": result.costs[LATENCY], "status": result.status.value,
-            "objective": result.objective, "bound": result.bound,
-            "interpolated_entries": latency.interpolated_entries(plan.widths(space), set(plan.removed))}
+    info = {
+        "budget_ms": budget,
+        "predicted_ms": result.costs[LATENCY],
+        "status": result.status.value,
+        "objective": result.objective,
+        "bound": result.bound,
+        "interpolated_entries": latency.interpolated_entries(plan.widths(space), set(plan.removed)),
+    }
     return PruningPlan.from_selection(space, kept, removed, info)
 
 
 def _uniform(space: PruningSpace) -> ImportanceTable:
     """Every element is worth the same."""
     scores: dict[str, dict[str | None, np.ndarray]] = {
-        d.name: {source.block: np.ones((d.copies, d.size)) for source in d.sources} for d in space.dimensions}
+        d.name: {source.block: np.ones((d.copies, d.size)) for source in d.sources} for d in space.dimensions
+    }
     return ImportanceTable(space.fingerprint, "none", 1, 0, 1, scores)
 
 
@@ -103,7 +118,10 @@ class LiveMask:
         tensors = dict(model.named_parameters())
         self._cuts: list[tuple[Tensor, int, Tensor]] = [
             (tensors[name], axis, (~mask).nonzero().flatten().to(tensors[name].device))
-            for name, masks in keep_masks(model, plan).items() if name in tensors for axis, mask in masks.items()]
+            for name, masks in keep_masks(model, plan).items()
+            if name in tensors
+            for axis, mask in masks.items()
+        ]
         layers = {name for name, kind in plan.removed.items() if kind is BlockKind.LAYER}
         parts = {block.name for block in space.blocks if block.parent in layers}
         self._silent = sorted((set(plan.removed) - layers) | parts)
@@ -149,11 +167,20 @@ class MDPPruneHook(Hook):
     priority = "NORMAL"
     state_key = "mdp_prune"
 
-    def __init__(self, latency_dir: str, budget: float | str | None = None, steps_each: int = 64,
-                 num_prunings: int = 1, begin: int = 0, stop: bool = True) -> None:
+    def __init__(
+        self,
+        latency_dir: str,
+        budget: float | str | None = None,
+        steps_each: int = 64,
+        num_prunings: int = 1,
+        begin: int = 0,
+        stop: bool = True,
+    ) -> None:
         if steps_each < 1 or num_prunings < 1 or begin < 0:
-            raise MdpError(f"MDPPruneHook: steps_each={steps_each} and num_prunings={num_prunings} must be at least 1, "
-                           f"begin={begin} at least 0")
+            raise MdpError(
+                f"MDPPruneHook: steps_each={steps_each} and num_prunings={num_prunings} must be at least 1, "
+                f"begin={begin} at least 0"
+            )
         self.latency_dir = Path(latency_dir)
         self.budget = budget
         self.steps_each = steps_each
@@ -225,9 +252,11 @@ class MDPPruneHook(Hook):
         self._done += 1
         plan = PruningPlan.from_dict(shared[0])
         self._set_plan(runner, plan)
-        runner.logger.info(f"pruning {self._done} of {self.num_prunings}: {plan.info['predicted_ms']:.1f} of "
-                           f"{plan.info['budget_ms']:.1f} ms, {len(plan.cuts)} dimensions narrowed, "
-                           f"{len(plan.removed)} blocks removed")
+        runner.logger.info(
+            f"pruning {self._done} of {self.num_prunings}: {plan.info['predicted_ms']:.1f} of "
+            f"{plan.info['budget_ms']:.1f} ms, {len(plan.cuts)} dimensions narrowed, "
+            f"{len(plan.removed)} blocks removed"
+        )
         if self._done == self.num_prunings:
             if is_main_process():
                 self._write(runner, plan)
@@ -253,15 +282,19 @@ class MDPPruneHook(Hook):
     def after_train(self, runner: Runner) -> None:
         """Say so if the training was too short."""
         if self._collection is not None:
-            runner.logger.warning(f"the schedule is incomplete: {self._done} of {self.num_prunings} prunings were done "
-                                  "when the training ended; nothing was written")
+            runner.logger.warning(
+                f"the schedule is incomplete: {self._done} of {self.num_prunings} prunings were done "
+                "when the training ended; nothing was written"
+            )
             self._collection.accumulator.close()
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Keep the place in the schedule."""
         checkpoint[self.state_key] = {
-            "done": self._done, "plan": self.plan.to_dict() if self.plan is not None else None,
-            "collection": self._collection.state() if self._collection is not None else None}
+            "done": self._done,
+            "plan": self.plan.to_dict() if self.plan is not None else None,
+            "collection": self._collection.state() if self._collection is not None else None,
+        }
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Remember the place for `before_train`, in case the training is resumed."""

@@ -2,6 +2,7 @@
 
 Both run MMEngine's ordinary Runner and keep their result with its identity: done once, it is read from then on.
 """
+
 from __future__ import annotations
 
 import copy
@@ -79,15 +80,30 @@ def model_identity(config: Config, weights: str, plan_hash: str | None) -> dict[
         weights: Identity of the dense weights (`build_dense`).
         plan_hash: Of the plan that was cut out; None for the dense model.
     """
-    parts = {key: config.get(key) for key in ("model", "train_dataloader", "test_dataloader", "test_evaluator",
-                                              "optim_wrapper", "custom_hooks", "ema", "distillation")}
-    infos = {key: file_digest(path) for key in ("train_dataloader", "test_dataloader")
-             if (path := _info_file(config, key)) is not None and path.is_file()}
+    parts = {
+        key: config.get(key)
+        for key in (
+            "model",
+            "train_dataloader",
+            "test_dataloader",
+            "test_evaluator",
+            "optim_wrapper",
+            "custom_hooks",
+            "ema",
+            "distillation",
+        )
+    }
+    infos = {
+        key: file_digest(path)
+        for key in ("train_dataloader", "test_dataloader")
+        if (path := _info_file(config, key)) is not None and path.is_file()
+    }
     return {"weights": weights, "plan": plan_hash, "config": digest(Config(parts).to_dict()), "data": infos}
 
 
-def evaluate(config: Config, state: Mapping[str, Tensor], path: Path, identity: Mapping[str, Any],
-             console: Console) -> dict[str, Any]:
+def evaluate(
+    config: Config, state: Mapping[str, Tensor], path: Path, identity: Mapping[str, Any], console: Console
+) -> dict[str, Any]:
     """Evaluate a model on ``config.test_dataloader``, or read what an earlier run found.
 
     Args:
@@ -110,22 +126,39 @@ def evaluate(config: Config, state: Mapping[str, Tensor], path: Path, identity: 
         raise MdpError("prune.evaluate needs test_dataloader, test_cfg and test_evaluator in the config")
     folder = path.with_suffix("")
     config = _quiet(config, folder)
-    for key in ("train_dataloader", "train_cfg", "optim_wrapper", "param_scheduler", "val_dataloader", "val_cfg",
-                "val_evaluator"):
+    for key in (
+        "train_dataloader",
+        "train_cfg",
+        "optim_wrapper",
+        "param_scheduler",
+        "val_dataloader",
+        "val_cfg",
+        "val_evaluator",
+    ):
         config[key] = None
     config.custom_hooks = [hook for hook in config.get("custom_hooks") or () if hook["type"] == "PlanHook"]
     with _runner(config, folder, console) as runner:
         runner.model.load_state_dict(state)
         runner.register_hook(_Bar(console, path.stem, len(runner.test_dataloader)))
         metrics = {key: float(value) for key, value in runner.test().items()}
-    result = {"schema_version": SCHEMA_VERSION, "identity": dict(identity), **_figures(metrics),
-              "metrics": {key: None if math.isnan(value) else value for key, value in metrics.items()}}
+    result = {
+        "schema_version": SCHEMA_VERSION,
+        "identity": dict(identity),
+        **_figures(metrics),
+        "metrics": {key: None if math.isnan(value) else value for key, value in metrics.items()},
+    }
     write_json(path, result)
     return result
 
 
-def finetune(config: Config, checkpoint: Path, folder: Path, settings: FinetuneSettings, identity: Mapping[str, Any],
-             console: Console) -> Path:
+def finetune(
+    config: Config,
+    checkpoint: Path,
+    folder: Path,
+    settings: FinetuneSettings,
+    identity: Mapping[str, Any],
+    console: Console,
+) -> Path:
     """Train a model on ``config.train_dataloader`` for a few steps; goes on where an earlier run stopped.
 
     Args:
@@ -159,13 +192,22 @@ def finetune(config: Config, checkpoint: Path, folder: Path, settings: FinetuneS
     config.optim_wrapper.optimizer.lr = settings.lr
     rise = min(settings.warmup, settings.iterations // 2)
     config.param_scheduler = [
-        dict(type="CosineAnnealingLR", T_max=settings.iterations - rise, eta_min=0.0, begin=rise,
-             end=settings.iterations, by_epoch=False)]
+        dict(
+            type="CosineAnnealingLR",
+            T_max=settings.iterations - rise,
+            eta_min=0.0,
+            begin=rise,
+            end=settings.iterations,
+            by_epoch=False,
+        )
+    ]
     if rise:
         config.param_scheduler.insert(0, dict(type="LinearLR", start_factor=0.1, begin=0, end=rise, by_epoch=False))
     config.train_cfg.update(max_iters=settings.iterations, val_interval=settings.iterations + 1)
-    config.default_hooks = {**config.get("default_hooks", {}), "checkpoint": dict(
-        type="CheckpointHook", by_epoch=False, interval=settings.save_interval, max_keep_ckpts=2)}
+    config.default_hooks = {
+        **config.get("default_hooks", {}),
+        "checkpoint": dict(type="CheckpointHook", by_epoch=False, interval=settings.save_interval, max_keep_ckpts=2),
+    }
     for key in ("val_dataloader", "val_cfg", "val_evaluator", "test_dataloader", "test_cfg", "test_evaluator"):
         config[key] = None
     start = time.perf_counter()
@@ -173,17 +215,26 @@ def finetune(config: Config, checkpoint: Path, folder: Path, settings: FinetuneS
         runner.register_hook(_Bar(console, "fine-tuning", settings.iterations))
         runner.train()
         runner.save_checkpoint(str(folder), target.name, save_optimizer=False, save_param_scheduler=False)
-    write_json(done, {"schema_version": SCHEMA_VERSION, "identity": identity,
-                      "seconds": time.perf_counter() - start})
+    write_json(done, {"schema_version": SCHEMA_VERSION, "identity": identity, "seconds": time.perf_counter() - start})
     for path in folder.glob("iter_*.pth"):
         path.unlink()
     (folder / "last_checkpoint").unlink(missing_ok=True)
     return target
 
 
-def recover(config: Config, work_dir: Path, *, evaluate_models: bool, settings: FinetuneSettings | None,
-            dense: nn.Module, slim: nn.Module, plan: PruningPlan, weights: str, console: Console,
-            stages: Callable[[str], AbstractContextManager[None]]) -> dict[str, Any]:
+def recover(
+    config: Config,
+    work_dir: Path,
+    *,
+    evaluate_models: bool,
+    settings: FinetuneSettings | None,
+    dense: nn.Module,
+    slim: nn.Module,
+    plan: PruningPlan,
+    weights: str,
+    console: Console,
+    stages: Callable[[str], AbstractContextManager[None]],
+) -> dict[str, Any]:
     """The steps of a pruning job after the cut, as far as its config asks for them.
 
     Args:
@@ -218,8 +269,9 @@ def recover(config: Config, work_dir: Path, *, evaluate_models: bool, settings: 
     judge("pruned", slim_config, slim.state_dict(), slim_identity)
     if settings is not None:
         with stages("fine-tune"):
-            path = finetune(slim_config, work_dir / "pruned.pth", work_dir / "finetune", settings, slim_identity,
-                            console)
+            path = finetune(
+                slim_config, work_dir / "pruned.pth", work_dir / "finetune", settings, slim_identity, console
+            )
             console.print(f"  {settings.iterations} iterations: {path}")
         report["finetune"] = {**asdict(settings), "checkpoint": str(path.relative_to(work_dir))}
         state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
@@ -297,11 +349,15 @@ def _redirected(target: int, console: Console) -> Iterator[None]:
 def _check_trainable(config: Config) -> None:
     for key in ("train_dataloader", "optim_wrapper", "train_cfg"):
         if config.get(key) is None:
-            raise MdpError(f"prune.finetune needs {key} in the config; prune a training config, e.g. "
-                           "configs/streampetr/streampetr_r50_704x256_428q_24e.py")
+            raise MdpError(
+                f"prune.finetune needs {key} in the config; prune a training config, e.g. "
+                "configs/streampetr/streampetr_r50_704x256_428q_24e.py"
+            )
     if "max_iters" not in config.train_cfg:
-        raise MdpError(f"prune.finetune counts iterations, but train_cfg is {dict(config.train_cfg)}; use "
-                       "StreamTrainLoop or IterBasedTrainLoop, or train pruned_config.py with tools/train.py")
+        raise MdpError(
+            f"prune.finetune counts iterations, but train_cfg is {dict(config.train_cfg)}; use "
+            "StreamTrainLoop or IterBasedTrainLoop, or train pruned_config.py with tools/train.py"
+        )
 
 
 def _figures(metrics: Mapping[str, float]) -> dict[str, float]:
@@ -309,8 +365,10 @@ def _figures(metrics: Mapping[str, float]) -> dict[str, float]:
     for name in FIGURES:
         found = [metrics[key] for end in (f"/{name}_set", f"/{name}") for key in metrics if key.endswith(end)]
         if not found:
-            raise MdpError(f"prune.evaluate: the config's test_evaluator gave no {name}, only "
-                           f"{', '.join(list(metrics)[:5])}; use NuScenesMetric")
+            raise MdpError(
+                f"prune.evaluate: the config's test_evaluator gave no {name}, only "
+                f"{', '.join(list(metrics)[:5])}; use NuScenesMetric"
+            )
         figures[name] = found[0]
     return figures
 

@@ -1,4 +1,5 @@
 """Let MMEngine checkpoints load on torch >= 2.6, whose ``torch.load`` refuses whatever it does not know."""
+
 from __future__ import annotations
 
 import importlib
@@ -27,10 +28,14 @@ def safe_globals() -> list[Any]:
         ``torch.serialization.safe_globals``.
     """
     multiarray = importlib.import_module(
-        "numpy._core.multiarray" if np.lib.NumpyVersion(np.__version__) >= "2.0.0" else "numpy.core.multiarray")
+        "numpy._core.multiarray" if np.lib.NumpyVersion(np.__version__) >= "2.0.0" else "numpy.core.multiarray"
+    )
     dtypes = {type(np.dtype(name)) for name in ("float64", "float32", "int64", "int32", "bool", "uint8")}
-    numpy_functions = [(getattr(multiarray, function), f"numpy.{core}.multiarray.{function}")
-                       for function in ("_reconstruct", "scalar") for core in ("core", "_core")]
+    numpy_functions = [
+        (getattr(multiarray, function), f"numpy.{core}.multiarray.{function}")
+        for function in ("_reconstruct", "scalar")
+        for core in ("core", "_core")
+    ]
     return [HistoryBuffer, (_history_method, "builtins.getattr"), np.ndarray, np.dtype, *numpy_functions, *dtypes]
 
 
@@ -38,4 +43,3 @@ def register_safe_globals() -> None:
     """Allow `safe_globals` in every later ``torch.load``; torch before 2.6 loads without such a list."""
     if torch.__version__ >= (2, 6):
         torch.serialization.add_safe_globals(safe_globals())
-

@@ -1,4 +1,5 @@
 """The ``prune`` section of a config: checked keys, budgets with units."""
+
 from __future__ import annotations
 
 import re
@@ -75,8 +76,9 @@ class PruneSettings:
     @property
     def space_options(self) -> SpaceOptions:
         """How finely and deeply may be pruned."""
-        return SpaceOptions(self.max_options, self.channel_multiple, self.head_width_multiple, self.min_keep,
-                            tuple(self.freeze))
+        return SpaceOptions(
+            self.max_options, self.channel_multiple, self.head_width_multiple, self.min_keep, tuple(self.freeze)
+        )
 
     @property
     def finetuning(self) -> FinetuneSettings | None:
@@ -124,12 +126,16 @@ def parse_budget(budget: float | str) -> tuple[float, str]:
     """
     match = _BUDGET.fullmatch(str(budget))
     if not match or float(match[1]) <= 0:
-        raise MdpError(f"budget {budget!r} is not understood: give a share of the dense latency such as 0.55, "
-                       "milliseconds such as 120ms, or frames per second such as 8fps")
+        raise MdpError(
+            f"budget {budget!r} is not understood: give a share of the dense latency such as 0.55, "
+            "milliseconds such as 120ms, or frames per second such as 8fps"
+        )
     unit = (match[2] or "share").lower()
     if unit == "share" and float(match[1]) > 1:
-        raise MdpError(f"budget {budget!r} is a share of the dense latency and must not exceed 1; "
-                       f"for milliseconds write {match[1]}ms")
+        raise MdpError(
+            f"budget {budget!r} is a share of the dense latency and must not exceed 1; "
+            f"for milliseconds write {match[1]}ms"
+        )
     return float(match[1]), unit
 
 
@@ -142,6 +148,8 @@ def budget_ms(budget: float | str, dense_ms: float) -> float:
     number, unit = parse_budget(budget)
     value = {"share": number * dense_ms, "ms": number, "fps": 1000.0 / number}[unit]
     if value >= dense_ms:
-        raise MdpError(f"budget {budget!r} = {value:.1f} ms is not below the dense latency of {dense_ms:.1f} ms on "
-                       "this device: the dense model meets it already; give a smaller budget")
+        raise MdpError(
+            f"budget {budget!r} = {value:.1f} ms is not below the dense latency of {dense_ms:.1f} ms on "
+            "this device: the dense model meets it already; give a smaller budget"
+        )
     return value

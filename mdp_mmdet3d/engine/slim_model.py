@@ -1,4 +1,5 @@
 """A slim model from a config: the dense architecture, cut by a plan before any weight is loaded."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -47,9 +48,12 @@ def MDPSlimModel(architecture: dict, plan: str | Path | dict, **inherited: Any) 
 def without_pretrained(config: Any) -> Any:
     """Copy of a model config without initialisation from checkpoint files."""
     if isinstance(config, Mapping):
-        return {key: without_pretrained(value) for key, value in config.items()
-                if not (key == "init_cfg" and isinstance(value, Mapping) and value.get("type") == "Pretrained")
-                and not (key == "pretrained" and isinstance(value, str))}
+        return {
+            key: without_pretrained(value)
+            for key, value in config.items()
+            if not (key == "init_cfg" and isinstance(value, Mapping) and value.get("type") == "Pretrained")
+            and not (key == "pretrained" and isinstance(value, str))
+        }
     if isinstance(config, (list, tuple)):
         return type(config)(without_pretrained(value) for value in config)
     return config
@@ -66,15 +70,21 @@ def load_strictly(model: nn.Module) -> nn.Module:
 
 
 def _check_state(module: nn.Module, state: Mapping[str, Any], prefix: str, *_: Any) -> None:
-    found = {name.removeprefix(prefix): tuple(value.shape) for name, value in state.items()
-             if name.startswith(prefix) and isinstance(value, torch.Tensor)}
+    found = {
+        name.removeprefix(prefix): tuple(value.shape)
+        for name, value in state.items()
+        if name.startswith(prefix) and isinstance(value, torch.Tensor)
+    }
     expected = {name: tuple(value.shape) for name, value in module.state_dict().items()}
     differences = [
         f"{name}: expected {expected.get(name, 'nothing')}, found {found.get(name, 'nothing')}"
-        for name in sorted(expected.keys() | found.keys()) if expected.get(name) != found.get(name)
+        for name in sorted(expected.keys() | found.keys())
+        if expected.get(name) != found.get(name)
     ]
     if differences:
         more = len(differences) - NAMED_DIFFERENCES
         raise StructureMismatchError(
             "the checkpoint does not fit this pruned model; it was saved with another plan or is dense.\n  "
-            + "\n  ".join(differences[:NAMED_DIFFERENCES]) + (f"\n  ... and {more} more" if more > 0 else ""))
+            + "\n  ".join(differences[:NAMED_DIFFERENCES])
+            + (f"\n  ... and {more} more" if more > 0 else "")
+        )

@@ -1,4 +1,5 @@
 """Pruning for another device: its latency table, and whole latencies that ``tools/validate_fps.py`` measured there."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -36,7 +37,8 @@ def load_target_table(path: Path, space: PruningSpace, precision: str) -> Latenc
         raise StructureMismatchError(
             f"latency table {path} was measured in {table.device.precision}, but prune.precision is {precision}: "
             f"measure again in {precision}, or prune for {table.device.precision} (--precision "
-            f"{table.device.precision})")
+            f"{table.device.precision})"
+        )
     missing: dict[str, str] = {}
     for term in space.frame_terms():
         try:
@@ -48,14 +50,14 @@ def load_target_table(path: Path, space: PruningSpace, precision: str) -> Latenc
         raise NotMeasuredError(
             f"latency table {path} ({table.device}) lacks {len(missing)} of {operators} operators of {space.model}; "
             f"the first: {next(iter(missing.values()))}. Was it made from this config? Make a bundle with "
-            "tools/profile_latency.py CONFIG --bundle F.zip and measure it on the target")
+            "tools/profile_latency.py CONFIG --bundle F.zip and measure it on the target"
+        )
     return table
 
 
 def table_identity(path: Path, table: LatencyTable) -> dict[str, Any]:
     """Which table a plan was made on, for plan and report."""
-    return {"path": str(path), "sha256": file_sha256(path), "entries": len(table),
-            "device": asdict(table.device)}
+    return {"path": str(path), "sha256": file_sha256(path), "entries": len(table), "device": asdict(table.device)}
 
 
 def target_model(space: PruningSpace, table: LatencyTable, points: Sequence[Measured]) -> LatencyModel:
@@ -63,8 +65,13 @@ def target_model(space: PruningSpace, table: LatencyTable, points: Sequence[Meas
     if points:
         return LatencyModel.fit(space, table, points)
     stages = dict.fromkeys(term.stage for term in space.frame_terms())
-    return LatencyModel(space, table, dict.fromkeys(stages, 0.0), dict.fromkeys(stages, 1.0), (
-        "sum of the operators, without a calibration: no whole network was measured on the target",))
+    return LatencyModel(
+        space,
+        table,
+        dict.fromkeys(stages, 0.0),
+        dict.fromkeys(stages, 1.0),
+        ("sum of the operators, without a calibration: no whole network was measured on the target",),
+    )
 
 
 def target_points(work_dir: Path, space: PruningSpace, table: LatencyTable, added: Path | None) -> list[Measured]:
@@ -105,20 +112,25 @@ def _validated(data: Mapping[str, Any], path: Path, precision: str) -> list[tupl
         if data["dense_latency"]:
             new.append((None, _stages(data["dense_latency"])))
     except (KeyError, TypeError, ValueError) as error:
-        raise FileFormatError(f"FPS validation {path} is damaged ({error!r}); run tools/validate_fps.py --json "
-                              "again") from error
+        raise FileFormatError(
+            f"FPS validation {path} is damaged ({error!r}); run tools/validate_fps.py --json again"
+        ) from error
     if _OF_DEPLOYMENT.get(found, found) != precision:
-        raise StructureMismatchError(f"FPS validation {path} is of {found}, the latency table of {precision}: export "
-                                     "and validate in the precision of the table")
+        raise StructureMismatchError(
+            f"FPS validation {path} is of {found}, the latency table of {precision}: export "
+            "and validate in the precision of the table"
+        )
     return new
 
 
 def _plan_of(path: Path, plan_hash: str, validation: Path) -> PruningPlan:
     plan = PruningPlan.load(path) if path.exists() else None
     if plan is None or plan.hash != plan_hash:
-        raise MdpError(f"FPS validation {validation} is of plan {plan_hash}, but {path} "
-                       f"{f'is plan {plan.hash}' if plan else 'does not exist'}: validate the plan of this work "
-                       "directory, or give the --work-dir it came from")
+        raise MdpError(
+            f"FPS validation {validation} is of plan {plan_hash}, but {path} "
+            f"{f'is plan {plan.hash}' if plan else 'does not exist'}: validate the plan of this work "
+            "directory, or give the --work-dir it came from"
+        )
     return plan
 
 

@@ -1,4 +1,5 @@
 """What ``tools/train.py`` makes of a config: optional sections, where to go on, what cannot work."""
+
 from __future__ import annotations
 
 import re
@@ -16,8 +17,11 @@ from mdp_mmdet3d.errors import MdpError
 SECTIONS: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
     # section: hook, what it always gets, keys a config may set
     "ema": ("EMAHook", {"strict_load": True}, ("momentum", "begin_iter", "interval")),
-    "distillation": ("DistillationHook", {},
-                     ("teacher_config", "teacher_checkpoint", "logits_weight", "features_weight")),
+    "distillation": (
+        "DistillationHook",
+        {},
+        ("teacher_config", "teacher_checkpoint", "logits_weight", "features_weight"),
+    ),
 }
 _NUMBERED = re.compile(r"(?:iter|epoch)_(\d+)\.pth")
 
@@ -38,8 +42,9 @@ def add_optional_hooks(config: Config) -> None:
         if section == "distillation":
             for key in ("teacher_config", "teacher_checkpoint"):
                 if not values.get(key):
-                    raise MdpError(f"the config's distillation section lacks {key}: name the dense model's config and "
-                                   "its weights")
+                    raise MdpError(
+                        f"the config's distillation section lacks {key}: name the dense model's config and its weights"
+                    )
         config.custom_hooks = [*(config.get("custom_hooks") or ()), {"type": hook, **fixed, **values}]
 
 
@@ -86,9 +91,13 @@ def check_loaders(config: Config) -> None:
     for name in ("val_dataloader", "test_dataloader"):
         loader = config.get(name)
         if loader and loader.get("sampler", {}).get("type") == "SceneSampler" and loader.get("batch_size", 1) != 1:
-            raise MdpError(f"{name}.batch_size = {loader.batch_size}: a stream is evaluated frame by frame, so the "
-                           "batch size must be 1; use more processes (torchrun) to go faster")
+            raise MdpError(
+                f"{name}.batch_size = {loader.batch_size}: a stream is evaluated frame by frame, so the "
+                "batch size must be 1; use more processes (torchrun) to go faster"
+            )
     saving = (config.get("default_hooks") or {}).get("checkpoint") or {}
     if saving.get("max_keep_ckpts") == 1:
-        raise MdpError("default_hooks.checkpoint.max_keep_ckpts = 1: MMEngine deletes the only checkpoint before it "
-                       "writes the next, so a kill at that moment loses everything; keep 2 or more")
+        raise MdpError(
+            "default_hooks.checkpoint.max_keep_ckpts = 1: MMEngine deletes the only checkpoint before it "
+            "writes the next, so a kill at that moment loses everything; keep 2 or more"
+        )

@@ -1,4 +1,5 @@
 """Whole networks, exported and measured side by side: what the latency model is fitted to."""
+
 from __future__ import annotations
 
 import copy
@@ -47,13 +48,29 @@ def load_wholes(path: Path, identity: Mapping[str, Any]) -> list[Measured] | Non
 
 def save_wholes(path: Path, identity: Mapping[str, Any], points: Sequence[Measured]) -> None:
     """Keep measurements for `load_wholes`."""
-    write_json(path, {"schema_version": SCHEMA_VERSION, "identity": dict(identity), "points": [
-        {"widths": dict(p.widths), "removed": list(p.removed), "stages_ms": dict(p.stages_ms)} for p in points]})
+    write_json(
+        path,
+        {
+            "schema_version": SCHEMA_VERSION,
+            "identity": dict(identity),
+            "points": [
+                {"widths": dict(p.widths), "removed": list(p.removed), "stages_ms": dict(p.stages_ms)} for p in points
+            ],
+        },
+    )
 
 
-def measure_wholes(path: Path, identity: Mapping[str, Any], space: PruningSpace, dense: nn.Module, folder: Path,
-                   export: Callable[[nn.Module, str, PruningPlan], None],
-                   measure: Callable[[Sequence[str]], dict[str, LatencyStats]], *, count: int) -> list[Measured]:
+def measure_wholes(
+    path: Path,
+    identity: Mapping[str, Any],
+    space: PruningSpace,
+    dense: nn.Module,
+    folder: Path,
+    export: Callable[[nn.Module, str, PruningPlan], None],
+    measure: Callable[[Sequence[str]], dict[str, LatencyStats]],
+    *,
+    count: int,
+) -> list[Measured]:
     """Measure the dense, the smallest and some random structures in turns.
 
     Args:
@@ -79,7 +96,8 @@ def measure_wholes(path: Path, identity: Mapping[str, Any], space: PruningSpace,
     finally:
         for name in names[1:]:
             shutil.rmtree(folder / name, ignore_errors=True)
-    points = [Measured(dict(s.widths), tuple(sorted(s.removed)), stages_ms(stats[name]))
-              for name, s in zip(names, structures)]
+    points = [
+        Measured(dict(s.widths), tuple(sorted(s.removed)), stages_ms(stats[name])) for name, s in zip(names, structures)
+    ]
     save_wholes(path, identity, points)
     return points

@@ -1,4 +1,5 @@
 """Collect importance over a stream of frames; resumable frame by frame."""
+
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
@@ -19,8 +20,17 @@ from mdp_mmdet3d.space.types import PruningSpace
 SCHEMA_VERSION = 1
 
 
-def collect_importance(model: nn.Module, space: PruningSpace, batches: Iterable[Mapping[str, Any]], path: str | Path,
-                       *, num_batches: int, weights: str, data: str = "", progress: bool = True) -> ImportanceTable:
+def collect_importance(
+    model: nn.Module,
+    space: PruningSpace,
+    batches: Iterable[Mapping[str, Any]],
+    path: str | Path,
+    *,
+    num_batches: int,
+    weights: str,
+    data: str = "",
+    progress: bool = True,
+) -> ImportanceTable:
     """Accumulate the Taylor importance of every element over a stream of frames.
 
     The model runs in evaluation mode (no dropout, batch norm by its statistics) with the training loss. After every
@@ -41,8 +51,13 @@ def collect_importance(model: nn.Module, space: PruningSpace, batches: Iterable[
         MdpError: There were no batches, or none had finite gradients.
     """
     partial = Path(path).with_suffix(".partial.npz")
-    identity = {"schema_version": SCHEMA_VERSION, "space": space.hash, "weights": weights, "data": data,
-                "batches": num_batches}
+    identity = {
+        "schema_version": SCHEMA_VERSION,
+        "space": space.hash,
+        "weights": weights,
+        "data": data,
+        "batches": num_batches,
+    }
     state = None
     if partial.exists():
         meta, arrays = read_npz(partial, what="partial importance", schema_version=SCHEMA_VERSION)
@@ -76,8 +91,10 @@ def collect_importance(model: nn.Module, space: PruningSpace, batches: Iterable[
         model.zero_grad(set_to_none=True)
         table = accumulator.table(weights, num_batches, data)
     if table.batches == 0:
-        raise MdpError(f"importance: {table.skipped} of {table.skipped} batches had a loss or gradient that is not "
-                       "finite, or there was no data; check the checkpoint and the data set")
+        raise MdpError(
+            f"importance: {table.skipped} of {table.skipped} batches had a loss or gradient that is not "
+            "finite, or there was no data; check the checkpoint and the data set"
+        )
     table.save(path)
     partial.unlink(missing_ok=True)
     return table

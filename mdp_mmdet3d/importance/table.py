@@ -1,4 +1,5 @@
 """What every element is worth: plain data, numpy only."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -45,17 +46,27 @@ class ImportanceTable:
             dimension: Name.
             kept_blocks: Count only what lies in these blocks or outside of every block; all by default.
         """
-        parts = [array for block, array in self.scores[dimension].items()
-                 if block is None or kept_blocks is None or block in kept_blocks]
+        parts = [
+            array
+            for block, array in self.scores[dimension].items()
+            if block is None or kept_blocks is None or block in kept_blocks
+        ]
         first = next(iter(self.scores[dimension].values()))
         return np.sum(parts, axis=0) if parts else np.zeros_like(first)
 
     def save(self, path: str | Path) -> None:
         """Write as npz, atomically."""
         index = [(name, block) for name, blocks in self.scores.items() for block in blocks]
-        meta = {"schema_version": SCHEMA_VERSION, "fingerprint": self.fingerprint, "weights": self.weights,
-                "data": self.data, "batches": self.batches, "skipped": self.skipped, "requested": self.requested,
-                "index": index}
+        meta = {
+            "schema_version": SCHEMA_VERSION,
+            "fingerprint": self.fingerprint,
+            "weights": self.weights,
+            "data": self.data,
+            "batches": self.batches,
+            "skipped": self.skipped,
+            "requested": self.requested,
+            "index": index,
+        }
         arrays = {f"score_{i}": self.scores[name][block] for i, (name, block) in enumerate(index)}
         write_npz(path, meta, arrays)
 
@@ -76,8 +87,15 @@ class ImportanceTable:
             scores: dict[str, dict[str | None, np.ndarray]] = {}
             for i, (name, block) in enumerate(meta["index"]):
                 scores.setdefault(name, {})[block] = arrays[f"score_{i}"]
-            table = cls(meta["fingerprint"], meta["weights"], meta["batches"], meta["skipped"], meta["requested"],
-                        scores, meta["data"])
+            table = cls(
+                meta["fingerprint"],
+                meta["weights"],
+                meta["batches"],
+                meta["skipped"],
+                meta["requested"],
+                scores,
+                meta["data"],
+            )
         except (KeyError, TypeError, ValueError) as error:
             raise FileFormatError(f"importance table {path} is damaged ({error!r}); delete it and run again") from error
         if space is not None:
@@ -89,13 +107,15 @@ class ImportanceTable:
         if self.fingerprint != space.fingerprint:
             raise StructureMismatchError(
                 f"importance {path} was collected for another model (fingerprint {self.fingerprint}, this model has "
-                f"{space.fingerprint}); delete it or give another --work-dir")
+                f"{space.fingerprint}); delete it or give another --work-dir"
+            )
         for dimension in space.dimensions:
             blocks = {source.block for source in dimension.sources}
             found = self.scores.get(dimension.name, {})
             if set(found) != blocks or any(a.shape != (dimension.copies, dimension.size) for a in found.values()):
                 raise StructureMismatchError(
                     f"importance {path} has no matching scores for {dimension.name!r}; the pruning space has changed: "
-                    "delete it and run again")
+                    "delete it and run again"
+                )
             if any(not np.isfinite(a).all() or (a < 0).any() for a in found.values()):
                 raise FileFormatError(f"importance {path} holds negative or non-finite scores for {dimension.name!r}")

@@ -1,4 +1,5 @@
 """First-order Taylor importance (Molchanov et al., CVPR 2019, arXiv 1906.10771), accumulated on backward."""
+
 from __future__ import annotations
 
 from collections import defaultdict
@@ -69,6 +70,7 @@ class TaylorAccumulator:
                 self._terms[name, axis] = term + self._terms.get((name, axis), 0.0) if frozen else term
             if frozen:
                 parameter.grad = None
+
         return read
 
     def finish_batch(self, loss_scale: float = 1.0, reduce: Callable[[Tensor], Tensor] | None = None) -> bool:
@@ -94,11 +96,14 @@ class TaylorAccumulator:
         self.batches += 1
         return True
 
-    def _reduced(self, terms: Mapping[tuple[str, int], Tensor],
-                 reduce: Callable[[Tensor], Tensor]) -> dict[tuple[str, int], Tensor]:
+    def _reduced(
+        self, terms: Mapping[tuple[str, int], Tensor], reduce: Callable[[Tensor], Tensor]
+    ) -> dict[tuple[str, int], Tensor]:
         """Means over the processes; a process without gradient of a tensor counts 0."""
-        parts = [terms.get(key, torch.zeros(length, dtype=torch.float64, device=self._device))
-                 for key, length in self._lengths.items()]
+        parts = [
+            terms.get(key, torch.zeros(length, dtype=torch.float64, device=self._device))
+            for key, length in self._lengths.items()
+        ]
         means = reduce(torch.cat(parts)).split(list(self._lengths.values()))
         return dict(zip(self._lengths, means))
 
@@ -115,8 +120,15 @@ class TaylorAccumulator:
             blocks = scores[dimension.name]
             blocks[source.block] = blocks[source.block] + array if source.block in blocks else array.copy()
         seen = self.batches + self.skipped
-        return ImportanceTable(self.space.fingerprint, weights, self.batches, self.skipped,
-                               seen if requested is None else requested, scores, data)
+        return ImportanceTable(
+            self.space.fingerprint,
+            weights,
+            self.batches,
+            self.skipped,
+            seen if requested is None else requested,
+            scores,
+            data,
+        )
 
     def close(self) -> None:
         """Stop listening and freeze again what was frozen."""
@@ -129,15 +141,19 @@ class TaylorAccumulator:
     def __enter__(self) -> TaylorAccumulator:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                 trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
 
 def _score(dimension: Dimension, source: ScoreSource, terms: Mapping[tuple[str, int], Tensor]) -> Tensor:
     """|sum over the source's tensors| per element, (copies, size); a tensor without gradient counts 0."""
-    parts = [_region(dimension, axis, terms[axis.tensor, axis.axis]) for axis in source.axes
-             if (axis.tensor, axis.axis) in terms]
+    parts = [
+        _region(dimension, axis, terms[axis.tensor, axis.axis])
+        for axis in source.axes
+        if (axis.tensor, axis.axis) in terms
+    ]
     if not parts:
         return torch.zeros(dimension.copies, dimension.size, dtype=torch.float64)
     return torch.stack(parts).sum(dim=0).abs()
@@ -145,4 +161,4 @@ def _score(dimension: Dimension, source: ScoreSource, terms: Mapping[tuple[str, 
 
 def _region(dimension: Dimension, axis: TensorAxis, values: Tensor) -> Tensor:
     length = dimension.copies * dimension.size * axis.width
-    return values[axis.offset:axis.offset + length].reshape(dimension.copies, dimension.size, axis.width).sum(dim=2)
+    return values[axis.offset : axis.offset + length].reshape(dimension.copies, dimension.size, axis.width).sum(dim=2)

@@ -1,4 +1,5 @@
 """What TensorRT makes of every probe, without a GPU: kernels and memory of each engine."""
+
 from __future__ import annotations
 
 import re
@@ -30,8 +31,9 @@ def compute_capability(target: str) -> str:
     return f"{match[1]}.{match[2]}"
 
 
-def build_probes(points: Sequence[Point], precision: Precision, capability: str, path: Path,
-                 console: Console) -> dict[str, Any]:
+def build_probes(
+    points: Sequence[Point], precision: Precision, capability: str, path: Path, console: Console
+) -> dict[str, Any]:
     """Build one engine per point and write what each became; goes on where it was stopped.
 
     Args:
@@ -56,8 +58,13 @@ def build_probes(points: Sequence[Point], precision: Precision, capability: str,
         trt = load_tensorrt()
     except ImportError as error:
         raise MdpError(f"{error}: install tensorrt-rtx, which builds without a GPU") from error
-    identity = {"schema_version": SCHEMA_VERSION, "library": trt.__name__, "version": trt.__version__,
-                "precision": precision, "capability": capability}
+    identity = {
+        "schema_version": SCHEMA_VERSION,
+        "library": trt.__name__,
+        "version": trt.__version__,
+        "precision": precision,
+        "capability": capability,
+    }
     result: dict[str, Any] = {**identity, "probes": []}
     if path.exists():
         result = read_json(path, what="list of built probes", schema_version=SCHEMA_VERSION)
@@ -70,9 +77,13 @@ def build_probes(points: Sequence[Point], precision: Precision, capability: str,
     saved = time.monotonic()
     try:
         for count, (signature, widths) in enumerate(todo, start=1):
-            result["probes"].append({"operator": signature.key, "widths": list(widths),
-                                     **_build(operator_graph(signature, widths, precision).model.SerializeToString(),
-                                              capability)})
+            result["probes"].append(
+                {
+                    "operator": signature.key,
+                    "widths": list(widths),
+                    **_build(operator_graph(signature, widths, precision).model.SerializeToString(), capability),
+                }
+            )
             progress(count)
             if time.monotonic() - saved > _SAVE_EVERY_S:
                 write_json(path, result)
@@ -90,13 +101,16 @@ def refused(result: dict[str, Any]) -> list[dict[str, Any]]:
 def summary_line(result: dict[str, Any]) -> str:
     """Number of engines, kernels and seconds, for people."""
     built = [probe for probe in result["probes"] if "error" not in probe]
-    kernels, mixed = (sum(kernel["role"] == role for probe in built for kernel in probe["kernels"])
-                      for role in ("target", "mixed"))
+    kernels, mixed = (
+        sum(kernel["role"] == role for probe in built for kernel in probe["kernels"]) for role in ("target", "mixed")
+    )
     mib = max((probe["activation_bytes"] or 0 for probe in built), default=0) / 2**20
-    return (f"{len(built)} of {len(result['probes'])} probes built by {result['library']} {result['version']} for "
-            f"{result['capability']} in {result['precision']}: {kernels} kernels of operators, {mixed} mixed with "
-            f"their context, largest activation memory {mib:.1f} MiB, "
-            f"{sum(probe['seconds'] for probe in built):.0f} s of building")
+    return (
+        f"{len(built)} of {len(result['probes'])} probes built by {result['library']} {result['version']} for "
+        f"{result['capability']} in {result['precision']}: {kernels} kernels of operators, {mixed} mixed with "
+        f"their context, largest activation memory {mib:.1f} MiB, "
+        f"{sum(probe['seconds'] for probe in built):.0f} s of building"
+    )
 
 
 def _build(model: bytes, capability: str) -> dict[str, Any]:
@@ -105,8 +119,10 @@ def _build(model: bytes, capability: str) -> dict[str, Any]:
     except MdpError as error:
         return {"error": str(error)}
     signs = kernel_signs(report["kernels"])
-    return {**report, "kernels": [{**kernel, "role": _role(kernel, signs[kernel["name"]])}
-                                  for kernel in report["kernels"]]}
+    return {
+        **report,
+        "kernels": [{**kernel, "role": _role(kernel, signs[kernel["name"]])} for kernel in report["kernels"]],
+    }
 
 
 def _role(kernel: dict[str, Any], sign: int) -> str:

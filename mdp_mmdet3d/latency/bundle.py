@@ -1,4 +1,5 @@
 """The probe bundle: everything that makes a latency table on a device without torch, mmcv or this package."""
+
 from __future__ import annotations
 
 import json
@@ -50,20 +51,38 @@ def write_bundle(points: list[Point], path: str | Path, precision: Precision = "
             nonlocal largest
             largest = max(largest, _share_weights(graph.model))
             archive.writestr(f"models/{name}.onnx", graph.model.SerializeToString())
-            return {"file": f"models/{name}.onnx", "inputs": {k: list(v) for k, v in graph.inputs.items()},
-                    "copies": graph.copies}
+            return {
+                "file": f"models/{name}.onnx",
+                "inputs": {k: list(v) for k, v in graph.inputs.items()},
+                "copies": graph.copies,
+            }
 
         reference = add(reference_graph(precision), "reference")
         for signature, group in groupby(ordered, key=lambda point: point[0]):
-            probes = [{"widths": list(widths),
-                       **add(operator_graph(signature, widths, precision),
-                             f"{len(operators):03d}_{signature.kind}_{'_'.join(map(str, widths))}")}
-                      for _, widths in group]
+            probes = [
+                {
+                    "widths": list(widths),
+                    **add(
+                        operator_graph(signature, widths, precision),
+                        f"{len(operators):03d}_{signature.kind}_{'_'.join(map(str, widths))}",
+                    ),
+                }
+                for _, widths in group
+            ]
             operators.append({"operator": signature.kind, "attributes": dict(signature.attributes), "probes": probes})
         archive.writestr(f"models/{_WEIGHTS}", _random_weights(largest + _OFFSETS * _PAGE, precision))
-        archive.writestr("manifest.json", json.dumps({
-            "schema_version": MANIFEST_VERSION, "precision": precision, "reference": reference,
-            "operators": operators}, indent=1))
+        archive.writestr(
+            "manifest.json",
+            json.dumps(
+                {
+                    "schema_version": MANIFEST_VERSION,
+                    "precision": precision,
+                    "reference": reference,
+                    "operators": operators,
+                },
+                indent=1,
+            ),
+        )
     return len(points)
 
 

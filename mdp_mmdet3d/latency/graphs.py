@@ -21,8 +21,19 @@ SOURCE_CHANNELS = 16
 DECODER_COPIES = 2
 
 
-_REFERENCE = OperatorSignature.make("conv", batch=1, height=32, width=88, kernel_h=3, kernel_w=3, stride=1, padding=1,
-                                    groups=1, relu=True, residual=False)
+_REFERENCE = OperatorSignature.make(
+    "conv",
+    batch=1,
+    height=32,
+    width=88,
+    kernel_h=3,
+    kernel_w=3,
+    stride=1,
+    padding=1,
+    groups=1,
+    relu=True,
+    residual=False,
+)
 
 
 Precision = Literal["float32", "float16"]

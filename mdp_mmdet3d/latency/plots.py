@@ -1,4 +1,5 @@
 """Pictures of a latency table: staircases per operator, and where the milliseconds of a model are."""
+
 from __future__ import annotations
 
 import math
@@ -36,7 +37,7 @@ def plot_staircases(space: PruningSpace, table: LatencyTable, path: str | Path) 
             terms.setdefault(term.signature, term)
     rows = math.ceil(len(terms) / _COLUMNS)
     figure, axes = plt.subplots(rows, _COLUMNS, figsize=(4.2 * _COLUMNS, 3.0 * rows), squeeze=False)
-    for axis in axes.flat[len(terms):]:
+    for axis in axes.flat[len(terms) :]:
         axis.set_visible(False)
     for axis, term in zip(axes.flat, terms.values(), strict=False):
         _panel(axis, space, table, term)
@@ -51,14 +52,21 @@ def _panel(axis: Axes, space: PruningSpace, table: LatencyTable, term: CostTerm)
     options = [(width,) if isinstance(width, int) else space.by_name[width].options for width in term.widths]
     along = max(rank for rank, counts in enumerate(options) if len(counts) > 1)
     for counts in _few([(0,) if rank == along else axis for rank, axis in enumerate(options)]):
-        rows = np.array([[*counts[:along], width, *counts[along + 1:]] for width in options[along]])
+        rows = np.array([[*counts[:along], width, *counts[along + 1 :]] for width in options[along]])
         ms, interpolated = table.lookup_many(term.signature, rows)
-        label = ", ".join(f"{role} {count}" for rank, (role, count) in enumerate(zip(roles, counts, strict=True))
-                          if rank != along)
-        line, = axis.plot(options[along], ms, linewidth=1, label=label or None)
+        label = ", ".join(
+            f"{role} {count}" for rank, (role, count) in enumerate(zip(roles, counts, strict=True)) if rank != along
+        )
+        (line,) = axis.plot(options[along], ms, linewidth=1, label=label or None)
         for mask, fill in ((~interpolated, line.get_color()), (interpolated, "white")):
-            axis.plot(np.array(options[along])[mask], ms[mask], "o", markersize=4, color=line.get_color(),
-                      markerfacecolor=fill)
+            axis.plot(
+                np.array(options[along])[mask],
+                ms[mask],
+                "o",
+                markersize=4,
+                color=line.get_color(),
+                markerfacecolor=fill,
+            )
     axis.set_title(term.name.rsplit("decoder.", 1)[-1], fontsize=8)
     axis.set_xlabel(roles[along], fontsize=7)
     axis.set_ylabel("ms", fontsize=7)

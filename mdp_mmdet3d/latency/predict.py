@@ -150,11 +150,13 @@ class LatencyModel:
     def interpolated_points(self, widths: Mapping[str, int], removed: Collection[str] = ()) -> list[Point]:
         """The distinct table entries of this structure that are not measured but interpolated."""
         self._check(widths, removed)
-        return list(dict.fromkeys(
-            (term.signature, term_widths(self.space, term, widths))
-            for term, _, interpolated in self._terms(widths, removed)
-            if interpolated
-        ))
+        return list(
+            dict.fromkeys(
+                (term.signature, term_widths(self.space, term, widths))
+                for term, _, interpolated in self._terms(widths, removed)
+                if interpolated
+            )
+        )
 
     def interpolated_entries(self, widths: Mapping[str, int], removed: Collection[str] = ()) -> int:
         """How many `interpolated_points` there are."""

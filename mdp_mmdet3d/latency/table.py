@@ -80,8 +80,11 @@ class MeasurementProtocol:
 
     def differences(self, other: MeasurementProtocol) -> list[str]:
         """Fields in which two protocols differ, as readable text."""
-        return [f"{f.name}: {getattr(self, f.name)!r} and {getattr(other, f.name)!r}"
-                for f in fields(self) if getattr(self, f.name) != getattr(other, f.name)]
+        return [
+            f"{f.name}: {getattr(self, f.name)!r} and {getattr(other, f.name)!r}"
+            for f in fields(self)
+            if getattr(self, f.name) != getattr(other, f.name)
+        ]
 
 
 @dataclass(frozen=True)
@@ -159,8 +162,9 @@ class LatencyTable:
     def expected_ms(self, signature: OperatorSignature, widths: tuple[int, ...]) -> float | None:
         """What the other entries make one expect of a point, or None if they do not surround it."""
         others = LatencyTable(self.device, self.protocol)
-        others._entries[signature] = {key: entry for key, entry in self._entries.get(signature, {}).items()
-                                      if key != tuple(widths)}
+        others._entries[signature] = {
+            key: entry for key, entry in self._entries.get(signature, {}).items() if key != tuple(widths)
+        }
         try:
             return others.lookup(signature, widths).ms
         except NotMeasuredError:
@@ -236,13 +240,17 @@ class LatencyTable:
                 raise NotMeasuredError(
                     f"{signature.key} with {widths[~blocked][0].tolist()} channels: an input count that is no multiple "
                     "of 4 leaves ONNX Runtime's blocked layout and cannot be interpolated; measure it (policy 'exact') "
-                    "or let the dimension's options be multiples of 4")
+                    "or let the dimension's options be multiples of 4"
+                )
         covered = inside(grid, widths)
         if not covered.all():
-            ranges = ", ".join(f"{role} {axis[0]}..{axis[-1]}"
-                               for role, axis in zip(WIDTH_ROLES[signature.kind], grid[0], strict=True))
-            raise NotMeasuredError(f"{signature.key}: widths {widths[~covered][0].tolist()} lie outside the measured "
-                                   f"range ({ranges}) and are not extrapolated; measure them")
+            ranges = ", ".join(
+                f"{role} {axis[0]}..{axis[-1]}" for role, axis in zip(WIDTH_ROLES[signature.kind], grid[0], strict=True)
+            )
+            raise NotMeasuredError(
+                f"{signature.key}: widths {widths[~covered][0].tolist()} lie outside the measured "
+                f"range ({ranges}) and are not extrapolated; measure them"
+            )
         values = multilinear(grid, widths)
         return values * staircase(widths[:, 1]) if self._follows_staircase(signature) else values
 
@@ -253,9 +261,13 @@ class LatencyTable:
         """Complete grid of a signature, relative to the staircase where it follows one."""
         if signature not in self._grids:
             stairs = self._follows_staircase(signature)
-            self._grids[signature] = measured_grid({
-                widths: entry.ms / float(staircase(np.array(widths[1]))) if stairs else entry.ms
-                for widths, entry in self._entries[signature].items() if 0 not in widths})
+            self._grids[signature] = measured_grid(
+                {
+                    widths: entry.ms / float(staircase(np.array(widths[1]))) if stairs else entry.ms
+                    for widths, entry in self._entries[signature].items()
+                    if 0 not in widths
+                }
+            )
         return self._grids[signature]
 
     def merge(self, other: LatencyTable, *, force: bool = False) -> int:

@@ -1,4 +1,5 @@
 """How much an operator computes and moves: for estimates and as the yardstick that latency tables must beat."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass

@@ -1,4 +1,5 @@
 """A picture of a plan: how much of every dimension stays, and which blocks are gone."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -48,8 +49,9 @@ def plot_structure(path: str | Path, space: PruningSpace, plan: PruningPlan) -> 
 
 def _bar(axis: plt.Axes, row: int, dimension: Dimension, space: PruningSpace, plan: PruningPlan) -> None:
     # The stage width's consumers live in blocks too; a bar is gone only if every tensor of it is.
-    gone = all(any(block_contains(name, kind, m.tensor) for name, kind in plan.removed.items())
-               for m in dimension.members)
+    gone = all(
+        any(block_contains(name, kind, m.tensor) for name, kind in plan.removed.items()) for m in dimension.members
+    )
     axis.barh(row, 1.0, color="#eeeeee", height=0.8)
     if gone:
         axis.barh(row, 1.0, facecolor="white", edgecolor="#b33", hatch="////", height=0.8, linewidth=0.4)

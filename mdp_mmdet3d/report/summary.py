@@ -1,4 +1,5 @@
 """``report.json`` of a pruning job and the table that closes it."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -23,8 +24,9 @@ TRAINING_ONLY = ("img_roi_head.",)
 FRAME_ENGINES = ("image_encoder.onnx", "head.onnx")
 
 
-def model_figures(model: nn.Module, folder: Path, stats: LatencyStats | None,
-                  predicted_ms: float) -> dict[str, float | None]:
+def model_figures(
+    model: nn.Module, folder: Path, stats: LatencyStats | None, predicted_ms: float
+) -> dict[str, float | None]:
     """Size and speed of one exported model.
 
     Args:
@@ -38,18 +40,28 @@ def model_figures(model: nn.Module, folder: Path, stats: LatencyStats | None,
         ``macs`` (of the engines that run every frame). What was not measured is None; ``fps`` is predicted then.
     """
     return {
-        "latency_ms": stats and stats.settled_ms, "median_ms": stats and stats.median_ms,
-        "p90_ms": stats and stats.p90_ms, "encoder_ms": stats and stats.encoder_ms,
-        "head_ms": stats and stats.head_ms, "predicted_ms": predicted_ms,
+        "latency_ms": stats and stats.settled_ms,
+        "median_ms": stats and stats.median_ms,
+        "p90_ms": stats and stats.p90_ms,
+        "encoder_ms": stats and stats.encoder_ms,
+        "head_ms": stats and stats.head_ms,
+        "predicted_ms": predicted_ms,
         "fps": stats.fps if stats else 1e3 / predicted_ms,
         "params": sum(p.numel() for n, p in model.named_parameters() if not n.startswith(TRAINING_ONLY)),
         "macs": sum(count_macs(folder / engine) for engine in FRAME_ENGINES),
     }
 
 
-def build_report(*, space: PruningSpace, importance: ImportanceTable, plan: PruningPlan, solution: RankedSolution,
-                 figures: Mapping[str, Mapping[str, float | None]], seconds: Mapping[str, float],
-                 **facts: Any) -> dict[str, Any]:
+def build_report(
+    *,
+    space: PruningSpace,
+    importance: ImportanceTable,
+    plan: PruningPlan,
+    solution: RankedSolution,
+    figures: Mapping[str, Mapping[str, float | None]],
+    seconds: Mapping[str, float],
+    **facts: Any,
+) -> dict[str, Any]:
     """Put a run's results together.
 
     Args:
@@ -71,8 +83,11 @@ def build_report(*, space: PruningSpace, importance: ImportanceTable, plan: Prun
         "importance_kept": result.objective / problem.dense.value if problem.dense.value else 1.0,
         "importance_frames": importance.batches,
         "importance_skipped": importance.skipped,
-        "solver": {**{k: v for k, v in result.to_json().items() if k not in ("options", "kept")},
-                   "ranking_rounds": solution.rounds, "objective_first_ranking": solution.first_objective},
+        "solver": {
+            **{k: v for k, v in result.to_json().items() if k not in ("options", "kept")},
+            "ranking_rounds": solution.rounds,
+            "objective_first_ranking": solution.first_objective,
+        },
         "plan_hash": plan.hash,
         "removed_blocks": sorted(plan.removed),
         "widths": {d.name: [plan.width(d.name, d.size), d.size] for d in space.dimensions},
@@ -88,25 +103,35 @@ def print_summary(report: Mapping[str, Any], console: Console) -> None:
     for column in ("", "dense", "pruned", "ratio"):
         table.add_column(column, justify="left" if not column else "right")
     dense, pruned = report["dense"], report["pruned"]
-    for name, key, scale, digits in (("latency, measured (ms)", "latency_ms", 1, 1),
-                                     ("latency, predicted (ms)", "predicted_ms", 1, 1 if measured else 3),
-                                     ("FPS" if measured else "FPS, predicted", "fps", 1, 2),
-                                     ("parameters (M)", "params", 1e-6, 2), ("MACs per frame (G)", "macs", 1e-9, 2)):
+    for name, key, scale, digits in (
+        ("latency, measured (ms)", "latency_ms", 1, 1),
+        ("latency, predicted (ms)", "predicted_ms", 1, 1 if measured else 3),
+        ("FPS" if measured else "FPS, predicted", "fps", 1, 2),
+        ("parameters (M)", "params", 1e-6, 2),
+        ("MACs per frame (G)", "macs", 1e-9, 2),
+    ):
         if dense[key] is not None:
             a, b = dense[key] * scale, pruned[key] * scale
             table.add_row(name, f"{a:.{digits}f}", f"{b:.{digits}f}", f"{b / a:.3f}")
     console.print(table)
     solver = report["solver"]
-    speedup = f"speed-up {report['speedup']:.2f}x (side by side)" if measured else (
-        f"speed-up {dense['predicted_ms'] / pruned['predicted_ms']:.2f}x (predicted)")
+    speedup = (
+        f"speed-up {report['speedup']:.2f}x (side by side)"
+        if measured
+        else (f"speed-up {dense['predicted_ms'] / pruned['predicted_ms']:.2f}x (predicted)")
+    )
     digits = 1 if measured else 3
-    console.print(f"budget {report['budget']} = {report['budget_ms']:.{digits}f} ms; {speedup}; "
-                  f"not prunable {report['not_prunable_ms']:.{digits}f} ms "
-                  f"({report['not_prunable_ms'] / dense['predicted_ms']:.1%} of dense), "
-                  f"smallest reachable {solver['minimum']['latency_ms']:.{digits}f} ms")
-    console.print(f"solver {solver['status']}, gap {solver['gap']:.1e}; importance kept "
-                  f"{report['importance_kept']:.1%}; {len(report['removed_blocks'])} blocks removed; "
-                  f"{report['interpolated_entries']} interpolated table entries; plan {report['plan_hash']}")
+    console.print(
+        f"budget {report['budget']} = {report['budget_ms']:.{digits}f} ms; {speedup}; "
+        f"not prunable {report['not_prunable_ms']:.{digits}f} ms "
+        f"({report['not_prunable_ms'] / dense['predicted_ms']:.1%} of dense), "
+        f"smallest reachable {solver['minimum']['latency_ms']:.{digits}f} ms"
+    )
+    console.print(
+        f"solver {solver['status']}, gap {solver['gap']:.1e}; importance kept "
+        f"{report['importance_kept']:.1%}; {len(report['removed_blocks'])} blocks removed; "
+        f"{report['interpolated_entries']} interpolated table entries; plan {report['plan_hash']}"
+    )
     if "accuracy" in report:
         console.print(_accuracy_table(report))
     worst = report["differences"]["pruned"]
@@ -119,22 +144,32 @@ def print_target_steps(report: Mapping[str, Any], config: str, work_dir: Path, c
     """What is left to do on the device that a plan was made for."""
     table = report["latency_table"]
     device = _device(report["device"])
-    console.print(f"[bold]End-to-end latency on {device} is a prediction[/bold] ({'; '.join(report['latency_model'])})."
-                  " To do on that device:", highlight=False)
+    console.print(
+        f"[bold]End-to-end latency on {device} is a prediction[/bold] ({'; '.join(report['latency_model'])})."
+        " To do on that device:",
+        highlight=False,
+    )
     if report["device"]["runtime"] == "roofline":
         console.print("- measure: the table is an estimate from peak figures, no measurement", highlight=False)
     if report["interpolated"]:
         console.print(f"- {len(report['interpolated'])} table entries of this plan are interpolated:", highlight=False)
         for entry in report["interpolated"]:
             console.print(f"    {entry['operator']} {entry['widths']}", highlight=False, markup=False)
-        console.print(f"  measure exactly these: tools/profile_latency.py {config} --bundle more.zip --plan "
-                      f"{work_dir}/plan.json --lacking {table['path']}, run it there, then tools/profile_latency.py "
-                      f"merge {table['path']} more.json, and prune again", highlight=False, markup=False)
+        console.print(
+            f"  measure exactly these: tools/profile_latency.py {config} --bundle more.zip --plan "
+            f"{work_dir}/plan.json --lacking {table['path']}, run it there, then tools/profile_latency.py "
+            f"merge {table['path']} more.json, and prune again",
+            highlight=False,
+            markup=False,
+        )
     fp32 = report["device"]["precision"] == "float32"
     precision = "" if fp32 else ", both exported in that precision (tools/export.py)"
-    console.print(f"- validate: tools/validate_fps.py {work_dir}/onnx/pruned --dense {work_dir}/onnx/dense "
-                  f"--fps N --json fps.json{precision}; --target-latency fps.json calibrates the next run on it",
-                  highlight=False, markup=False)
+    console.print(
+        f"- validate: tools/validate_fps.py {work_dir}/onnx/pruned --dense {work_dir}/onnx/dense "
+        f"--fps N --json fps.json{precision}; --target-latency fps.json calibrates the next run on it",
+        highlight=False,
+        markup=False,
+    )
 
 
 def _device(device: Mapping[str, Any]) -> str:
@@ -151,6 +186,10 @@ def _accuracy_table(report: Mapping[str, Any]) -> Table:
     names = {"dense": "dense", "pruned": "pruned", "finetuned": "pruned, fine-tuned"}
     for name, figures in report["accuracy"].items():
         latency_ms = report["dense" if name == "dense" else "pruned"].get("latency_ms")
-        table.add_row(names[name], f"{figures['mAP']:.3f}", f"{figures['NDS']:.3f}",
-                      "" if latency_ms is None else f"{latency_ms:.1f}")
+        table.add_row(
+            names[name],
+            f"{figures['mAP']:.3f}",
+            f"{figures['NDS']:.3f}",
+            "" if latency_ms is None else f"{latency_ms:.1f}",
+        )
     return table

@@ -1,4 +1,5 @@
 """Which parts STAY: the pruning program and its proven optimum. Needs numpy and PySCIPOpt only."""
+
 from mdp_mmdet3d.solver.problem import (
     Evaluation,
     InvalidProblemError,
@@ -12,6 +13,16 @@ from mdp_mmdet3d.solver.result import Formulation, SolveOptions, SolveResult, So
 from mdp_mmdet3d.solver.route import solve
 
 __all__ = [
-    "Evaluation", "Formulation", "InvalidProblemError", "PlanIndices", "ProblemBlock", "ProblemDimension",
-    "ProblemTerm", "PruningProblem", "SolveOptions", "SolveResult", "SolveStatus", "solve",
+    "Evaluation",
+    "Formulation",
+    "InvalidProblemError",
+    "PlanIndices",
+    "ProblemBlock",
+    "ProblemDimension",
+    "ProblemTerm",
+    "PruningProblem",
+    "SolveOptions",
+    "SolveResult",
+    "SolveStatus",
+    "solve",
 ]

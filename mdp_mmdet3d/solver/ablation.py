@@ -1,4 +1,5 @@
 """The paper's ablation as problem transformations: without block removal, with linear latency."""
+
 from __future__ import annotations
 
 from dataclasses import replace
@@ -31,6 +32,7 @@ def linear_latency(problem: PruningProblem, at: PlanIndices) -> PruningProblem:
         problem: The problem with its joint tables.
         at: Where the other dimensions stand, the dense plan in HALP's first step.
     """
+
     def last_axis(term: ProblemTerm, array: np.ndarray) -> np.ndarray:
         return array[tuple(at.options[d] for d in term.dimensions[:-1])]
 
@@ -47,20 +49,31 @@ def linear_latency(problem: PruningProblem, at: PlanIndices) -> PruningProblem:
             return term
         inputs = len(term.dimensions) == 2 and any(cost.any() for cost in term.costs.values())
         simplify, dimensions = (last_axis, term.dimensions[-1:]) if inputs else (added_up, term.dimensions)
-        return ProblemTerm(term.name, dimensions, term.block,
-                           {metric: simplify(term, cost) for metric, cost in term.costs.items()},
-                           None if term.value is None else simplify(term, term.value))
+        return ProblemTerm(
+            term.name,
+            dimensions,
+            term.block,
+            {metric: simplify(term, cost) for metric, cost in term.costs.items()},
+            None if term.value is None else simplify(term, term.value),
+        )
 
     return replace(problem, terms=tuple(linear(term) for term in problem.terms))
 
 
 def at_most(problem: PruningProblem, plan: PlanIndices) -> PruningProblem:
     """The problem with the options up to those of ``plan``: what a later step of a schedule may still choose."""
-    dimensions = tuple(replace(dimension, options=dimension.options[:option + 1])
-                       for dimension, option in zip(problem.dimensions, plan.options))
+    dimensions = tuple(
+        replace(dimension, options=dimension.options[: option + 1])
+        for dimension, option in zip(problem.dimensions, plan.options)
+    )
     terms = []
     for term in problem.terms:
         window = tuple(slice(plan.options[d] + 1) for d in term.dimensions)
-        terms.append(replace(term, costs={metric: cost[window] for metric, cost in term.costs.items()},
-                             value=None if term.value is None else term.value[window]))
+        terms.append(
+            replace(
+                term,
+                costs={metric: cost[window] for metric, cost in term.costs.items()},
+                value=None if term.value is None else term.value[window],
+            )
+        )
     return replace(problem, dimensions=dimensions, terms=tuple(terms))

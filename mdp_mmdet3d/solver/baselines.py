@@ -2,6 +2,7 @@
 
 A baseline's plan may break the budget by the true tables: it is returned as it is, and `Baseline.feasible` tells.
 """
+
 from __future__ import annotations
 
 import time
@@ -46,9 +47,17 @@ class Baseline:
     note: str = ""
 
 
-def ablated(problem: PruningProblem, metric: str, budget: float, *, blocks: bool, linear: bool,
-            options: SolveOptions | None = None) -> Baseline:
+def ablated(
+    problem: PruningProblem,
+    metric: str,
+    budget: float,
+    *,
+    blocks: bool,
+    linear: bool,
+    options: SolveOptions | None = None,
+) -> Baseline:
     """The paper's ablation: exact optimum with or without block removal, with joint or linear latency."""
+
     def run() -> PlanIndices:
         reduced = problem if blocks else channels_only(problem)
         if linear:
@@ -60,8 +69,15 @@ def ablated(problem: PruningProblem, metric: str, budget: float, *, blocks: bool
     return _judged(name, problem, metric, budget, run)
 
 
-def halp(problem: PruningProblem, metric: str, budget: float, *, steps: int = 1, tighten: bool = False,
-         options: SolveOptions | None = None) -> Baseline:
+def halp(
+    problem: PruningProblem,
+    metric: str,
+    budget: float,
+    *,
+    steps: int = 1,
+    tighten: bool = False,
+    options: SolveOptions | None = None,
+) -> Baseline:
     """HALP's latency-saliency knapsack (Shen et al., NeurIPS 2022, section 3), solved exactly.
 
     The latency of a channel is what it adds to its own layer at the present number of inputs; blocks are not
@@ -113,13 +129,15 @@ def halp(problem: PruningProblem, metric: str, budget: float, *, steps: int = 1,
 
 def uniform(problem: PruningProblem, metric: str, budget: float) -> Baseline:
     """The same ratio everywhere: per ratio the largest option that does not exceed it, the best that fits."""
+
     def run() -> PlanIndices:
         best: tuple[float, PlanIndices] | None = None
         seen = set()
         for ratio in np.linspace(1.0, 0.0, _UNIFORM_RATIOS + 1):
             options = tuple(
                 max(int(np.searchsorted(d.options, ratio * d.options[-1] * (1 + 1e-12), side="right")) - 1, 0)
-                for d in problem.dimensions)
+                for d in problem.dimensions
+            )
             if options in seen:
                 continue
             seen.add(options)
@@ -143,8 +161,9 @@ def uniform_path(problem: PruningProblem) -> list[PlanIndices]:
     kept = (True,) * len(problem.blocks)
     path = [PlanIndices(tuple(options), kept)]
     while any(options):
-        _, index = max((d.options[k - 1] / d.options[-1], -i) for i, (d, k) in
-                       enumerate(zip(problem.dimensions, options)) if k)
+        _, index = max(
+            (d.options[k - 1] / d.options[-1], -i) for i, (d, k) in enumerate(zip(problem.dimensions, options)) if k
+        )
         options[-index] -= 1
         path.append(PlanIndices(tuple(options), kept))
     return path
@@ -157,9 +176,16 @@ def greedy(problem: PruningProblem, metric: str, budget: float) -> Baseline:
 
 def direct(problem: PruningProblem, metric: str, budget: float, *, time_limit_s: float = 60.0) -> Baseline:
     """SCIP on the bilinear model of the whole problem, without any other phase."""
+
     def run() -> PlanIndices:
-        answer = prove(problem, {metric: budget}, value_unit=problem.dense.value or 1.0, gap=1e-6,
-                       time_limit_s=time_limit_s, formulation=Formulation.FOLDED)
+        answer = prove(
+            problem,
+            {metric: budget},
+            value_unit=problem.dense.value or 1.0,
+            gap=1e-6,
+            time_limit_s=time_limit_s,
+            formulation=Formulation.FOLDED,
+        )
         notes.extend(answer.warnings)
         if answer.plan is None:
             raise InfeasibleBudgetError(f"SCIP found nothing in {time_limit_s:.0f} s", float("nan"))
@@ -190,12 +216,12 @@ class _Greedy:
             now = self.problem.evaluate(plan)
             if within(budget, now.costs[self.metric]):
                 return self.problem.canonical(plan)
-            move = min((m for m in (*self._counts(), *self._blocks(now.costs[self.metric], now.value))),
-                       default=None)
+            move = min((m for m in (*self._counts(), *self._blocks(now.costs[self.metric], now.value))), default=None)
             if move is None:
                 raise InfeasibleBudgetError(
                     f"greedy steps end at {now.costs[self.metric]:.6g}, above the budget of {budget:.6g}",
-                    now.costs[self.metric])
+                    now.costs[self.metric],
+                )
             self._apply(*move[1:])
 
     def _table(self, dimension: int) -> np.ndarray:
@@ -244,8 +270,14 @@ class _Greedy:
             self.tables[dimension] = self._table(dimension)
 
 
-def _judged(method: str, problem: PruningProblem, metric: str, budget: float, run: Callable[[], PlanIndices],
-            notes: list[str] | None = None) -> Baseline:
+def _judged(
+    method: str,
+    problem: PruningProblem,
+    metric: str,
+    budget: float,
+    run: Callable[[], PlanIndices],
+    notes: list[str] | None = None,
+) -> Baseline:
     start = time.perf_counter()
     try:
         plan = run()

@@ -1,4 +1,5 @@
 """From pruning space, importance and latency to the program's arrays, and from its answer back to elements."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -38,8 +39,9 @@ class Ranking:
     order: Mapping[str, np.ndarray]
 
     @classmethod
-    def by_importance(cls, space: PruningSpace, importance: ImportanceTable,
-                      kept_blocks: frozenset[str] | None = None) -> Ranking:
+    def by_importance(
+        cls, space: PruningSpace, importance: ImportanceTable, kept_blocks: frozenset[str] | None = None
+    ) -> Ranking:
         """Rank by the summed score of all members; only of those in ``kept_blocks`` if given."""
         order = {}
         for dimension in space.dimensions:
@@ -50,8 +52,9 @@ class Ranking:
         return cls(order)
 
 
-def _scores(space: PruningSpace, importance: ImportanceTable, dimension: Dimension,
-            kept_blocks: frozenset[str] | None) -> np.ndarray:
+def _scores(
+    space: PruningSpace, importance: ImportanceTable, dimension: Dimension, kept_blocks: frozenset[str] | None
+) -> np.ndarray:
     """Score per copy and element; a dimension without sources (heads) adds up what lies within its elements."""
     if dimension.sources:
         return importance.total(dimension.name, kept_blocks)
@@ -59,8 +62,12 @@ def _scores(space: PruningSpace, importance: ImportanceTable, dimension: Dimensi
     return np.sum(inner, axis=0)[None] if inner else np.zeros((1, dimension.size))
 
 
-def build_problem(space: PruningSpace, importance: ImportanceTable, latency: Latency, ranking: Ranking,
-                  ) -> PruningProblem:
+def build_problem(
+    space: PruningSpace,
+    importance: ImportanceTable,
+    latency: Latency,
+    ranking: Ranking,
+) -> PruningProblem:
     """Write down METHOD section 2 for one model, device and ranking.
 
     Args:
@@ -75,12 +82,18 @@ def build_problem(space: PruningSpace, importance: ImportanceTable, latency: Lat
     dimension_index = {d.name: i for i, d in enumerate(space.dimensions)}
     block_index = {b.name: i for i, b in enumerate(space.blocks)}
 
-    def term(name: str, dimensions: tuple[str, ...], block: str | None, cost: np.ndarray | float,
-             value: np.ndarray | None = None) -> ProblemTerm:
+    def term(
+        name: str,
+        dimensions: tuple[str, ...],
+        block: str | None,
+        cost: np.ndarray | float,
+        value: np.ndarray | None = None,
+    ) -> ProblemTerm:
         indices = tuple(dimension_index[d] for d in dimensions)
         shape = tuple(len(space.by_name[d].options) for d in dimensions)
-        return ProblemTerm(name, indices, None if block is None else block_index[block],
-                           {LATENCY: np.broadcast_to(cost, shape)}, value)
+        return ProblemTerm(
+            name, indices, None if block is None else block_index[block], {LATENCY: np.broadcast_to(cost, shape)}, value
+        )
 
     terms = [term("not prunable", (), None, latency.total_fixed_ms)]
     terms += [term(t.name, t.dimensions, t.block, latency.cost_array(t)[0]) for t in space.frame_terms()]
@@ -89,14 +102,20 @@ def build_problem(space: PruningSpace, importance: ImportanceTable, latency: Lat
             names, value = _value(space, dimension, scores, ranking)
             terms.append(term(f"value of {dimension.name}", names, block, 0.0, value))
     return PruningProblem(
-        space.model, (LATENCY,),
+        space.model,
+        (LATENCY,),
         tuple(ProblemDimension(d.name, d.options) for d in space.dimensions),
         tuple(ProblemBlock(b.name, None if b.parent is None else block_index[b.parent]) for b in space.blocks),
-        tuple(terms))
+        tuple(terms),
+    )
 
 
-def _value(space: PruningSpace, dimension: Dimension, scores: np.ndarray, ranking: Ranking,
-           ) -> tuple[tuple[str, ...], np.ndarray]:
+def _value(
+    space: PruningSpace,
+    dimension: Dimension,
+    scores: np.ndarray,
+    ranking: Ranking,
+) -> tuple[tuple[str, ...], np.ndarray]:
     """Importance kept by each option; for a width within heads, by each number of heads and width."""
     ordered = np.take_along_axis(scores, ranking.order[dimension.name], axis=1)
     per_copy = np.cumsum(ordered, axis=1)[:, np.array(dimension.options) - 1]
@@ -111,7 +130,7 @@ def select(space: PruningSpace, ranking: Ranking, plan: PlanIndices) -> Selectio
     """The elements and blocks that a plan of `build_problem` keeps and removes."""
     kept = {}
     for dimension, option in zip(space.dimensions, plan.options):
-        best = ranking.order[dimension.name][:, :dimension.options[option]]
+        best = ranking.order[dimension.name][:, : dimension.options[option]]
         kept[dimension.name] = tuple(tuple(sorted(int(e) for e in copy)) for copy in best)
     removed = frozenset(b.name for b, stays in zip(space.blocks, plan.kept) if not stays)
     return kept, removed

@@ -1,4 +1,5 @@
 """Checks of a result outside the solver: on the original tables, and by SCIP without any elimination."""
+
 from __future__ import annotations
 
 import hashlib
@@ -63,8 +64,9 @@ def certify(problem: PruningProblem, result: SolveResult) -> dict[str, Any]:
     }
 
 
-def audit(problem: PruningProblem, result: SolveResult, *, gap: float = 1e-6,
-          time_limit_s: float = 3600.0) -> dict[str, Any]:
+def audit(
+    problem: PruningProblem, result: SolveResult, *, gap: float = 1e-6, time_limit_s: float = 3600.0
+) -> dict[str, Any]:
     """Prove a result again: SCIP on the full linearised model, without elimination, reduction or labels.
 
     Args:
@@ -78,8 +80,15 @@ def audit(problem: PruningProblem, result: SolveResult, *, gap: float = 1e-6,
         SCIP's version, warnings.
     """
     start = time.perf_counter()
-    proof = prove(problem, result.budgets, value_unit=result.objective or 1.0, gap=gap / 2,
-                  time_limit_s=time_limit_s, formulation=Formulation.LINEARISED, start=result.plan)
+    proof = prove(
+        problem,
+        result.budgets,
+        value_unit=result.objective or 1.0,
+        gap=gap / 2,
+        time_limit_s=time_limit_s,
+        formulation=Formulation.LINEARISED,
+        start=result.plan,
+    )
     better = proof.plan is not None and problem.evaluate(proof.plan).value > result.objective * (1.0 + gap)
     closed = proof.bound <= result.objective * (1.0 + gap)
     return {
@@ -96,10 +105,16 @@ def audit(problem: PruningProblem, result: SolveResult, *, gap: float = 1e-6,
 def fingerprint(problem: PruningProblem) -> str:
     """SHA-256 over everything that decides the answer."""
     state = hashlib.sha256()
-    state.update(json.dumps([
-        problem.metrics, [d.options for d in problem.dimensions], [b.parent for b in problem.blocks],
-        [(t.dimensions, t.block) for t in problem.terms],
-    ]).encode())
+    state.update(
+        json.dumps(
+            [
+                problem.metrics,
+                [d.options for d in problem.dimensions],
+                [b.parent for b in problem.blocks],
+                [(t.dimensions, t.block) for t in problem.terms],
+            ]
+        ).encode()
+    )
     for term in problem.terms:
         for metric in problem.metrics:
             state.update(term.costs[metric].tobytes())

@@ -1,4 +1,5 @@
 """Label search with a target that moves from the bound downwards until the optimum is met."""
+
 from __future__ import annotations
 
 import time
@@ -51,8 +52,7 @@ def surviving(dual: Dual, limits: np.ndarray, target: float) -> list[np.ndarray]
     return [best >= floor for best in dual.sweep.state_marginals]
 
 
-def deepen(scaled: ScaledProblem, dual: Dual, progress: Progress, *, gap: float, reduce: bool,
-           deadline: float) -> None:
+def deepen(scaled: ScaledProblem, dual: Dual, progress: Progress, *, gap: float, reduce: bool, deadline: float) -> None:
     """Improve ``progress`` until it is exact, the deadline passes or there is no room for more labels.
 
     A search with a target between bound and optimum comes out empty, cheaply, and lowers the bound; the first one
@@ -111,8 +111,9 @@ def _improve(scaled: ScaledProblem, dual: Dual, progress: Progress, room: int, g
 class _Round:
     """One reduced graph with its completion bounds."""
 
-    def __init__(self, scaled: ScaledProblem, dual: Dual, target: float, reduce: bool, deadline: float,
-                 width: int | None = None) -> None:
+    def __init__(
+        self, scaled: ScaledProblem, dual: Dual, target: float, reduce: bool, deadline: float, width: int | None = None
+    ) -> None:
         self.target = target
         self._limits = scaled.limits
         self._deadline = deadline
@@ -137,8 +138,17 @@ class _Round:
         """Search; None where there is no room or no time."""
         if self._tree is None or self._packing is None:
             return SearchOutcome(None, True, 0)
-        search = LabelSearch(self._tree, self._packing, self._limits, self._bounds, self._largest_value,
-                             self.target, room, beam, self._deadline)
+        search = LabelSearch(
+            self._tree,
+            self._packing,
+            self._limits,
+            self._bounds,
+            self._largest_value,
+            self.target,
+            room,
+            beam,
+            self._deadline,
+        )
         try:
             return search.run()
         except OutOfRoomError:
@@ -150,7 +160,7 @@ class _Round:
             return
         value = float(outcome.row[0]) * self._largest_value / RESOLUTION
         if value > progress.lower + (-_ROUNDING if complete else 1e-12):
-            words = outcome.row[1 + len(self._limits):]
+            words = outcome.row[1 + len(self._limits) :]
             progress.plan, progress.lower = self._packing.unpack(words), value
 
 
@@ -172,6 +182,9 @@ def _functions(multipliers: np.ndarray) -> list[tuple[float, np.ndarray]]:
         functions += [(1.0, multipliers * factor) for factor in _SPREAD if multipliers.any()]
     else:
         for factor in _SPREAD_OF_MANY:
-            functions += [(1.0, multipliers * np.where(np.arange(count) == axis, factor, 1.0))
-                          for axis in range(count) if multipliers[axis] > 0]
+            functions += [
+                (1.0, multipliers * np.where(np.arange(count) == axis, factor, 1.0))
+                for axis in range(count)
+                if multipliers[axis] > 0
+            ]
     return functions + [(0.0, row) for row in np.eye(count)]

@@ -1,4 +1,5 @@
 """Which labels of a group another label makes useless. Rows are integers: value, M costs, packed plan."""
+
 from __future__ import annotations
 
 import numpy as np

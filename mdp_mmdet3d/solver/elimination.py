@@ -1,4 +1,5 @@
 """Exact maximisation over the group graph: max-plus messages along an elimination tree."""
+
 from __future__ import annotations
 
 import math
@@ -247,11 +248,14 @@ def _buckets(graph: FactorGraph, order: list[int]) -> tuple[Bucket, ...]:
         scopes += [buckets[c].separator for c in children[index]]
         separator = tuple(sorted({v for scope in scopes for v in scope} - {variable}))
         target = (variable, *separator)
-        buckets.append(Bucket(
-            variable, separator,
-            tuple(View.make(f, graph.factors[f].scope, target) for f in factors[index]),
-            tuple(View.make(c, buckets[c].separator, target) for c in children[index]),
-        ))
+        buckets.append(
+            Bucket(
+                variable,
+                separator,
+                tuple(View.make(f, graph.factors[f].scope, target) for f in factors[index]),
+                tuple(View.make(c, buckets[c].separator, target) for c in children[index]),
+            )
+        )
         # Independent parts meet in the last bucket.
         if index < len(order) - 1:
             children[min((position[v] for v in separator), default=len(order) - 1)].append(index)

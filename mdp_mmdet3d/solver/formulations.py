@@ -3,6 +3,7 @@
 The options of a dimension that only block b uses sum to z_b instead of 1, so its terms need no further
 factor and a removed block has one representation.
 """
+
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -42,8 +43,9 @@ class ScipFormulation:
         return PlanIndices(options, tuple(bool(flat[b]) for b in self.blocks))
 
 
-def linearised(problem: PruningProblem, budgets: Mapping[str, float], value_unit: float,
-               start: PlanIndices | None = None) -> ScipFormulation:
+def linearised(
+    problem: PruningProblem, budgets: Mapping[str, float], value_unit: float, start: PlanIndices | None = None
+) -> ScipFormulation:
     """Mixed-integer linear model: each product of one-hots is a table of local marginals.
 
     Args:
@@ -61,8 +63,9 @@ def linearised(problem: PruningProblem, budgets: Mapping[str, float], value_unit
     return draft.finish(start)
 
 
-def folded(problem: PruningProblem, budgets: Mapping[str, float], value_unit: float,
-           start: PlanIndices | None = None) -> ScipFormulation:
+def folded(
+    problem: PruningProblem, budgets: Mapping[str, float], value_unit: float, start: PlanIndices | None = None
+) -> ScipFormulation:
     """Mixed-integer bilinear model: products of two one-hots stay products, a third factor is linearised.
 
     Arguments as for `linearised`.
@@ -103,8 +106,9 @@ def homes(problem: PruningProblem) -> list[int | None]:
 class _Draft:
     """What the formulations share: one-hots, nesting, rows of value and budgets."""
 
-    def __init__(self, problem: PruningProblem, budgets: Mapping[str, float], value_unit: float,
-                 quadratic: bool = False) -> None:
+    def __init__(
+        self, problem: PruningProblem, budgets: Mapping[str, float], value_unit: float, quadratic: bool = False
+    ) -> None:
         self.budgets = budgets
         self.value_unit = value_unit
         self.value_offset = 0.0

@@ -3,6 +3,7 @@
 A dimension that only one block uses gets one more state, "off", which means that the block is removed. So a
 block with such a dimension needs no variable of its own; any other is a variable with two states.
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -128,8 +129,9 @@ class FactorGraph:
             for cost, limit in zip(factor.costs, limits):
                 beyond |= cost > limit
             # Their numbers may be so large that sums with them would lose the others' digits.
-            factors.append(Factor(factor.scope, np.where(beyond, FORBIDDEN, factor.value),
-                                  np.where(beyond, 0.0, factor.costs)))
+            factors.append(
+                Factor(factor.scope, np.where(beyond, FORBIDDEN, factor.value), np.where(beyond, 0.0, factor.costs))
+            )
         return replace(self, factors=tuple(factors))
 
     def measure(self, assignment: Sequence[int]) -> tuple[float, np.ndarray]:
@@ -153,15 +155,14 @@ class FactorGraph:
         chosen = [int(states[position]) for states, position in zip(self.states, assignment)]
         count = len(self.problem.dimensions)
         last = [len(d.options) - 1 for d in self.problem.dimensions]
-        kept = tuple(
-            bool(chosen[v] <= last[v]) if v < count else chosen[v] == 1 for v in self.witness
-        )
+        kept = tuple(bool(chosen[v] <= last[v]) if v < count else chosen[v] == 1 for v in self.witness)
         options = tuple(min(chosen[d], last[d]) for d in range(count))
         return self.problem.canonical(PlanIndices(options, kept))
 
 
-def build_graph(problem: PruningProblem, metrics: Sequence[str], value_unit: float,
-                cost_units: Sequence[float]) -> FactorGraph:
+def build_graph(
+    problem: PruningProblem, metrics: Sequence[str], value_unit: float, cost_units: Sequence[float]
+) -> FactorGraph:
     """The group graph of a problem.
 
     Args:
@@ -175,8 +176,7 @@ def build_graph(problem: PruningProblem, metrics: Sequence[str], value_unit: flo
     for dimension, block in enumerate(home):
         if block is not None:
             members.setdefault(block, []).append(dimension)
-    on = [np.arange(len(d.options) + (home[i] is not None)) < len(d.options)
-          for i, d in enumerate(problem.dimensions)]
+    on = [np.arange(len(d.options) + (home[i] is not None)) < len(d.options) for i, d in enumerate(problem.dimensions)]
     witness = []
     for block in range(len(problem.blocks)):
         if block in members:
@@ -223,8 +223,7 @@ class _Tables:
         self.metrics = metrics
         self.content: dict[tuple[int, ...], list[np.ndarray]] = {}
 
-    def add(self, scope: tuple[int, ...], value: np.ndarray, costs: list[np.ndarray],
-            deciding: set[int]) -> None:
+    def add(self, scope: tuple[int, ...], value: np.ndarray, costs: list[np.ndarray], deciding: set[int]) -> None:
         """Add a term that counts while its variables are on; 0 where all ``deciding`` ones are off."""
         shape = tuple(len(self.on[v]) for v in scope)
         full_value, full_costs = np.full(shape, FORBIDDEN), np.zeros((self.metrics, *shape))

@@ -4,6 +4,7 @@ A label is a partial plan below one bucket. It is a row of integers that add up 
 value and costs in fixed point, so that ties are exact and no order of summation matters, and the chosen states
 packed into bit fields (`Packing`).
 """
+
 from __future__ import annotations
 
 import heapq
@@ -19,7 +20,7 @@ from mdp_mmdet3d.solver.packing import Packing
 
 RESOLUTION = 2.0**45
 """Fixed-point units of the largest value and of one scaled cost: the sums of hundreds of terms stay exact to 1e-11."""
-_LARGEST_ENTRY = 4.0   # more than any plan within the limits is worth or costs
+_LARGEST_ENTRY = 4.0  # more than any plan within the limits is worth or costs
 _ROUNDING = 1e-10
 _PAIRS_PER_LABEL, _PAIRS_AT_ONCE = 16, 200_000
 
@@ -96,8 +97,18 @@ class LabelSearch:
         deadline: `time.perf_counter` at which to give up.
     """
 
-    def __init__(self, tree: Elimination, packing: Packing, limits: np.ndarray, bounds: list[CompletionBound],
-                 largest_value: float, target: float, room: int, beam: bool, deadline: float) -> None:
+    def __init__(
+        self,
+        tree: Elimination,
+        packing: Packing,
+        limits: np.ndarray,
+        bounds: list[CompletionBound],
+        largest_value: float,
+        target: float,
+        room: int,
+        beam: bool,
+        deadline: float,
+    ) -> None:
         self.tree = tree
         self.bounds = bounds
         self.target = target
@@ -109,10 +120,12 @@ class LabelSearch:
         self.packing = packing
         self.limit_units = np.floor(limits * RESOLUTION).astype(np.int64)
         self._tables = [_fixed_point(factor.value / largest_value, factor.costs) for factor in tree.graph.factors]
-        self._floors = np.array([
-            bound.weight * target - float(bound.multipliers @ limits) - _ROUNDING * (1.0 + bound.multipliers.sum())
-            for bound in bounds
-        ])
+        self._floors = np.array(
+            [
+                bound.weight * target - float(bound.multipliers @ limits) - _ROUNDING * (1.0 + bound.multipliers.sum())
+                for bound in bounds
+            ]
+        )
         self._weights = np.array([[bound.weight * largest_value, *(-bound.multipliers)] for bound in bounds]).T
         self._weights /= RESOLUTION
         self._complete = True
@@ -128,7 +141,7 @@ class LabelSearch:
             messages.append(labels)
         root = messages[-1]
         assert root is not None
-        row = best_row(root.rows[(root.rows[:, 1:1 + self.metrics] <= self.limit_units).all(axis=1)], self.metrics)
+        row = best_row(root.rows[(root.rows[:, 1 : 1 + self.metrics] <= self.limit_units).all(axis=1)], self.metrics)
         return SearchOutcome(row, self._complete, self._largest)
 
     def _bucket(self, index: int, bucket: Bucket, messages: list[Labels | None]) -> Labels:
@@ -138,9 +151,9 @@ class LabelSearch:
         cells = np.flatnonzero((slack >= 0).all(axis=1))
         places = np.unravel_index(cells, shape)
         rows = np.zeros((len(cells), 1 + self.metrics + self.packing.words), dtype=np.int64)
-        rows[:, 1 + self.metrics:] = self.packing.codes[bucket.variable][places[0]]
+        rows[:, 1 + self.metrics :] = self.packing.codes[bucket.variable][places[0]]
         for view in bucket.factors:
-            rows[:, :1 + self.metrics] += self._tables[view.source][tuple(places[axis] for axis in view.axes)]
+            rows[:, : 1 + self.metrics] += self._tables[view.source][tuple(places[axis] for axis in view.axes)]
         labels = Labels(np.arange(len(cells)), rows, slack[cells]).take(self._possible(rows))
         children = self._children(bucket, messages, places, shape, labels)
         for position, (cell_group, child) in enumerate(children):
@@ -156,12 +169,18 @@ class LabelSearch:
         kept = undominated(group, labels.rows, self.metrics)
         group, rows = group[kept], labels.rows[kept]
         tops = np.stack([bound.sweep.messages[index].ravel() for bound in self.bounds], axis=-1)
-        deficits = tops[group] - rows[:, :1 + self.metrics] @ self._weights
+        deficits = tops[group] - rows[:, : 1 + self.metrics] @ self._weights
         message = self._fitting(Labels(group, rows, deficits), 1.0)
         return message.take(np.lexsort((message.slack[:, 0], message.group)))
 
-    def _children(self, bucket: Bucket, messages: list[Labels | None], places: tuple[np.ndarray, ...],
-                  shape: tuple[int, ...], cells: Labels) -> list[tuple[np.ndarray, Labels]]:
+    def _children(
+        self,
+        bucket: Bucket,
+        messages: list[Labels | None],
+        places: tuple[np.ndarray, ...],
+        shape: tuple[int, ...],
+        cells: Labels,
+    ) -> list[tuple[np.ndarray, Labels]]:
         """Per child, the group of each cell and the labels, small children first.
 
         Children over the same variables are joined among themselves, smallest first, until two are left: two large
@@ -229,8 +248,7 @@ class LabelSearch:
             return left
         return Labels(*(np.concatenate(fields) for fields in zip(*(part.parts for part in parts))))
 
-    def _pairs(self, left: Labels, right: Labels, first: np.ndarray, count: np.ndarray, begin: int,
-               end: int) -> Labels:
+    def _pairs(self, left: Labels, right: Labels, first: np.ndarray, count: np.ndarray, begin: int, end: int) -> Labels:
         count = count[begin:end]
         from_left = np.repeat(np.arange(begin, end), count)
         from_right = np.arange(len(from_left)) + np.repeat(first[begin:end] - (np.cumsum(count) - count), count)
@@ -242,7 +260,7 @@ class LabelSearch:
 
     def _possible(self, rows: np.ndarray) -> np.ndarray:
         """Positions of the rows that no limit excludes yet."""
-        within = (rows[:, 1:1 + self.metrics] <= self.limit_units).all(axis=1)
+        within = (rows[:, 1 : 1 + self.metrics] <= self.limit_units).all(axis=1)
         return np.flatnonzero(within & (rows[:, 0] < LARGEST_VALUE))
 
     def _best_of_one_limit(self, left: Labels, cell_group: np.ndarray, right: Labels) -> Labels:

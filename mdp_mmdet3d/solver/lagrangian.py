@@ -1,4 +1,5 @@
 """The Lagrangian bound: min over multipliers of max over structures, exact by elimination."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -34,8 +35,9 @@ class Dual:
     sweeps: int
 
 
-def minimise_dual(tree: Elimination, limits: np.ndarray, start: list[list[int]],
-                  tolerance: float = 1e-9, max_sweeps: int = 60) -> Dual:
+def minimise_dual(
+    tree: Elimination, limits: np.ndarray, start: list[list[int]], tolerance: float = 1e-9, max_sweeps: int = 60
+) -> Dual:
     """Minimise ``max over assignments of value - m @ (costs - limits)`` over ``m >= 0`` by cutting planes.
 
     Every assignment is a plane under that function of m; the next multipliers are the minimum of the upper
@@ -96,7 +98,7 @@ def _envelope_minimum(planes: list[tuple[float, np.ndarray]]) -> tuple[np.ndarra
     candidates = np.append(0.0, np.clip(meets, 0.0, None).ravel())
     heights = (values[:, None] - slopes[:, None] * candidates).max(axis=0)
     lowest = int(np.argmin(heights))
-    return candidates[lowest:lowest + 1], float(heights[lowest])
+    return candidates[lowest : lowest + 1], float(heights[lowest])
 
 
 def _envelope_minimum_lp(values: np.ndarray, slopes: np.ndarray) -> tuple[np.ndarray, float]:

@@ -1,4 +1,5 @@
 """The smallest cost by SCIP, where dimensions depend on each other too widely for elimination."""
+
 from __future__ import annotations
 
 from mdp_mmdet3d.errors import MdpError
@@ -8,8 +9,9 @@ from mdp_mmdet3d.solver.problem import PlanIndices, PruningProblem
 from mdp_mmdet3d.solver.scip import ScipStatus, run_scip
 
 
-def minimum_by_scip(problem: PruningProblem, metric: str, *, remove_blocks: bool, time_limit_s: float,
-                    isolate: bool = True) -> tuple[float, PlanIndices]:
+def minimum_by_scip(
+    problem: PruningProblem, metric: str, *, remove_blocks: bool, time_limit_s: float, isolate: bool = True
+) -> tuple[float, PlanIndices]:
     """As `scaling.minimum_cost`, by SCIP.
 
     Raises:
@@ -20,8 +22,9 @@ def minimum_by_scip(problem: PruningProblem, metric: str, *, remove_blocks: bool
     form = cheapest(reduced, metric, unit / SCALE)
     answer = run_scip(form.model, time_limit_s=time_limit_s, gap=0.0, isolate=isolate)
     if answer.status is not ScipStatus.OPTIMAL or answer.binaries is None:
-        raise MdpError(f"SCIP did not find the smallest {metric} of {problem.name!r} in {time_limit_s:.0f} s; "
-                       "raise time_limit_s")
+        raise MdpError(
+            f"SCIP did not find the smallest {metric} of {problem.name!r} in {time_limit_s:.0f} s; raise time_limit_s"
+        )
     plan = reduced.canonical(form.decode(answer.binaries))
     plan = plan if remove_blocks else with_all_blocks(problem, plan)
     return problem.evaluate(plan).costs[metric], plan

@@ -1,4 +1,5 @@
 """A mixed-binary model as plain arrays, between the formulations and SCIP."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -10,8 +11,19 @@ import numpy as np
 from mdp_mmdet3d.files import read_npz, write_npz
 
 SCHEMA_VERSION = 1
-_FIELDS = ("objective", "row_starts", "columns", "coefficients", "lower", "upper",
-           "q_rows", "q_left", "q_right", "q_coefficients", "start")
+_FIELDS = (
+    "objective",
+    "row_starts",
+    "columns",
+    "coefficients",
+    "lower",
+    "upper",
+    "q_rows",
+    "q_left",
+    "q_right",
+    "q_coefficients",
+    "start",
+)
 
 
 @dataclass(frozen=True)
@@ -94,8 +106,7 @@ class ModelBuilder:
         self.size += count
         return np.arange(self.size - count, self.size)
 
-    def add_row(self, columns: np.ndarray, coefficients: np.ndarray | float, lower: float,
-                upper: float) -> int:
+    def add_row(self, columns: np.ndarray, coefficients: np.ndarray | float, lower: float, upper: float) -> int:
         """Index of a new row ``lower <= coefficients @ x[columns] <= upper``; columns are distinct."""
         self._columns.append(columns)
         self._coefficients.append(np.broadcast_to(np.asarray(coefficients, dtype=np.float64), columns.shape))

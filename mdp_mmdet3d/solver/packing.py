@@ -1,4 +1,5 @@
 """States of many variables packed into a few integers, so that adding joins plans and comparing orders them."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -26,8 +27,10 @@ class Packing:
         self._fields: list[tuple[int, bool, int, int, np.ndarray]] = []
         word, room = 0, _WORD_BITS
         digits: list[list[tuple[int, int, np.ndarray]]] = [[] for _ in graph.states]
-        slots = [(d, False, np.minimum(graph.states[d], len(dimension.options) - 1))
-                 for d, dimension in enumerate(problem.dimensions)]
+        slots = [
+            (d, False, np.minimum(graph.states[d], len(dimension.options) - 1))
+            for d, dimension in enumerate(problem.dimensions)
+        ]
         slots += [(b, True, graph.kept_states(b).astype(np.int64)) for b in range(len(problem.blocks))]
         for index, is_block, numbers in slots:
             meanings, digit = np.unique(numbers, return_inverse=True)

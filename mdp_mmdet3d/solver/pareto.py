@@ -1,4 +1,5 @@
 """The whole trade-off: the most valuable plan for every budget."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
@@ -55,15 +56,28 @@ class ParetoFront:
 
     def save(self, path: str | Path) -> None:
         """Write as JSON, atomically."""
-        write_json(path, {
-            "schema_version": SCHEMA_VERSION, "problem": self.problem, "metric": self.metric,
-            "dense_cost": self.dense_cost, "dense_value": self.dense_value,
-            "points": [{**row, "plan": point.plan.to_json()} for row, point in zip(self.rows(), self.points)],
-        })
+        write_json(
+            path,
+            {
+                "schema_version": SCHEMA_VERSION,
+                "problem": self.problem,
+                "metric": self.metric,
+                "dense_cost": self.dense_cost,
+                "dense_value": self.dense_value,
+                "points": [{**row, "plan": point.plan.to_json()} for row, point in zip(self.rows(), self.points)],
+            },
+        )
 
 
-def pareto(problem: PruningProblem, points: int = 50, *, step: float | None = None, metric: str | None = None,
-           limits: Mapping[str, float] | None = None, options: SolveOptions | None = None) -> ParetoFront:
+def pareto(
+    problem: PruningProblem,
+    points: int = 50,
+    *,
+    step: float | None = None,
+    metric: str | None = None,
+    limits: Mapping[str, float] | None = None,
+    options: SolveOptions | None = None,
+) -> ParetoFront:
     """Solve for budgets from the smallest reachable cost to that of the most valuable plan.
 
     Every point is on the exact front: nothing within its cost is worth more, and among equals it is the cheapest.
@@ -87,9 +101,15 @@ def pareto(problem: PruningProblem, points: int = 50, *, step: float | None = No
     return ParetoFront(problem.name, metric, problem.dense.costs[metric], problem.dense.value, found)
 
 
-def iterate(problem: PruningProblem, points: int = 50, *, step: float | None = None, metric: str | None = None,
-            limits: Mapping[str, float] | None = None,
-            options: SolveOptions | None = None) -> Iterator[SolveResult]:
+def iterate(
+    problem: PruningProblem,
+    points: int = 50,
+    *,
+    step: float | None = None,
+    metric: str | None = None,
+    limits: Mapping[str, float] | None = None,
+    options: SolveOptions | None = None,
+) -> Iterator[SolveResult]:
     """The points of `pareto` one by one, cheapest first."""
     metric = metric or problem.metrics[0]
     limits = dict(limits or {})

@@ -1,4 +1,5 @@
 """Picture of a Pareto front; the only part of the solver that needs matplotlib."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -24,8 +25,9 @@ def plot_front(front: ParetoFront, path: str | Path) -> None:
     axes.plot(costs, shares, color="#1f5fa8", linewidth=0.8, alpha=0.6)
     axes.scatter(costs, shares, c=colours, s=14, zorder=3)
     axes.axvline(front.dense_cost, color="grey", linestyle=":", linewidth=1.0)
-    axes.annotate("dense", (front.dense_cost, 2.0), textcoords="offset points", xytext=(-4, 0), ha="right",
-                  color="grey")
+    axes.annotate(
+        "dense", (front.dense_cost, 2.0), textcoords="offset points", xytext=(-4, 0), ha="right", color="grey"
+    )
     axes.set_xlabel(front.metric)
     axes.set_ylabel("importance kept, % of dense")
     axes.set_title(f"{front.problem}: {len(rows)} plans of the exact Pareto front")

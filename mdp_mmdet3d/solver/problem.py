@@ -1,4 +1,5 @@
 """The pruning program as plain arrays: what may be chosen, what each choice is worth and what it costs."""
+
 from __future__ import annotations
 
 import itertools
@@ -127,8 +128,11 @@ class PruningProblem:
         _check_names("block", tuple(b.name for b in self.blocks))
         for dimension in self.dimensions:
             _check_options(dimension)
-        object.__setattr__(self, "dimensions", tuple(
-            ProblemDimension(d.name, tuple(int(count) for count in d.options)) for d in self.dimensions))
+        object.__setattr__(
+            self,
+            "dimensions",
+            tuple(ProblemDimension(d.name, tuple(int(count) for count in d.options)) for d in self.dimensions),
+        )
         object.__setattr__(self, "chains", _block_chains(self.blocks))
         object.__setattr__(self, "terms", tuple(self._checked(term) for term in self.terms))
 
@@ -146,8 +150,9 @@ class PruningProblem:
                 f"{where} has costs for {sorted(term.costs)}, the problem for {sorted(self.metrics)}"
             )
         shape = tuple(len(self.dimensions[index].options) for index in term.dimensions)
-        costs = {metric: _checked_array(term.costs[metric], shape, f"{where}: cost {metric!r}")
-                 for metric in self.metrics}
+        costs = {
+            metric: _checked_array(term.costs[metric], shape, f"{where}: cost {metric!r}") for metric in self.metrics
+        }
         value = None if term.value is None else _checked_array(term.value, shape, f"{where}: value")
         dimensions = tuple(int(index) for index in term.dimensions)
         return ProblemTerm(term.name, dimensions, None if term.block is None else int(term.block), costs, value)
@@ -199,8 +204,9 @@ class PruningProblem:
     def canonical(self, plan: PlanIndices) -> PlanIndices:
         """The plan with the last option on every dimension that only removed blocks use."""
         active = self.active_dimensions(plan)
-        options = tuple(option if d in active else len(self.dimensions[d].options) - 1
-                        for d, option in enumerate(plan.options))
+        options = tuple(
+            option if d in active else len(self.dimensions[d].options) - 1 for d, option in enumerate(plan.options)
+        )
         return PlanIndices(options, tuple(plan.kept))
 
     def active_dimensions(self, plan: PlanIndices) -> set[int]:
@@ -223,8 +229,7 @@ class PruningProblem:
             "metrics": list(self.metrics),
             "dimensions": [{"name": d.name, "options": list(d.options)} for d in self.dimensions],
             "blocks": [{"name": b.name, "parent": b.parent} for b in self.blocks],
-            "terms": [{"name": t.name, "dimensions": list(t.dimensions), "block": t.block}
-                      for t in self.terms],
+            "terms": [{"name": t.name, "dimensions": list(t.dimensions), "block": t.block} for t in self.terms],
         }
         arrays: dict[str, np.ndarray] = {}
         for index, term in enumerate(self.terms):
@@ -248,12 +253,13 @@ class PruningProblem:
             return cls(
                 name=str(meta["name"]),
                 metrics=metrics,
-                dimensions=tuple(ProblemDimension(d["name"], tuple(d["options"]))
-                                 for d in meta["dimensions"]),
+                dimensions=tuple(ProblemDimension(d["name"], tuple(d["options"])) for d in meta["dimensions"]),
                 blocks=tuple(ProblemBlock(b["name"], b["parent"]) for b in meta["blocks"]),
                 terms=tuple(
                     ProblemTerm(
-                        t["name"], tuple(t["dimensions"]), t["block"],
+                        t["name"],
+                        tuple(t["dimensions"]),
+                        t["block"],
                         {metric: arrays[f"cost_{metric}_{index}"] for metric in metrics},
                         arrays.get(f"value_{index}"),
                     )

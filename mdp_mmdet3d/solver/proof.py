@@ -1,4 +1,5 @@
 """SCIP proves what the other phases leave open, and answers its own crashes with the other formulation."""
+
 from __future__ import annotations
 
 import time
@@ -41,9 +42,17 @@ class ScipProof:
     warnings: tuple[str, ...]
 
 
-def prove(problem: PruningProblem, budgets: dict[str, float], *, value_unit: float, gap: float,
-          time_limit_s: float, formulation: Formulation = Formulation.AUTO, isolate: bool = True,
-          start: PlanIndices | None = None) -> ScipProof:
+def prove(
+    problem: PruningProblem,
+    budgets: dict[str, float],
+    *,
+    value_unit: float,
+    gap: float,
+    time_limit_s: float,
+    formulation: Formulation = Formulation.AUTO,
+    isolate: bool = True,
+    start: PlanIndices | None = None,
+) -> ScipProof:
     """Let SCIP find a plan that is better than ``start``, or prove that there is none.
 
     Args:
@@ -80,14 +89,20 @@ def prove(problem: PruningProblem, budgets: dict[str, float], *, value_unit: flo
         bound = floor
         if answer.status is not ScipStatus.INFEASIBLE:
             bound = max(floor, answer.bound * form.value_unit + form.value_offset)
-        return ScipProof(plan, bound, answer.status is not ScipStatus.LIMIT, attempt, answer.version,
-                         answer.nodes, tuple(warnings))
+        return ScipProof(
+            plan, bound, answer.status is not ScipStatus.LIMIT, attempt, answer.version, answer.nodes, tuple(warnings)
+        )
     raise ScipCrashError("SCIP failed on both formulations. " + "; ".join(warnings))
 
 
 def _feasible(
-    problem: PruningProblem, budgets: dict[str, float], form: ScipFormulation, gap: float, deadline: float,
-    isolate: bool, start: PlanIndices | None,
+    problem: PruningProblem,
+    budgets: dict[str, float],
+    form: ScipFormulation,
+    gap: float,
+    deadline: float,
+    isolate: bool,
+    start: PlanIndices | None,
 ) -> tuple[ScipAnswer, PlanIndices | None]:
     """SCIP's answer and a plan that keeps the budgets by the original tables.
 
@@ -113,5 +128,8 @@ def _feasible(
 
 
 def _joint_options(problem: PruningProblem) -> int:
-    return sum(int(np.prod([len(problem.dimensions[d].options) for d in term.dimensions]))
-               for term in problem.terms if len(term.dimensions) > 1)
+    return sum(
+        int(np.prod([len(problem.dimensions[d].options) for d in term.dimensions]))
+        for term in problem.terms
+        if len(term.dimensions) > 1
+    )

@@ -1,4 +1,5 @@
 """What a reduction leaves, as a smaller `PruningProblem` of its own."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -83,17 +84,22 @@ def remainder(graph: FactorGraph) -> Remainder:
         if any(kept[b] is False for b in chain):
             continue
         index = tuple(options[d] if d in new_dimension else options[d][0] for d in term.dimensions)
-        terms.append(ProblemTerm(
-            term.name,
-            tuple(new_dimension[d] for d in term.dimensions if d in new_dimension),
-            open_block(chain),
-            {metric: _cut(cost, index) for metric, cost in term.costs.items()},
-            None if term.value is None else _cut(term.value, index),
-        ))
+        terms.append(
+            ProblemTerm(
+                term.name,
+                tuple(new_dimension[d] for d in term.dimensions if d in new_dimension),
+                open_block(chain),
+                {metric: _cut(cost, index) for metric, cost in term.costs.items()},
+                None if term.value is None else _cut(term.value, index),
+            )
+        )
     reduced = PruningProblem(
-        problem.name, problem.metrics,
-        tuple(ProblemDimension(problem.dimensions[d].name,
-                               tuple(problem.dimensions[d].options[k] for k in options[d])) for d in dimensions),
+        problem.name,
+        problem.metrics,
+        tuple(
+            ProblemDimension(problem.dimensions[d].name, tuple(problem.dimensions[d].options[k] for k in options[d]))
+            for d in dimensions
+        ),
         tuple(ProblemBlock(problem.blocks[b].name, open_block(problem.chains[b][1:])) for b in blocks),
         tuple(terms),
     )
@@ -109,4 +115,3 @@ def _cut(array: np.ndarray, index: tuple[np.ndarray | int, ...]) -> np.ndarray:
     for axis in reversed(range(len(index))):
         array = np.take(array, index[axis], axis=axis)
     return array
-

@@ -1,4 +1,5 @@
 """Solve, rank shared channels again by the blocks that stay, solve again: until the value no longer rises."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -32,8 +33,9 @@ class RankedSolution:
     rounds: int
 
 
-def solve_ranked(space: PruningSpace, importance: ImportanceTable, latency: Latency,
-                 solve: Callable[[PruningProblem], SolveResult]) -> RankedSolution:
+def solve_ranked(
+    space: PruningSpace, importance: ImportanceTable, latency: Latency, solve: Callable[[PruningProblem], SolveResult]
+) -> RankedSolution:
     """Remove the loss of fixing the channel order before it is known which blocks stay (METHOD, section 5).
 
     Args:

@@ -1,4 +1,5 @@
 """What `solve` is told and what it answers."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass, field
@@ -15,15 +16,15 @@ class SolveStatus(str, Enum):
     """How a solve ended. An impossible budget is no status but an `InfeasibleBudgetError`."""
 
     OPTIMAL = "optimal"  # the gap is closed to `SolveOptions.gap`
-    LIMIT = "limit"      # the plan is feasible, `SolveResult.gap` says how far from proven it is
+    LIMIT = "limit"  # the plan is feasible, `SolveResult.gap` says how far from proven it is
 
 
 class Formulation(str, Enum):
     """How SCIP is told the products of one-hots."""
 
-    AUTO = "auto"              # linearised unless that is too large
+    AUTO = "auto"  # linearised unless that is too large
     LINEARISED = "linearised"  # MILP with local marginals
-    FOLDED = "folded"          # MINLP with bilinear terms
+    FOLDED = "folded"  # MINLP with bilinear terms
 
 
 @dataclass(frozen=True)

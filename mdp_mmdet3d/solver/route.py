@@ -1,4 +1,5 @@
 """`solve`: the exact route from a problem and budgets to a certified plan."""
+
 from __future__ import annotations
 
 import time
@@ -35,8 +36,12 @@ class NoPlanError(MdpError):
     """A limit was hit before any plan was found."""
 
 
-def solve(problem: PruningProblem, budgets: Mapping[str, float], options: SolveOptions | None = None,
-          hints: Sequence[PlanIndices] = ()) -> SolveResult:
+def solve(
+    problem: PruningProblem,
+    budgets: Mapping[str, float],
+    options: SolveOptions | None = None,
+    hints: Sequence[PlanIndices] = (),
+) -> SolveResult:
     """Choose the most valuable structure within the budgets, with proof (METHOD.md, sections 2 and 5).
 
     Among plans of equal value the cheaper one is chosen (first metric first), then the lexicographically larger.
@@ -102,8 +107,11 @@ class _Route:
             known = [scaled.graph.locate(plan) for plan in (*scaled.cheapest, *hints)]
             tree = Elimination(scaled.graph)
             self.dual = dual = minimise_dual(
-                tree, scaled.limits, [place for place in known if place is not None],
-                max_sweeps=60 if self.options.lagrangian else 1)
+                tree,
+                scaled.limits,
+                [place for place in known if place is not None],
+                max_sweeps=60 if self.options.lagrangian else 1,
+            )
             if dual.bound < 0.0:
                 self._raise_infeasible(scaled)
             if not 0.0 < dual.bound < _SMALL_SHARE:
@@ -116,8 +124,14 @@ class _Route:
     def search(self) -> None:
         """Label search."""
         share = _LABEL_SHARE if self.options.scip else 1.0
-        deepen(self.scaled, self.dual, self.progress, gap=self.options.gap, reduce=self.options.reduction,
-               deadline=self.start + share * self.options.time_limit_s)
+        deepen(
+            self.scaled,
+            self.dual,
+            self.progress,
+            gap=self.options.gap,
+            reduce=self.options.reduction,
+            deadline=self.start + share * self.options.time_limit_s,
+        )
         if self.progress.exact:
             self.proof = "label search"
             if self.progress.plan is None:
@@ -135,9 +149,15 @@ class _Route:
         start = None if progress.plan is None else rest.lower(progress.plan)
         offset = graph.offset_value
         answer = prove(
-            rest.problem, scaled.budgets, value_unit=(progress.upper + offset) * scaled.value_unit or 1.0,
-            gap=self.options.gap / 2, time_limit_s=max(self.deadline - time.perf_counter(), 1.0),
-            formulation=self.options.formulation, isolate=self.options.isolate, start=start)
+            rest.problem,
+            scaled.budgets,
+            value_unit=(progress.upper + offset) * scaled.value_unit or 1.0,
+            gap=self.options.gap / 2,
+            time_limit_s=max(self.deadline - time.perf_counter(), 1.0),
+            formulation=self.options.formulation,
+            isolate=self.options.isolate,
+            start=start,
+        )
         self.warnings += answer.warnings
         self.proof = f"scip/{answer.formulation.value}"
         if answer.plan is not None:
@@ -157,17 +177,31 @@ class _Route:
             left = sum(int(mask.sum()) for mask in surviving(self.dual, scaled.limits, progress.lower))
         upper = (progress.upper + scaled.graph.offset_value) * scaled.value_unit
         return self.certified(
-            scaled.problem, scaled.budgets, progress.plan, float("-inf") if progress.exact else upper,
-            scaled.minimum, scaled.minimum_all_blocks, (scaled.states_total, scaled.states_total - left))
+            scaled.problem,
+            scaled.budgets,
+            progress.plan,
+            float("-inf") if progress.exact else upper,
+            scaled.minimum,
+            scaled.minimum_all_blocks,
+            (scaled.states_total, scaled.states_total - left),
+        )
 
-    def certified(self, problem: PruningProblem, budgets: dict[str, float], plan: PlanIndices | None, upper: float,
-                  minimum: dict[str, float], minimum_all_blocks: dict[str, float],
-                  states: tuple[int, int]) -> SolveResult:
+    def certified(
+        self,
+        problem: PruningProblem,
+        budgets: dict[str, float],
+        plan: PlanIndices | None,
+        upper: float,
+        minimum: dict[str, float],
+        minimum_all_blocks: dict[str, float],
+        states: tuple[int, int],
+    ) -> SolveResult:
         """The result for a plan and what bounds the others; raises `NoPlanError` without a plan."""
         if plan is None:
             raise NoPlanError(
                 f"no plan for {problem.name!r} was found within {self.options.time_limit_s:.0f} s; raise "
-                "time_limit_s, or switch on the phases that are off")
+                "time_limit_s, or switch on the phases that are off"
+            )
         evaluation = problem.evaluate(plan)
         bound = max(upper, evaluation.value)
         gap = relative_gap(evaluation.value, bound)
@@ -176,10 +210,21 @@ class _Route:
             self.warnings.append(f"a limit was hit: the plan is feasible, its gap is {gap:.2e}")
         self.seconds["total"] = time.perf_counter() - self.start
         result = SolveResult(
-            plan=plan, objective=evaluation.value, bound=bound, gap=gap,
-            status=SolveStatus.OPTIMAL if optimal else SolveStatus.LIMIT, budgets=budgets, costs=evaluation.costs,
-            minimum=minimum, minimum_all_blocks=minimum_all_blocks, proof=self.proof if optimal else "",
-            seconds=self.seconds, states_total=states[0], states_removed=states[1], warnings=tuple(self.warnings))
+            plan=plan,
+            objective=evaluation.value,
+            bound=bound,
+            gap=gap,
+            status=SolveStatus.OPTIMAL if optimal else SolveStatus.LIMIT,
+            budgets=budgets,
+            costs=evaluation.costs,
+            minimum=minimum,
+            minimum_all_blocks=minimum_all_blocks,
+            proof=self.proof if optimal else "",
+            seconds=self.seconds,
+            states_total=states[0],
+            states_removed=states[1],
+            warnings=tuple(self.warnings),
+        )
         return replace(result, certificate=certify(problem, result))
 
     def _raise_infeasible(self, scaled: ScaledProblem) -> None:
@@ -192,17 +237,24 @@ def _solve_by_scip(problem: PruningProblem, budgets: dict[str, float], route: _R
     minimum, all_blocks, start = {}, {}, None
     with route.phase("minimum"):
         for metric, budget in budgets.items():
-            smallest = partial(minimum_cost, problem, metric, time_limit_s=options.time_limit_s,
-                               isolate=options.isolate)
+            smallest = partial(
+                minimum_cost, problem, metric, time_limit_s=options.time_limit_s, isolate=options.isolate
+            )
             minimum[metric], start = smallest()
             all_blocks[metric] = smallest(remove_blocks=False)[0]
             if not within(budget, minimum[metric]):
                 raise infeasible(problem, metric, budget, minimum[metric])
     with route.phase("scip"):
-        answer = prove(problem, budgets, value_unit=problem.dense.value or 1.0, gap=options.gap / 2,
-                       time_limit_s=max(route.deadline - time.perf_counter(), 1.0),
-                       formulation=options.formulation, isolate=options.isolate,
-                       start=start if len(budgets) == 1 else None)
+        answer = prove(
+            problem,
+            budgets,
+            value_unit=problem.dense.value or 1.0,
+            gap=options.gap / 2,
+            time_limit_s=max(route.deadline - time.perf_counter(), 1.0),
+            formulation=options.formulation,
+            isolate=options.isolate,
+            start=start if len(budgets) == 1 else None,
+        )
     route.warnings += [f"without elimination: {reason}", *answer.warnings]
     route.proof = f"scip/{answer.formulation.value}"
     if answer.plan is None and answer.finished:

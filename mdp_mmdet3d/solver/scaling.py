@@ -1,4 +1,5 @@
 """From problem and budgets to a scaled group graph that holds only what the budgets allow."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -74,8 +75,14 @@ def within(budget: float, cost: float) -> bool:
     return cost <= budget * (1.0 + FEASIBILITY_TOLERANCE)
 
 
-def minimum_cost(problem: PruningProblem, metric: str, *, remove_blocks: bool = True,
-                 time_limit_s: float = 600.0, isolate: bool = True) -> tuple[float, PlanIndices]:
+def minimum_cost(
+    problem: PruningProblem,
+    metric: str,
+    *,
+    remove_blocks: bool = True,
+    time_limit_s: float = 600.0,
+    isolate: bool = True,
+) -> tuple[float, PlanIndices]:
     """Smallest reachable cost of one metric and a plan that reaches it, exact.
 
     Args:
@@ -89,8 +96,7 @@ def minimum_cost(problem: PruningProblem, metric: str, *, remove_blocks: bool = 
         graph = build_graph(problem, [metric], 1.0, [_largest_cost(problem, metric)])
         return _cheapest(graph if remove_blocks else graph.with_all_blocks(), 0)
     except TooWideError:
-        return minimum_by_scip(problem, metric, remove_blocks=remove_blocks, time_limit_s=time_limit_s,
-                               isolate=isolate)
+        return minimum_by_scip(problem, metric, remove_blocks=remove_blocks, time_limit_s=time_limit_s, isolate=isolate)
 
 
 def scale(problem: PruningProblem, budgets: Mapping[str, float]) -> ScaledProblem:
@@ -103,8 +109,10 @@ def scale(problem: PruningProblem, budgets: Mapping[str, float]) -> ScaledProble
     """
     budgets = check_budgets(problem, budgets)
     metrics = tuple(budgets)
-    units = [exact_unit([term.costs[metric] for term in problem.terms], budget or _smallest_cost(problem, metric))
-             for metric, budget in budgets.items()]
+    units = [
+        exact_unit([term.costs[metric] for term in problem.terms], budget or _smallest_cost(problem, metric))
+        for metric, budget in budgets.items()
+    ]
     values = [term.value for term in problem.terms if term.value is not None]
     value_unit = exact_unit(values, sum(float(value.max()) for value in values) or 1.0)
     graph = build_graph(problem, metrics, value_unit, units)
@@ -154,8 +162,9 @@ def infeasible(problem: PruningProblem, metric: str, budget: float, minimum: flo
     )
 
 
-def jointly_infeasible(problem: PruningProblem, budgets: Mapping[str, float],
-                       minimum: Mapping[str, float]) -> InfeasibleBudgetError:
+def jointly_infeasible(
+    problem: PruningProblem, budgets: Mapping[str, float], minimum: Mapping[str, float]
+) -> InfeasibleBudgetError:
     """The error for budgets that can be reached one by one but not together."""
     reached = ", ".join(f"{metric} {budget:.6g} (alone: {minimum[metric]:.6g})" for metric, budget in budgets.items())
     return InfeasibleBudgetError(

@@ -1,4 +1,5 @@
 """The only file that talks to SCIP: one model in, one checked status out, optionally in a child process."""
+
 from __future__ import annotations
 
 import json
@@ -68,8 +69,9 @@ class ScipAnswer:
     version: str
 
 
-def run_scip(model: MixedBinaryModel, *, time_limit_s: float, gap: float, isolate: bool = True,
-             cutoff: float | None = None) -> ScipAnswer:
+def run_scip(
+    model: MixedBinaryModel, *, time_limit_s: float, gap: float, isolate: bool = True, cutoff: float | None = None
+) -> ScipAnswer:
     """Solve a model, deterministic on one thread.
 
     Args:
@@ -115,20 +117,23 @@ def child_main(folder: str) -> None:
     write_json(Path(folder) / "answer.json", {**asdict(answer), "status": answer.status.value})
 
 
-def run_in_process(model: MixedBinaryModel, *, time_limit_s: float, gap: float,
-                   cutoff: float | None = None) -> ScipAnswer:
+def run_in_process(
+    model: MixedBinaryModel, *, time_limit_s: float, gap: float, cutoff: float | None = None
+) -> ScipAnswer:
     """`run_scip` without a child."""
     import pyscipopt
 
     scip = pyscipopt.Model("mdp")
     scip.hideOutput()
-    scip.setParams({
-        "limits/time": max(time_limit_s, 0.1),
-        "limits/gap": gap,
-        "numerics/feastol": 1e-9,   # a looser row would let plans break the budget by 1e-6
-        "parallel/maxnthreads": 1,
-        "lp/threads": 1,
-    })
+    scip.setParams(
+        {
+            "limits/time": max(time_limit_s, 0.1),
+            "limits/gap": gap,
+            "numerics/feastol": 1e-9,  # a looser row would let plans break the budget by 1e-6
+            "parallel/maxnthreads": 1,
+            "lp/threads": 1,
+        }
+    )
     scip.setMaximize()
     variables = [
         scip.addVar(vtype="B", obj=weight) if index < model.binaries else scip.addVar(vtype="C", obj=weight)
@@ -146,11 +151,13 @@ def run_in_process(model: MixedBinaryModel, *, time_limit_s: float, gap: float,
             pair = pyscipopt.scip.Term(variables[model.q_left[position]], variables[model.q_right[position]])
             content[pair] = content.get(pair, 0.0) + float(model.q_coefficients[position])
         lower, upper = float(model.lower[row]), float(model.upper[row])
-        scip.addCons(pyscipopt.scip.ExprCons(
-            pyscipopt.Expr(content),
-            lhs=None if np.isneginf(lower) else lower,
-            rhs=None if np.isposinf(upper) else upper,
-        ))
+        scip.addCons(
+            pyscipopt.scip.ExprCons(
+                pyscipopt.Expr(content),
+                lhs=None if np.isneginf(lower) else lower,
+                rhs=None if np.isposinf(upper) else upper,
+            )
+        )
     if len(model.start):
         solution = scip.createPartialSol()
         for variable, value in zip(variables, model.start.tolist()):
@@ -171,7 +178,7 @@ def run_in_process(model: MixedBinaryModel, *, time_limit_s: float, gap: float,
     binaries = None
     if scip.getNSols() > 0:
         best = scip.getBestSol()
-        binaries = [round(scip.getSolVal(best, variable)) for variable in variables[:model.binaries]]
+        binaries = [round(scip.getSolVal(best, variable)) for variable in variables[: model.binaries]]
     elif status is ScipStatus.OPTIMAL:
         raise ScipCrashError("SCIP reports an optimum but holds no solution")
     bound = min(float(scip.getDualbound()), _NO_BOUND)

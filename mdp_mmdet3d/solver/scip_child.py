@@ -1,4 +1,5 @@
 """Run by `mdp_mmdet3d.solver.scip.run_scip` in a process of its own."""
+
 import sys
 
 from mdp_mmdet3d.solver.scip import child_main

@@ -2,6 +2,7 @@
 
 This module holds plain data only; `mdp_mmdet3d.space.trace` finds it in a torch model.
 """
+
 from mdp_mmdet3d.space.types import (
     WIDTH_ROLES,
     Block,
@@ -17,6 +18,15 @@ from mdp_mmdet3d.space.types import (
 )
 
 __all__ = [
-    "WIDTH_ROLES", "Block", "BlockKind", "CostTerm", "Dimension", "DimensionKind", "NotPrunable",
-    "OperatorSignature", "PruningSpace", "ScoreSource", "TensorAxis",
+    "WIDTH_ROLES",
+    "Block",
+    "BlockKind",
+    "CostTerm",
+    "Dimension",
+    "DimensionKind",
+    "NotPrunable",
+    "OperatorSignature",
+    "PruningSpace",
+    "ScoreSource",
+    "TensorAxis",
 ]

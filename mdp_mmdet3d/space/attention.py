@@ -1,4 +1,5 @@
 """Multi-head attention: heads, and the q/k and v width of a head."""
+
 from __future__ import annotations
 
 from torch import nn
@@ -30,14 +31,35 @@ def add_attention(builder: SpaceBuilder, attn: nn.Module, path: str) -> tuple[st
 
     multiple = builder.options.head_width_multiple
     head_count = builder.add_dimension(
-        f"{path}.heads", DimensionKind.HEADS, heads,
-        [*in_rows(0, qk), *in_rows(k_rows, qk), *in_rows(v_rows, v), out_columns(v)], [], multiple=1)
+        f"{path}.heads",
+        DimensionKind.HEADS,
+        heads,
+        [*in_rows(0, qk), *in_rows(k_rows, qk), *in_rows(v_rows, v), out_columns(v)],
+        [],
+        multiple=1,
+    )
     within = head_count if isinstance(head_count, str) else None
     # A gate on a pair of q and k rows (or a v row and its output column) is seen from both sides: half of each.
     qk_width = builder.add_dimension(
-        f"{path}.qk", DimensionKind.QK_WIDTH, qk, [*in_rows(0), *in_rows(k_rows)], [[*in_rows(0), *in_rows(k_rows)]],
-        multiple=multiple, copies=heads, within=within, scale=0.5)
+        f"{path}.qk",
+        DimensionKind.QK_WIDTH,
+        qk,
+        [*in_rows(0), *in_rows(k_rows)],
+        [[*in_rows(0), *in_rows(k_rows)]],
+        multiple=multiple,
+        copies=heads,
+        within=within,
+        scale=0.5,
+    )
     v_width = builder.add_dimension(
-        f"{path}.v", DimensionKind.V_WIDTH, v, [*in_rows(v_rows), out_columns()], [[*in_rows(v_rows), out_columns()]],
-        multiple=multiple, copies=heads, within=within, scale=0.5)
+        f"{path}.v",
+        DimensionKind.V_WIDTH,
+        v,
+        [*in_rows(v_rows), out_columns()],
+        [[*in_rows(v_rows), out_columns()]],
+        multiple=multiple,
+        copies=heads,
+        within=within,
+        scale=0.5,
+    )
     return head_count, qk_width, v_width

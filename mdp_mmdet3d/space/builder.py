@@ -1,4 +1,5 @@
 """Collects dimensions, blocks and terms while adapters walk through a model."""
+
 from __future__ import annotations
 
 from collections.abc import Iterable
@@ -79,9 +80,19 @@ class SpaceBuilder:
         found = [b for b in self.blocks.values() if block_contains(b.name, b.kind, path)]
         return max(found, key=lambda b: len(b.name)).name if found else None
 
-    def add_dimension(self, name: str, kind: DimensionKind, size: int, members: Iterable[TensorAxis],
-                      sources: Iterable[Iterable[TensorAxis]], *, multiple: int | None = None, copies: int = 1,
-                      within: str | None = None, scale: float = 1.0) -> str | int:
+    def add_dimension(
+        self,
+        name: str,
+        kind: DimensionKind,
+        size: int,
+        members: Iterable[TensorAxis],
+        sources: Iterable[Iterable[TensorAxis]],
+        *,
+        multiple: int | None = None,
+        copies: int = 1,
+        within: str | None = None,
+        scale: float = 1.0,
+    ) -> str | int:
         """Add a dimension; returns its name, or the dense count if the user froze it.
 
         Args:
@@ -118,8 +129,15 @@ class SpaceBuilder:
                 return dimension.name
         return dense
 
-    def add_term(self, name: str, stage: str, kind: str, widths: tuple[str | int, ...],
-                 block: str | None = None, **attributes: int | float | str | bool) -> None:
+    def add_term(
+        self,
+        name: str,
+        stage: str,
+        kind: str,
+        widths: tuple[str | int, ...],
+        block: str | None = None,
+        **attributes: int | float | str | bool,
+    ) -> None:
         """Add an operator; one without any dimension and block is part of the fixed latency and is not stored."""
         block = block if block is not None else self.block_of(name)
         if block is None and not any(isinstance(w, str) for w in widths):
@@ -140,8 +158,10 @@ class SpaceBuilder:
                 shape = tuple(tensors[member.tensor].shape)
                 end = member.offset + dimension.copies * dimension.size * member.width
                 if end > shape[member.axis]:
-                    raise MdpError(f"{dimension.name!r} needs {end} entries along axis {member.axis} of "
-                                   f"{member.tensor!r}, which has shape {shape}; an adapter is wrong")
+                    raise MdpError(
+                        f"{dimension.name!r} needs {end} entries along axis {member.axis} of "
+                        f"{member.tensor!r}, which has shape {shape}; an adapter is wrong"
+                    )
         return PruningSpace(
             model=model_name,
             fingerprint=fingerprint,

@@ -1,4 +1,5 @@
 """Channel dimensions of a convolutional network, traced with torch-pruning's dependency graph."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -26,7 +27,8 @@ def add_conv_dimensions(builder: SpaceBuilder, encoder: nn.Module, in_channels: 
     names = {module: name for name, module in builder.model.named_modules()}
     with _traceable(encoder):
         graph = tp.DependencyGraph().build_dependency(
-            encoder, example_inputs=(torch.zeros(1, in_channels, TRACE_SIZE, TRACE_SIZE),), verbose=False)
+            encoder, example_inputs=(torch.zeros(1, in_channels, TRACE_SIZE, TRACE_SIZE),), verbose=False
+        )
         for group in graph.get_all_groups(root_module_types=(nn.Conv2d,)):
             _add_group(builder, graph, group, names)
 
@@ -67,8 +69,9 @@ def _add_group(builder: SpaceBuilder, graph: tp.DependencyGraph, group: tp.Group
             affine = tuple(TensorAxis(f"{name}.{leaf}", 0, offset) for leaf in ("weight", "bias"))
             members += [*affine, *(TensorAxis(f"{name}.{leaf}", 0, offset) for leaf in ("running_mean", "running_var"))]
             norms.append(affine)
-    builder.add_dimension(f"{root}.out", DimensionKind.CHANNELS, size, dict.fromkeys(members),
-                          dict.fromkeys(norms or producers))
+    builder.add_dimension(
+        f"{root}.out", DimensionKind.CHANNELS, size, dict.fromkeys(members), dict.fromkeys(norms or producers)
+    )
 
 
 def _offset(item: tp.dependency.GroupItem) -> int | None:

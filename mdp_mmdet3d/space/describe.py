@@ -1,4 +1,5 @@
 """A pruning space for people."""
+
 from __future__ import annotations
 
 from collections import Counter
@@ -14,8 +15,10 @@ def describe(space: PruningSpace) -> str:
         copies = f" in each of {d.copies} heads" if d.copies > 1 else ""
         blocks = sorted({s.block for s in d.sources if s.block})
         where = f", in {blocks[0]}" if len(blocks) == 1 else f", shared by {len(blocks)} blocks" if blocks else ""
-        lines.append(f"  {d.name:{width}}  {d.kind.value:8} {d.size:5} -> {', '.join(map(str, d.options[:-1]))}{copies}"
-                     f"  ({len(d.members)} tensors{where})")
+        lines.append(
+            f"  {d.name:{width}}  {d.kind.value:8} {d.size:5} -> {', '.join(map(str, d.options[:-1]))}{copies}"
+            f"  ({len(d.members)} tensors{where})"
+        )
     lines += ["", f"{len(space.blocks)} removable blocks:"]
     for block in space.blocks:
         indent = "  " * len(space.chain(block.name))

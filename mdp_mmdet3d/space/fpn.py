@@ -1,4 +1,5 @@
 """Feature pyramids: lateral and output convolutions, and the top-down additions."""
+
 from __future__ import annotations
 
 from torch import nn
@@ -24,5 +25,6 @@ def add_fpn_terms(builder: SpaceBuilder, neck: nn.Module, path: str, shapes: Con
     for name, conv in laterals[:-1]:
         batch, _, height, width = shapes[conv]
         channels = builder.width_of(f"{name}.weight", 0, conv.out_channels)
-        builder.add_term(f"{name}.upsample_add", stage, "upsample_add", (channels,),
-                         batch=batch, height=height, width=width)
+        builder.add_term(
+            f"{name}.upsample_add", stage, "upsample_add", (channels,), batch=batch, height=height, width=width
+        )

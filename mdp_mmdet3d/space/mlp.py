@@ -1,4 +1,5 @@
 """Chains of linear layers: FFNs, branches, embeddings and conditional norms."""
+
 from __future__ import annotations
 
 from torch import nn
@@ -7,8 +8,9 @@ from mdp_mmdet3d.space.builder import SpaceBuilder
 from mdp_mmdet3d.space.types import DimensionKind, TensorAxis
 
 
-def add_hidden(builder: SpaceBuilder, producer: str, consumers: tuple[str, ...], size: int,
-               norm: str | None = None) -> str | int:
+def add_hidden(
+    builder: SpaceBuilder, producer: str, consumers: tuple[str, ...], size: int, norm: str | None = None
+) -> str | int:
     """Add the hidden width between a linear layer and those that read it.
 
     Args:
@@ -24,12 +26,20 @@ def add_hidden(builder: SpaceBuilder, producer: str, consumers: tuple[str, ...],
     rows = [TensorAxis(f"{producer}.{leaf}", 0) for leaf in ("weight", "bias")]
     affine = [TensorAxis(f"{norm}.{leaf}", 0) for leaf in ("weight", "bias")] if norm else []
     columns = [TensorAxis(f"{consumer}.weight", 1) for consumer in consumers]
-    return builder.add_dimension(f"{producer}.out", DimensionKind.HIDDEN, size, [*rows, *affine, *columns],
-                                 [affine or rows])
+    return builder.add_dimension(
+        f"{producer}.out", DimensionKind.HIDDEN, size, [*rows, *affine, *columns], [affine or rows]
+    )
 
 
-def add_mlp(builder: SpaceBuilder, mlp: nn.Sequential, path: str, *, tokens: int, stage: str,
-            input_width: str | int | None = None) -> None:
+def add_mlp(
+    builder: SpaceBuilder,
+    mlp: nn.Sequential,
+    path: str,
+    *,
+    tokens: int,
+    stage: str,
+    input_width: str | int | None = None,
+) -> None:
     """Add the hidden widths and the cost of a chain of linear layers with norms and ReLUs between them.
 
     Args:
@@ -49,10 +59,22 @@ def add_mlp(builder: SpaceBuilder, mlp: nn.Sequential, path: str, *, tokens: int
         norms = [j for j in between if isinstance(mlp[j], nn.LayerNorm)]
         out: str | int = linear.out_features
         if not last:
-            out = add_hidden(builder, name, (f"{path}.{linears[position + 1]}",), linear.out_features,
-                             f"{path}.{norms[0]}" if norms else None)
-        builder.add_term(name, stage, "linear", (width, out), tokens=tokens, norm="layer" if norms else "none",
-                         activation="relu" if any(isinstance(mlp[j], nn.ReLU) for j in between) else "none")
+            out = add_hidden(
+                builder,
+                name,
+                (f"{path}.{linears[position + 1]}",),
+                linear.out_features,
+                f"{path}.{norms[0]}" if norms else None,
+            )
+        builder.add_term(
+            name,
+            stage,
+            "linear",
+            (width, out),
+            tokens=tokens,
+            norm="layer" if norms else "none",
+            activation="relu" if any(isinstance(mlp[j], nn.ReLU) for j in between) else "none",
+        )
         width = out
 
 
@@ -70,9 +92,11 @@ def add_fan_out(builder: SpaceBuilder, first: str, heads: tuple[str, ...], *, to
     """
     linear = builder.model.get_submodule(first)
     hidden = add_hidden(builder, first, heads, linear.out_features)
-    builder.add_term(first, stage, "linear", (linear.in_features, hidden), tokens=tokens, norm="none",
-                     activation="relu")
+    builder.add_term(
+        first, stage, "linear", (linear.in_features, hidden), tokens=tokens, norm="none", activation="relu"
+    )
     for head in heads:
         module = builder.model.get_submodule(head)
-        builder.add_term(head, stage, "linear", (hidden, module.out_features), tokens=tokens, norm="none",
-                         activation="none")
+        builder.add_term(
+            head, stage, "linear", (hidden, module.out_features), tokens=tokens, norm="none", activation="none"
+        )

@@ -1,4 +1,5 @@
 """Residual networks (mmdet ResNet): removable blocks, and what each convolution is fused with."""
+
 from __future__ import annotations
 
 from mmdet.models.backbones.resnet import BasicBlock, Bottleneck, ResNet
@@ -38,8 +39,18 @@ def add_residual_terms(builder: SpaceBuilder, backbone: ResNet, path: str, shape
     batch, _, height, width = shapes[backbone.maxpool]
     channels = builder.width_of(f"{path}.conv1.weight", 0, backbone.conv1.out_channels)
     pool = backbone.maxpool
-    builder.add_term(f"{path}.maxpool", stage, "max_pool", (channels,), batch=batch, height=height, width=width,
-                     kernel=pool.kernel_size, stride=pool.stride, padding=pool.padding)
+    builder.add_term(
+        f"{path}.maxpool",
+        stage,
+        "max_pool",
+        (channels,),
+        batch=batch,
+        height=height,
+        width=width,
+        kernel=pool.kernel_size,
+        stride=pool.stride,
+        padding=pool.padding,
+    )
     for name, block in backbone.named_modules(prefix=path):
         if not isinstance(block, (BasicBlock, Bottleneck)):
             continue
@@ -52,13 +63,34 @@ def add_residual_terms(builder: SpaceBuilder, backbone: ResNet, path: str, shape
             add_conv_term(builder, f"{name}.downsample.0", conv, shapes, stage)
 
 
-def add_conv_term(builder: SpaceBuilder, name: str, conv: nn.Conv2d, shapes: ConvShapes, stage: str, *,
-                  relu: bool = False, residual: bool = False) -> None:
+def add_conv_term(
+    builder: SpaceBuilder,
+    name: str,
+    conv: nn.Conv2d,
+    shapes: ConvShapes,
+    stage: str,
+    *,
+    relu: bool = False,
+    residual: bool = False,
+) -> None:
     """Add the cost of one convolution with its folded norm and fused neighbours."""
     batch, _, height, width = shapes[conv]
     builder.add_term(
-        name, stage, "conv",
-        (builder.width_of(f"{name}.weight", 1, conv.in_channels),
-         builder.width_of(f"{name}.weight", 0, conv.out_channels)),
-        batch=batch, height=height, width=width, kernel_h=conv.kernel_size[0], kernel_w=conv.kernel_size[1],
-        stride=conv.stride[0], padding=int(conv.padding[0]), groups=conv.groups, relu=relu, residual=residual)
+        name,
+        stage,
+        "conv",
+        (
+            builder.width_of(f"{name}.weight", 1, conv.in_channels),
+            builder.width_of(f"{name}.weight", 0, conv.out_channels),
+        ),
+        batch=batch,
+        height=height,
+        width=width,
+        kernel_h=conv.kernel_size[0],
+        kernel_w=conv.kernel_size[1],
+        stride=conv.stride[0],
+        padding=int(conv.padding[0]),
+        groups=conv.groups,
+        relu=relu,
+        residual=residual,
+    )

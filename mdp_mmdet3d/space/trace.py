@@ -1,4 +1,5 @@
 """Find the pruning space of a model: dispatch to the adapter of its architecture."""
+
 from __future__ import annotations
 
 import logging
@@ -34,9 +35,11 @@ _ADAPTERS: dict[str, Adapter] = {}
 
 def register_adapter(model_class: str) -> Callable[[Adapter], Adapter]:
     """Decorator: the function fills a `SpaceBuilder` for models of this class name."""
+
     def register(adapter: Adapter) -> Adapter:
         _ADAPTERS[model_class] = adapter
         return adapter
+
     return register
 
 
@@ -53,8 +56,10 @@ def trace_space(model: nn.Module, input_shape: InputShape, options: SpaceOptions
     """
     name = type(model).__name__
     if name not in _ADAPTERS:
-        raise MdpError(f"no pruning adapter for {name!r}; known: {', '.join(sorted(_ADAPTERS)) or 'none'}. "
-                       "See docs/how-to/new-architecture.md")
+        raise MdpError(
+            f"no pruning adapter for {name!r}; known: {', '.join(sorted(_ADAPTERS)) or 'none'}. "
+            "See docs/how-to/new-architecture.md"
+        )
     builder = SpaceBuilder(model, options or SpaceOptions())
     level = logging.root.manager.disable
     try:
@@ -65,6 +70,8 @@ def trace_space(model: nn.Module, input_shape: InputShape, options: SpaceOptions
     known = [*builder.dimensions, *builder.blocks, *builder.left_alone]
     for pattern in builder.options.freeze:
         if not any(SpaceOptions(freeze=(pattern,)).matches(item) for item in known):
-            raise MdpError(f"prune.freeze pattern {pattern!r} matches no dimension and no block of {name}; "
-                           f"names look like {known[0]!r} and {known[-1]!r}")
+            raise MdpError(
+                f"prune.freeze pattern {pattern!r} matches no dimension and no block of {name}; "
+                f"names look like {known[0]!r} and {known[-1]!r}"
+            )
     return builder.finish(name, fingerprint(model))

@@ -1,4 +1,5 @@
 """What may be pruned: dimensions, blocks, cost terms. Plain data, no torch."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -27,10 +28,10 @@ class DimensionKind(str, Enum):
 class BlockKind(str, Enum):
     """How a removed block is replaced."""
 
-    IDENTITY = "identity"                # output = input
+    IDENTITY = "identity"  # output = input
     RESIDUAL_BRANCH = "residual_branch"  # output = activation(shortcut(input))
-    SUB_LAYER = "sub_layer"              # residual branch of a post-norm sub-layer; its norm stays
-    LAYER = "layer"                      # a whole decoder layer
+    SUB_LAYER = "sub_layer"  # residual branch of a post-norm sub-layer; its norm stays
+    LAYER = "layer"  # a whole decoder layer
 
 
 @dataclass(frozen=True)
@@ -145,11 +146,11 @@ class OperatorSignature:
 WIDTH_ROLES: Mapping[str, tuple[str, ...]] = {
     # batch, height, width (input), kernel_h, kernel_w, stride, padding, groups, relu, residual
     "conv": ("in_channels", "out_channels"),
-    "max_pool": ("channels",),                    # batch, height, width, kernel, stride, padding
-    "upsample_add": ("channels",),                # batch, height, width (of the finer map)
-    "linear": ("in_features", "out_features"),    # tokens, norm ("none"|"layer"), activation ("none"|"relu")
+    "max_pool": ("channels",),  # batch, height, width, kernel, stride, padding
+    "upsample_add": ("channels",),  # batch, height, width (of the finer map)
+    "linear": ("in_features", "out_features"),  # tokens, norm ("none"|"layer"), activation ("none"|"relu")
     "attention": ("heads", "qk_width", "v_width"),  # queries, keys, embed_dims, shared (value tokens are the query's)
-    "ffn": ("hidden",),                           # tokens, embed_dims
+    "ffn": ("hidden",),  # tokens, embed_dims
 }
 
 
@@ -262,18 +263,29 @@ def to_dict(space: PruningSpace) -> dict[str, Any]:
         "fingerprint": space.fingerprint,
         "dimensions": [
             {
-                "name": d.name, "kind": d.kind.value, "size": d.size, "options": list(d.options),
-                "copies": d.copies, "within": d.within,
+                "name": d.name,
+                "kind": d.kind.value,
+                "size": d.size,
+                "options": list(d.options),
+                "copies": d.copies,
+                "within": d.within,
                 "members": [_axis(m) for m in d.members],
-                "sources": [{"axes": [_axis(a) for a in s.axes], "block": s.block, "scale": s.scale}
-                            for s in d.sources],
+                "sources": [
+                    {"axes": [_axis(a) for a in s.axes], "block": s.block, "scale": s.scale} for s in d.sources
+                ],
             }
             for d in space.dimensions
         ],
         "blocks": [{"name": b.name, "kind": b.kind.value, "parent": b.parent} for b in space.blocks],
         "terms": [
-            {"name": t.name, "operator": t.signature.kind, "attributes": dict(t.signature.attributes),
-             "widths": list(t.widths), "block": t.block, "stage": t.stage}
+            {
+                "name": t.name,
+                "operator": t.signature.kind,
+                "attributes": dict(t.signature.attributes),
+                "widths": list(t.widths),
+                "block": t.block,
+                "stage": t.stage,
+            }
             for t in space.terms
         ],
         "not_prunable": [{"module": n.module, "reason": n.reason} for n in space.not_prunable],
@@ -289,18 +301,29 @@ def from_dict(data: Mapping[str, Any], path: str | Path = "<memory>") -> Pruning
             fingerprint=data["fingerprint"],
             dimensions=tuple(
                 Dimension(
-                    name=d["name"], kind=DimensionKind(d["kind"]), size=d["size"], options=tuple(d["options"]),
+                    name=d["name"],
+                    kind=DimensionKind(d["kind"]),
+                    size=d["size"],
+                    options=tuple(d["options"]),
                     members=tuple(TensorAxis(*m) for m in d["members"]),
-                    sources=tuple(ScoreSource(tuple(TensorAxis(*a) for a in s["axes"]), s["block"], s["scale"])
-                                  for s in d["sources"]),
-                    copies=d["copies"], within=d["within"],
+                    sources=tuple(
+                        ScoreSource(tuple(TensorAxis(*a) for a in s["axes"]), s["block"], s["scale"])
+                        for s in d["sources"]
+                    ),
+                    copies=d["copies"],
+                    within=d["within"],
                 )
                 for d in data["dimensions"]
             ),
             blocks=tuple(Block(b["name"], BlockKind(b["kind"]), b["parent"]) for b in data["blocks"]),
             terms=tuple(
-                CostTerm(t["name"], OperatorSignature.make(t["operator"], **t["attributes"]),
-                         tuple(t["widths"]), t["block"], t["stage"])
+                CostTerm(
+                    t["name"],
+                    OperatorSignature.make(t["operator"], **t["attributes"]),
+                    tuple(t["widths"]),
+                    t["block"],
+                    t["stage"],
+                )
                 for t in data["terms"]
             ),
             not_prunable=tuple(NotPrunable(n["module"], n["reason"]) for n in data["not_prunable"]),

@@ -1,4 +1,5 @@
 """Cut a plan out of a dense model: slice tensors, replace blocks."""
+
 from __future__ import annotations
 
 from collections import defaultdict
@@ -77,15 +78,18 @@ def check_fits(model: nn.Module, plan: PruningPlan) -> None:
             if member.tensor not in tensors:
                 raise StructureMismatchError(
                     f"the plan was made for another model: it cuts {name!r} in {member.tensor!r}, "
-                    "which this model does not have")
+                    "which this model does not have"
+                )
             found = tuple(tensors[member.tensor].shape)
             if member.axis >= len(found) or found[member.axis] < needed:
                 raise StructureMismatchError(
                     f"the plan was made for another model: {member.tensor!r} has shape {found}, the plan expects at "
-                    f"least {needed} along axis {member.axis}")
+                    f"least {needed} along axis {member.axis}"
+                )
     raise StructureMismatchError(
         f"the plan was made for a model with fingerprint {plan.fingerprint}, this one has {fingerprint(model)} "
-        "(state-dict names or shapes differ); use the dense config the plan was made with")
+        "(state-dict names or shapes differ); use the dense config the plan was made with"
+    )
 
 
 def keep_masks(model: nn.Module, plan: PruningPlan) -> dict[str, dict[int, Tensor]]:
@@ -99,7 +103,7 @@ def keep_masks(model: nn.Module, plan: PruningPlan) -> dict[str, dict[int, Tenso
             region = torch.zeros(len(cut.kept) * cut.size, dtype=torch.bool)
             region[[copy * cut.size + e for copy, kept in enumerate(cut.kept) for e in kept]] = True
             start = member.offset
-            mask[start:start + region.numel() * member.width] &= region.repeat_interleave(member.width)
+            mask[start : start + region.numel() * member.width] &= region.repeat_interleave(member.width)
     return dict(masks)
 
 

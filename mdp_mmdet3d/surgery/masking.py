@@ -1,4 +1,5 @@
 """The dense model with everything that a plan cuts switched off: what a slim model must equal."""
+
 from __future__ import annotations
 
 import torch
@@ -20,8 +21,9 @@ class MaskedLayerNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., C) to the same shape."""
-        kept = nn.functional.layer_norm(x[..., self.keep], (int(self.keep.sum()),), self.weight[self.keep],
-                                        self.bias[self.keep], self.eps)
+        kept = nn.functional.layer_norm(
+            x[..., self.keep], (int(self.keep.sum()),), self.weight[self.keep], self.bias[self.keep], self.eps
+        )
         return torch.zeros_like(x).masked_scatter(self.keep.expand_as(x), kept)
 
 
@@ -51,7 +53,8 @@ def mask_model(model: nn.Module, plan: PruningPlan) -> nn.Module:
             owner = model.get_submodule(path)
             if isinstance(owner, nn.LayerNorm):
                 model.get_submodule(path.rpartition(".")[0])._modules[path.rpartition(".")[2]] = MaskedLayerNorm(
-                    owner, masks[0].to(tensor.device))
+                    owner, masks[0].to(tensor.device)
+                )
         for name, kind in plan.removed.items():
             if kind is BlockKind.LAYER:
                 replace_block(model, name, kind)  # its post-norms have no neutral weights

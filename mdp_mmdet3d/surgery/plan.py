@@ -1,4 +1,5 @@
 """The pruning plan: the structure of record of a slim model. Plain data, no torch."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -53,8 +54,13 @@ class PruningPlan:
     info: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def from_selection(cls, space: PruningSpace, kept: Mapping[str, tuple[tuple[int, ...], ...]],
-                       removed: frozenset[str] | set[str], info: Mapping[str, Any] | None = None) -> PruningPlan:
+    def from_selection(
+        cls,
+        space: PruningSpace,
+        kept: Mapping[str, tuple[tuple[int, ...], ...]],
+        removed: frozenset[str] | set[str],
+        info: Mapping[str, Any] | None = None,
+    ) -> PruningPlan:
         """Make a plan from kept elements per dimension.
 
         Args:
@@ -73,17 +79,23 @@ class PruningPlan:
         blocks = {b.name: b.kind for b in space.blocks if b.name in removed}
         cuts = {}
         for dimension in space.dimensions:
-            gone = all(any(block_contains(name, kind, m.tensor) for name, kind in blocks.items())
-                       for m in dimension.members)
+            gone = all(
+                any(block_contains(name, kind, m.tensor) for name, kind in blocks.items()) for m in dimension.members
+            )
             if dimension.name not in kept or gone:
                 continue
             copies = tuple(tuple(sorted(copy)) for copy in kept[dimension.name])
             counts = {len(copy) for copy in copies}
-            if (len(copies) != dimension.copies or len(counts) != 1 or not counts <= set(dimension.options)
-                    or any(len(set(c)) != len(c) or c[0] < 0 or c[-1] >= dimension.size for c in copies)):
+            if (
+                len(copies) != dimension.copies
+                or len(counts) != 1
+                or not counts <= set(dimension.options)
+                or any(len(set(c)) != len(c) or c[0] < 0 or c[-1] >= dimension.size for c in copies)
+            ):
                 raise StructureMismatchError(
                     f"kept elements of {dimension.name!r} do not fit: {len(copies)} copies (expected "
-                    f"{dimension.copies}), counts {sorted(counts)} (allowed {list(dimension.options)})")
+                    f"{dimension.copies}), counts {sorted(counts)} (allowed {list(dimension.options)})"
+                )
             if counts != {dimension.size}:
                 cuts[dimension.name] = Cut(dimension.kind, dimension.size, copies, dimension.members)
         return cls(space.fingerprint, cuts, blocks, dict(info or {}))
@@ -102,8 +114,13 @@ class PruningPlan:
         return {
             "fingerprint": self.fingerprint,
             "cuts": {
-                name: {"kind": c.kind.value, "size": c.size, "count": c.count, "kept": [list(k) for k in c.kept],
-                       "members": [[m.tensor, m.axis, m.offset, m.width] for m in c.members]}
+                name: {
+                    "kind": c.kind.value,
+                    "size": c.size,
+                    "count": c.count,
+                    "kept": [list(k) for k in c.kept],
+                    "members": [[m.tensor, m.axis, m.offset, m.width] for m in c.members],
+                }
                 for name, c in self.cuts.items()
             },
             "removed": {name: kind.value for name, kind in self.removed.items()},
@@ -124,8 +141,15 @@ class PruningPlan:
         try:
             plan = cls(
                 data["fingerprint"],
-                {name: Cut(DimensionKind(c["kind"]), c["size"], tuple(tuple(k) for k in c["kept"]),
-                           tuple(TensorAxis(*m) for m in c["members"])) for name, c in data["cuts"].items()},
+                {
+                    name: Cut(
+                        DimensionKind(c["kind"]),
+                        c["size"],
+                        tuple(tuple(k) for k in c["kept"]),
+                        tuple(TensorAxis(*m) for m in c["members"]),
+                    )
+                    for name, c in data["cuts"].items()
+                },
                 {name: BlockKind(kind) for name, kind in data["removed"].items()},
                 data["info"],
             )
@@ -133,8 +157,9 @@ class PruningPlan:
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise FileFormatError(f"pruning plan {path} is damaged ({error!r}); make it again") from error
         if plan.hash != expected:
-            raise FileFormatError(f"pruning plan {path} was changed by hand: its hash is {plan.hash}, "
-                                  f"it says {expected}")
+            raise FileFormatError(
+                f"pruning plan {path} was changed by hand: its hash is {plan.hash}, it says {expected}"
+            )
         return plan
 
     def save(self, path: str | Path) -> None:

@@ -3,6 +3,7 @@
 Every draw is one per frame; consecutive frames of a stream differ and their poses carry the difference (StreamPETR,
 arXiv 2303.11926, and its configuration r50_704).
 """
+
 from __future__ import annotations
 
 import random

@@ -189,9 +189,7 @@ class AuxiliaryHead2D(nn.Module):
         ]
         image_index = torch.cat([cell.new_full(cell.shape, i) for i, (cell, _) in enumerate(matches)])
         cell_index = torch.cat([cell for cell, _ in matches])
-        matched = ImageTargets(
-            *(torch.cat([v[gt] for v, (_, gt) in zip(field, matches)]) for field in zip(*targets))
-        )
+        matched = ImageTargets(*(torch.cat([v[gt] for v, (_, gt) in zip(field, matches)]) for field in zip(*targets)))
         boxes, centers = output.boxes[image_index, cell_index], output.centers[image_index, cell_index]
         pixel_boxes = bbox_cxcywh_to_xyxy(boxes) * size.repeat(2)
 
@@ -234,9 +232,7 @@ class AuxiliaryHead2D(nn.Module):
 
 
 def _tower(in_channels: int, out_channels: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(in_channels, out_channels, 3, padding=1), nn.GroupNorm(32, out_channels), nn.ReLU()
-    )
+    return nn.Sequential(nn.Conv2d(in_channels, out_channels, 3, padding=1), nn.GroupNorm(32, out_channels), nn.ReLU())
 
 
 def _cells(x: Tensor) -> Tensor:

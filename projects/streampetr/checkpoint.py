@@ -3,6 +3,7 @@
 The names of this implementation are the official ones. What a public file has beyond or short of them is
 handled here: an auxiliary head that inference does not need, constants, and counters of frozen batch norms.
 """
+
 from __future__ import annotations
 
 import logging

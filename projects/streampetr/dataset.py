@@ -2,6 +2,7 @@
 
 Reads MMDetection3D's v2 info files, with or without the `scene_token` that `tools/create_infos.py` adds.
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence

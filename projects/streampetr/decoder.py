@@ -113,9 +113,7 @@ class StreamPETRDecoder(nn.Module):
         **layer_kwargs: Arguments of :class:`StreamPETRDecoderLayer`.
     """
 
-    def __init__(
-        self, num_layers: int = 6, embed_dims: int = 256, with_cp: bool = False, **layer_kwargs
-    ) -> None:
+    def __init__(self, num_layers: int = 6, embed_dims: int = 256, with_cp: bool = False, **layer_kwargs) -> None:
         super().__init__()
         self.layers = nn.ModuleList(
             StreamPETRDecoderLayer(embed_dims=embed_dims, **layer_kwargs) for _ in range(num_layers)

@@ -107,9 +107,7 @@ class DenoisingGenerator:
             expected_positives=len(labels) * math.pi / 6 * self.split**3,
         )
 
-    def _attention_mask(
-        self, pad_per_group: int, num_queries: int, num_keys: int, device: torch.device
-    ) -> Tensor:
+    def _attention_mask(self, pad_per_group: int, num_queries: int, num_keys: int, device: torch.device) -> Tensor:
         pad = self.groups * pad_per_group
         blocked = torch.zeros(pad + num_queries, pad + num_keys, dtype=torch.bool, device=device)
         # Nobody sees a denoising key, except its own group.

@@ -280,9 +280,7 @@ class StreamPETR(Base3DDetector):
             scores[:, :, pad:], boxes[:, :, pad:], gt_boxes, gt_labels, head.code_weights, head.match_costs
         )
         if denoising is not None:
-            losses |= self.criterion.denoising(
-                scores[:, :, :pad], boxes[:, :, :pad], denoising, head.code_weights
-            )
+            losses |= self.criterion.denoising(scores[:, :, :pad], boxes[:, :, :pad], denoising, head.code_weights)
         elif self.denoising is not None and self.training:
             # A rank without ground truth must log the same keys as the others.
             losses |= {key.replace("loss_", "dn_loss_"): value.detach() for key, value in losses.items()}

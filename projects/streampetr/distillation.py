@@ -102,9 +102,7 @@ def matching_levels(student: Sequence[int], teacher: Sequence[int]) -> list[int]
     return [*levels[:-1], len(teacher) - 1]
 
 
-def distillation_losses(
-    student: QueryOutputs, teacher: QueryOutputs, levels: Sequence[int]
-) -> tuple[Tensor, Tensor]:
+def distillation_losses(student: QueryOutputs, teacher: QueryOutputs, levels: Sequence[int]) -> tuple[Tensor, Tensor]:
     """How far a student is from its teacher, 0 where both agree.
 
     A query counts by the teacher's best class probability in it, as nearly all queries are background.
@@ -201,9 +199,7 @@ class Distillation:
             memory = self._step(frame, [window[t] for window in windows], memory)
         return self._teacher.take()[-samples[0].metainfo["grad_frames"] :]
 
-    def _step(
-        self, imgs: Tensor, samples: Sequence[Det3DDataSample], memory: MemoryState | None
-    ) -> MemoryState:
+    def _step(self, imgs: Tensor, samples: Sequence[Det3DDataSample], memory: MemoryState | None) -> MemoryState:
         features = self.teacher.extract_img_feat(imgs)
         return self.teacher.run_frame(features, frame_inputs(samples, imgs), memory)[1]
 

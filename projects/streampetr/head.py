@@ -319,9 +319,7 @@ class StreamPETRHead(nn.Module):
     def remember(self, output: HeadOutput, memory: MemoryState) -> MemoryState:
         """Prepend the best queries to ``memory`` (both in the current frame, without denoising queries)."""
         scores = output.all_cls_scores[-1].sigmoid().amax(dim=-1)
-        return push_detections(
-            memory, scores, output.embedding, output.all_bbox_preds[-1], self.topk_proposals
-        )
+        return push_detections(memory, scores, output.embedding, output.all_bbox_preds[-1], self.topk_proposals)
 
     def forward(
         self,

@@ -70,19 +70,14 @@ class StreamPETRLoss(nn.Module):
         gt_codes = [encode_boxes(boxes) for boxes in gt_boxes]
         losses = {}
         for prefix, scores, boxes in _levels(cls_scores, bbox_preds):
-            matches = [
-                self.assigner.assign(*sample, match_costs)
-                for sample in zip(scores, boxes, gt_labels, gt_codes)
-            ]
+            matches = [self.assigner.assign(*sample, match_costs) for sample in zip(scores, boxes, gt_labels, gt_codes)]
             sample_index = torch.cat([q.new_full(q.shape, i) for i, (q, _) in enumerate(matches)])
             query_index = torch.cat([q for q, _ in matches])
             labels = torch.full(scores.shape[:2], scores.shape[-1], dtype=torch.long, device=scores.device)
             labels[sample_index, query_index] = torch.cat([lab[g] for lab, (_, g) in zip(gt_labels, matches)])
             targets = torch.cat([codes[g] for codes, (_, g) in zip(gt_codes, matches)])
             num_pos = len(query_index)
-            losses[prefix + "loss_cls"] = self._classification(
-                scores.flatten(0, 1), labels.flatten(), num_pos
-            )
+            losses[prefix + "loss_cls"] = self._classification(scores.flatten(0, 1), labels.flatten(), num_pos)
             losses[prefix + "loss_bbox"] = self._regression(
                 boxes[sample_index, query_index], targets, code_weights, num_pos
             )

@@ -107,9 +107,7 @@ def pre_update(
     return restart_streams(memory, prev_exists, pseudo_points)
 
 
-def push_detections(
-    memory: MemoryState, scores: Tensor, embedding: Tensor, boxes: Tensor, topk: int
-) -> MemoryState:
+def push_detections(memory: MemoryState, scores: Tensor, embedding: Tensor, boxes: Tensor, topk: int) -> MemoryState:
     """Prepend the ``topk`` best queries of this frame, detached, with age 0 and identity pose.
 
     Args:

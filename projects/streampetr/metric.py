@@ -41,8 +41,11 @@ def class_set_scores(summary: dict, classes: list[str], mean_ap_weight: float) -
         (mAP, NDS), both between 0 and 1. A true-positive error that no class defines is left out, as in the devkit.
     """
     mean_ap = float(np.mean([list(summary["label_aps"][name].values()) for name in classes]))
-    errors = {metric: np.array([summary["label_tp_errors"][name][metric] for name in classes], float)
-              for metric in summary["tp_errors"]}
-    scores = [max(0.0, 1.0 - float(np.nanmean(error))) if np.isfinite(error).any() else 0.0
-              for error in errors.values()]
+    errors = {
+        metric: np.array([summary["label_tp_errors"][name][metric] for name in classes], float)
+        for metric in summary["tp_errors"]
+    }
+    scores = [
+        max(0.0, 1.0 - float(np.nanmean(error))) if np.isfinite(error).any() else 0.0 for error in errors.values()
+    ]
     return mean_ap, (mean_ap_weight * mean_ap + sum(scores)) / (mean_ap_weight + len(scores))

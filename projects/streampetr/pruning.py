@@ -1,4 +1,5 @@
 """What may be pruned in StreamPETR: tells the adapters where backbone, neck, decoder and embeddings are."""
+
 from __future__ import annotations
 
 import torch
@@ -56,8 +57,9 @@ def _add_encoder(builder: SpaceBuilder, model: nn.Module, shape: InputShape) -> 
     builder.extend(output, [TensorAxis(f"{HEAD}.memory_embed.0.weight", 1)])
     # The auxiliary head reads the same feature map in training.
     if getattr(model, "img_roi_head", None) is not None:
-        builder.extend(output, [TensorAxis(f"img_roi_head.{tower}.0.weight", 1)
-                                for tower in ("shared_cls", "shared_reg")])
+        builder.extend(
+            output, [TensorAxis(f"img_roi_head.{tower}.0.weight", 1) for tower in ("shared_cls", "shared_reg")]
+        )
     return output
 
 
@@ -66,15 +68,30 @@ def _add_embeddings(builder: SpaceBuilder, head: nn.Module, tokens: int, feature
     queries = head.reference_points.num_embeddings + head.num_propagated
     add_mlp(builder, head.position_encoder, f"{HEAD}.position_encoder", tokens=tokens, stage="position_embedding")
     add_mlp(builder, head.memory_embed, f"{HEAD}.memory_embed", tokens=tokens, stage="head", input_width=features)
-    add_fan_out(builder, f"{HEAD}.spatial_alignment.reduce.0",
-                tuple(f"{HEAD}.spatial_alignment.{leaf}" for leaf in ("gamma", "beta")), tokens=tokens, stage="head")
-    add_fan_out(builder, f"{HEAD}.featurized_pe.conv_reduce", (f"{HEAD}.featurized_pe.conv_expand",),
-                tokens=tokens, stage="head")
+    add_fan_out(
+        builder,
+        f"{HEAD}.spatial_alignment.reduce.0",
+        tuple(f"{HEAD}.spatial_alignment.{leaf}" for leaf in ("gamma", "beta")),
+        tokens=tokens,
+        stage="head",
+    )
+    add_fan_out(
+        builder,
+        f"{HEAD}.featurized_pe.conv_reduce",
+        (f"{HEAD}.featurized_pe.conv_expand",),
+        tokens=tokens,
+        stage="head",
+    )
     # The learned queries' part is constant and folded at export; the memory rows' part runs every frame.
     add_mlp(builder, head.query_embedding, f"{HEAD}.query_embedding", tokens=memory, stage="head")
     for name in ("ego_pose_pe", "ego_pose_memory"):
-        add_fan_out(builder, f"{HEAD}.{name}.reduce.0", tuple(f"{HEAD}.{name}.{leaf}" for leaf in ("gamma", "beta")),
-                    tokens=memory, stage="head")
+        add_fan_out(
+            builder,
+            f"{HEAD}.{name}.reduce.0",
+            tuple(f"{HEAD}.{name}.{leaf}" for leaf in ("gamma", "beta")),
+            tokens=memory,
+            stage="head",
+        )
     for name in ("cls_branches", "reg_branches"):
         add_mlp(builder, getattr(head, name)[0], f"{HEAD}.{name}.0", tokens=queries, stage="head")
 
@@ -97,12 +114,19 @@ def _add_decoder(builder: SpaceBuilder, head: nn.Module, tokens: int) -> None:
             if (i, j) != (0, 1):
                 builder.add_block(sub_layer, BlockKind.SUB_LAYER, parent)
             widths = add_attention(builder, layer.attentions[j].attn, f"{sub_layer}.attn")
-            builder.add_term(sub_layer, "head", "attention", widths, queries=queries, keys=key_tokens,
-                             embed_dims=head.embed_dims, shared=j == 0)
+            builder.add_term(
+                sub_layer,
+                "head",
+                "attention",
+                widths,
+                queries=queries,
+                keys=key_tokens,
+                embed_dims=head.embed_dims,
+                shared=j == 0,
+            )
         ffn = f"{path}.ffns.0"
         builder.add_block(ffn, BlockKind.SUB_LAYER, parent)
-        hidden = add_hidden(builder, f"{ffn}.layers.0.0", (f"{ffn}.layers.1",),
-                            layer.ffns[0].layers[0][0].out_features)
+        hidden = add_hidden(builder, f"{ffn}.layers.0.0", (f"{ffn}.layers.1",), layer.ffns[0].layers[0][0].out_features)
         builder.add_term(ffn, "head", "ffn", (hidden,), tokens=queries, embed_dims=head.embed_dims)
 
 

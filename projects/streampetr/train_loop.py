@@ -62,8 +62,11 @@ def rank_state(runner: Runner) -> dict[str, Any]:
     model = unwrapped(runner.model)
     # In evaluation the memory is that of other streams.
     memory = model.memory if model.training and hasattr(model, "memory") else None
-    hooks = {type(hook).__name__: _packed(hook.stream_memory())
-             for hook in runner.hooks if isinstance(hook, KeepsStreamMemory)}
+    hooks = {
+        type(hook).__name__: _packed(hook.stream_memory())
+        for hook in runner.hooks
+        if isinstance(hook, KeepsStreamMemory)
+    }
     return {"memory": _packed(memory), "hooks": hooks, "random": random_state()}
 
 
@@ -111,8 +114,10 @@ class StreamTrainLoop(IterBasedTrainLoop):
         return self.runner.model
 
     def _validate_if_due(self) -> None:
-        if self.runner.val_loop is not None and self._iter >= self.val_begin and (
-            self._iter % self.val_interval == 0 or self._iter == self._max_iters
+        if (
+            self.runner.val_loop is not None
+            and self._iter >= self.val_begin
+            and (self._iter % self.val_interval == 0 or self._iter == self._max_iters)
         ):
             self.runner.val_loop.run()
 
@@ -124,14 +129,17 @@ class StreamTrainLoop(IterBasedTrainLoop):
         if state is None:
             self.runner.logger.warning(
                 f"the checkpoint holds no memory for process {self.runner.rank} of {self.runner.world_size} (it has "
-                f"that of {len(states)}): the streams start without memory, the training does not repeat exactly")
+                f"that of {len(states)}): the streams start without memory, the training does not repeat exactly"
+            )
             return
         model = unwrapped(self.runner.model)
         device = next(model.parameters()).device
         memory = _unpacked(state["memory"], device)
         if memory is not None and len(memory.embedding) != batch_size:
-            self.runner.logger.warning(f"the checkpoint was saved with batch_size={len(memory.embedding)}, now it is "
-                                       f"{batch_size}: the streams start without memory")
+            self.runner.logger.warning(
+                f"the checkpoint was saved with batch_size={len(memory.embedding)}, now it is "
+                f"{batch_size}: the streams start without memory"
+            )
             return
         model.memory = memory
         for hook in self.runner.hooks:
@@ -173,6 +181,11 @@ class StreamStateHook(Hook):
 
 
 def _saves_now(hook: Hook, runner: Runner) -> bool:
-    return isinstance(hook, CheckpointHook) and not hook.by_epoch and (
-        hook.every_n_train_iters(runner, hook.interval, hook.save_begin)
-        or (hook.save_last and hook.is_last_train_iter(runner)))
+    return (
+        isinstance(hook, CheckpointHook)
+        and not hook.by_epoch
+        and (
+            hook.every_n_train_iters(runner, hook.interval, hook.save_begin)
+            or (hook.save_last and hook.is_last_train_iter(runner))
+        )
+    )

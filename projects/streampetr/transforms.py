@@ -3,6 +3,7 @@
 Matrices are float64 until packing. One image augmentation serves all cameras of a frame. Normalisation and padding
 belong to the data preprocessor of the model. Source: StreamPETR, arXiv 2303.11926, and its configuration r50_704.
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence

@@ -61,15 +61,12 @@ class EffectiveSqueezeExcitation(nn.Module):
 class OneShotAggregation(nn.Module):
     """A chain of 3x3 convolutions; its input and all outputs are concatenated and mixed by a 1x1 convolution."""
 
-    def __init__(
-        self, name: str, in_channels: int, inner: int, outer: int, num_convs: int, identity: bool
-    ) -> None:
+    def __init__(self, name: str, in_channels: int, inner: int, outer: int, num_convs: int, identity: bool) -> None:
         super().__init__()
         self.identity = identity
         widths = [in_channels] + [inner] * num_convs
         self.layers = nn.ModuleList(
-            nn.Sequential(_conv_norm_relu(f"{name}_{i}", widths[i], inner, 3))
-            for i in range(num_convs)
+            nn.Sequential(_conv_norm_relu(f"{name}_{i}", widths[i], inner, 3)) for i in range(num_convs)
         )
         self.concat = nn.Sequential(_conv_norm_relu(f"{name}_concat", sum(widths), outer, 1))
         self.ese = EffectiveSqueezeExcitation(outer)

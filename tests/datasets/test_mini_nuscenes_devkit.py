@@ -1,4 +1,5 @@
 """The devkit takes the miniature set for nuScenes: it loads, measures velocities and evaluates."""
+
 from __future__ import annotations
 
 import json

@@ -1,4 +1,5 @@
 """Lidar returns lie on the surfaces, and the counts in the tables are true."""
+
 from __future__ import annotations
 
 import numpy as np

@@ -1,4 +1,5 @@
 """Pixels are where the geometry says, nearest things first."""
+
 from __future__ import annotations
 
 import cv2

@@ -1,4 +1,5 @@
 """The tables obey nuScenes' schema: columns, unique tokens, links that close."""
+
 from __future__ import annotations
 
 import json
@@ -21,16 +22,42 @@ COLUMNS = {
     "ego_pose": {"token", "timestamp", "rotation", "translation"},
     "log": {"token", "logfile", "vehicle", "date_captured", "location"},
     "scene": {
-        "token", "log_token", "nbr_samples", "first_sample_token", "last_sample_token", "name", "description",
+        "token",
+        "log_token",
+        "nbr_samples",
+        "first_sample_token",
+        "last_sample_token",
+        "name",
+        "description",
     },
     "sample": {"token", "timestamp", "prev", "next", "scene_token"},
     "sample_data": {
-        "token", "sample_token", "ego_pose_token", "calibrated_sensor_token", "timestamp", "fileformat",
-        "is_key_frame", "height", "width", "filename", "prev", "next",
+        "token",
+        "sample_token",
+        "ego_pose_token",
+        "calibrated_sensor_token",
+        "timestamp",
+        "fileformat",
+        "is_key_frame",
+        "height",
+        "width",
+        "filename",
+        "prev",
+        "next",
     },
     "sample_annotation": {
-        "token", "sample_token", "instance_token", "visibility_token", "attribute_tokens", "translation", "size",
-        "rotation", "prev", "next", "num_lidar_pts", "num_radar_pts",
+        "token",
+        "sample_token",
+        "instance_token",
+        "visibility_token",
+        "attribute_tokens",
+        "translation",
+        "size",
+        "rotation",
+        "prev",
+        "next",
+        "num_lidar_pts",
+        "num_radar_pts",
     },
     "map": {"token", "log_tokens", "category", "filename"},
 }
@@ -68,7 +95,9 @@ def test_foreign_keys_exist(tables, by_token):
             for column, value in row.items():
                 if column.endswith("_token"):
                     table = {
-                        "first_sample": "sample", "last_sample": "sample", "first_annotation": "sample_annotation",
+                        "first_sample": "sample",
+                        "last_sample": "sample",
+                        "first_annotation": "sample_annotation",
                         "last_annotation": "sample_annotation",
                     }.get(column.removesuffix("_token"), column.removesuffix("_token"))
                     assert value in by_token[table], (name, column)
@@ -110,9 +139,7 @@ def test_ends_of_scenes_and_instances_agree_with_the_chains(tables, by_token):
 
 
 def test_every_key_frame_has_seven_sensors_with_their_files(tables, by_token, mini_root):
-    channel = {
-        row["token"]: by_token["sensor"][row["sensor_token"]]["channel"] for row in tables["calibrated_sensor"]
-    }
+    channel = {row["token"]: by_token["sensor"][row["sensor_token"]]["channel"] for row in tables["calibrated_sensor"]}
     for sample in tables["sample"]:
         data = [row for row in tables["sample_data"] if row["sample_token"] == sample["token"]]
         assert sorted(channel[row["calibrated_sensor_token"]] for row in data) == sorted([*CAMERAS, LIDAR])

@@ -1,4 +1,5 @@
 """Objects keep apart and inside their boxes; shapes are convex; specifications are checked."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -29,9 +30,7 @@ def world():
 @pytest.mark.parametrize("time_s", [0.0, 7.3, 60.0])
 def test_nobody_touches_anybody(world, time_s):
     poses = world.object_poses(time_s)
-    shapes = [
-        footprint(x, y, yaw, *item.size_m[:2]) for item, (x, y, _, yaw) in zip(world.objects, poses)
-    ]
+    shapes = [footprint(x, y, yaw, *item.size_m[:2]) for item, (x, y, _, yaw) in zip(world.objects, poses)]
     ego = world.ego_pose(time_s)
     shapes.append(footprint(*ego[:2, 3], np.arctan2(ego[1, 0], ego[0, 0]), 1.9, 4.8))
     centres = np.vstack([poses[:, :2], ego[:2, 3]])

@@ -1,4 +1,5 @@
 """The writer is deterministic, atomic and careful with what is already there."""
+
 from __future__ import annotations
 
 import hashlib

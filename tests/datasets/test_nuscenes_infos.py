@@ -1,4 +1,5 @@
 """Our info files say what MMDetection3D's own converter says, plus scene links."""
+
 from __future__ import annotations
 
 import importlib.util

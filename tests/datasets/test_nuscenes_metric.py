@@ -1,4 +1,5 @@
 """MMDetection3D's NuScenesMetric (lidar frame, info file) against the devkit alone (global frame, tables)."""
+
 from __future__ import annotations
 
 import json
@@ -61,15 +62,18 @@ def by_devkit(nusc, results, folder) -> dict:
     meta = {"use_camera": True, "use_lidar": False, "use_radar": False, "use_map": False, "use_external": False}
     path.write_text(json.dumps({"meta": meta, "results": results}))
     evaluation = DetectionEval(
-        nusc, config_factory("detection_cvpr_2019"), str(path), "mini_val", str(folder), verbose=False)
+        nusc, config_factory("detection_cvpr_2019"), str(path), "mini_val", str(folder), verbose=False
+    )
     return evaluation.evaluate()[0].serialize()
 
 
 def in_lidar_frame(nusc, token: str, boxes: list[dict]) -> dict:
     """Boxes as the detector gives them, by the devkit's tables."""
     data = nusc.get("sample_data", nusc.get("sample", token)["data"]["LIDAR_TOP"])
-    steps = (nusc.get("ego_pose", data["ego_pose_token"]),
-             nusc.get("calibrated_sensor", data["calibrated_sensor_token"]))
+    steps = (
+        nusc.get("ego_pose", data["ego_pose_token"]),
+        nusc.get("calibrated_sensor", data["calibrated_sensor_token"]),
+    )
     rows = []
     for box in boxes:
         centre, heading = np.array(box["translation"]), Quaternion(box["rotation"])
@@ -83,7 +87,8 @@ def in_lidar_frame(nusc, token: str, boxes: list[dict]) -> dict:
     return dict(
         bboxes_3d=LiDARInstance3DBoxes(torch.tensor(rows, dtype=torch.float32), box_dim=9, origin=(0.5, 0.5, 0.5)),
         scores_3d=torch.tensor([box["detection_score"] for box in boxes]),
-        labels_3d=torch.tensor([INFO_CLASSES.index(box["detection_name"]) for box in boxes]))
+        labels_3d=torch.tensor([INFO_CLASSES.index(box["detection_name"]) for box in boxes]),
+    )
 
 
 @pytest.mark.parametrize("metric_class", [NuScenesMetric, ClassSetNuScenesMetric])
@@ -95,8 +100,10 @@ def test_both_give_the_same_figures(metric_class, detections, mini_nusc, mini_ro
     for row, info in enumerate(mmengine.load(info_file)["data_list"]):
         instances = in_lidar_frame(mini_nusc, info["token"], detections[info["token"]])
         metric.process({}, [dict(pred_instances_3d=instances, pred_instances={}, sample_idx=row)])
-    found = {name.removeprefix("pred_instances_3d_NuScenes/"): value
-             for name, value in metric.compute_metrics(metric.results).items()}
+    found = {
+        name.removeprefix("pred_instances_3d_NuScenes/"): value
+        for name, value in metric.compute_metrics(metric.results).items()
+    }
 
     assert 0.2 < expected["mean_ap"] < 0.9
     figures = {"mAP": expected["mean_ap"], "NDS": expected["nd_score"]}

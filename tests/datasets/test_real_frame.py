@@ -1,4 +1,5 @@
 """The real nuScenes frame passes through the same data set and pipeline, and everything lands where it belongs."""
+
 from __future__ import annotations
 
 import pickle
@@ -106,8 +107,11 @@ def test_lidar_points_on_objects_fall_into_their_image_boxes(frame, raw, shared_
 
 def test_labels_and_counts_agree_with_the_record(frame, raw):
     truth = frame["data_samples"].gt_instances_3d
-    kept = [i for i in raw["instances"] if i["bbox_3d_isvalid"] and i["bbox_label_3d"] >= 0
-            and np.abs(i["bbox_3d"][:2]).max() < 51.2]
+    kept = [
+        i
+        for i in raw["instances"]
+        if i["bbox_3d_isvalid"] and i["bbox_label_3d"] >= 0 and np.abs(i["bbox_3d"][:2]).max() < 51.2
+    ]
     assert len(truth.labels_3d) == len(kept) == 50
     # Label numbers of MMDetection3D to those of the official model.
     remap = {0: 0, 1: 1, 2: 4, 3: 3, 4: 2, 5: 7, 6: 6, 7: 8, 8: 9, 9: 5}

@@ -1,4 +1,5 @@
 """The data set yields scenes as streams, with exact times and poses, and its labels survive the official metric."""
+
 from __future__ import annotations
 
 import copy
@@ -117,8 +118,13 @@ def test_a_packed_frame_keeps_the_contract(config):
     assert meta["prev_exists"] is True
     assert isinstance(meta["scene_token"], str)
     assert meta["img_shape"] == (256, 704)
-    for key, shape in (("intrinsics", (6, 4, 4)), ("extrinsics", (6, 4, 4)), ("lidar2img", (6, 4, 4)),
-                       ("ego_pose", (4, 4)), ("ego_pose_inv", (4, 4))):
+    for key, shape in (
+        ("intrinsics", (6, 4, 4)),
+        ("extrinsics", (6, 4, 4)),
+        ("lidar2img", (6, 4, 4)),
+        ("ego_pose", (4, 4)),
+        ("ego_pose_inv", (4, 4)),
+    ):
         assert meta[key].shape == shape
         assert meta[key].dtype == np.float32
     np.testing.assert_allclose(meta["lidar2img"], meta["intrinsics"] @ meta["extrinsics"], rtol=1e-4, atol=1e-2)
@@ -144,8 +150,18 @@ def test_test_mode_has_no_ground_truth_and_import_mode_has_it(config):
     truth = build(config.importance_dataloader.dataset)[0]["data_samples"].gt_instances_3d
     raw = load(build(config.importance_dataloader.dataset).ann_file)["data_list"][0]
     names = config.class_names
-    own = ["car", "truck", "trailer", "bus", "construction_vehicle", "bicycle", "motorcycle", "pedestrian",
-           "traffic_cone", "barrier"]
+    own = [
+        "car",
+        "truck",
+        "trailer",
+        "bus",
+        "construction_vehicle",
+        "bicycle",
+        "motorcycle",
+        "pedestrian",
+        "traffic_cone",
+        "barrier",
+    ]
     kept = [i for i in raw["instances"] if i["bbox_3d_isvalid"] and np.abs(i["bbox_3d"][:2]).max() < 51.2]
     assert [names[label] for label in truth.labels_3d] == [own[i["bbox_label_3d"]] for i in kept]
     np.testing.assert_allclose(truth.bboxes_3d.gravity_center, [i["bbox_3d"][:3] for i in kept], atol=1e-3)
@@ -243,8 +259,14 @@ def test_cuboids_of_the_easy_variant_are_seen_where_the_matrices_say(tmp_path):
     from mdp_mmdet3d.datasets.mini_nuscenes.shapes import CLASS_COLOURS
 
     spec = MiniNuScenesSpec(
-        scenes=2, frames=2, image_size=(352, 128), classes=("car", "truck", "bus", "pedestrian", "traffic_cone"),
-        object_count=12, radius_m=20.0, cuboids=True, min_visible_pixels=30,
+        scenes=2,
+        frames=2,
+        image_size=(352, 128),
+        classes=("car", "truck", "bus", "pedestrian", "traffic_cone"),
+        object_count=12,
+        radius_m=20.0,
+        cuboids=True,
+        min_visible_pixels=30,
     )
     root = write_mini_nuscenes(tmp_path / "easy", spec)
     config = Config.fromfile(CONFIGS / "nuscenes_704x256.py")
@@ -253,8 +275,11 @@ def test_cuboids_of_the_easy_variant_are_seen_where_the_matrices_say(tmp_path):
             step.final_shape = (64, 176)
     data = build(config.importance_dataloader.dataset, data_root=str(root), pipeline=config.importance_pipeline)
     names = config.class_names
-    palette = {name: np.array(colour) / np.linalg.norm(colour) for name, colour in CLASS_COLOURS.items()
-               if name in spec.classes}
+    palette = {
+        name: np.array(colour) / np.linalg.norm(colour)
+        for name, colour in CLASS_COLOURS.items()
+        if name in spec.classes
+    }
     right = seen = 0
     for i in range(len(data)):
         frame = data[i]

@@ -1,4 +1,5 @@
 """Images, matrices and boxes change together."""
+
 from __future__ import annotations
 
 import cv2
@@ -125,8 +126,13 @@ def record(tmp_path):
             "timestamp": 1532402927.6 + value / 100,
         }
     return {
-        "images": images, "timestamp": 1532402927.647951, "prev_exists": np.bool_(True), "scene_token": "s",
-        "token": "t", "sample_idx": 0, "ego_pose": np.eye(4, dtype=np.float32),
+        "images": images,
+        "timestamp": 1532402927.647951,
+        "prev_exists": np.bool_(True),
+        "scene_token": "s",
+        "token": "t",
+        "sample_idx": 0,
+        "ego_pose": np.eye(4, dtype=np.float32),
         "ego_pose_inv": np.eye(4, dtype=np.float32),
     }
 

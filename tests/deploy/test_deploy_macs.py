@@ -1,4 +1,5 @@
 """Multiply-accumulates of exported graphs against the ones counted by hand."""
+
 import pytest
 import torch
 from torch import nn

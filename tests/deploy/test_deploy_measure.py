@@ -68,8 +68,14 @@ def test_folders_are_loaded_several_times_in_another_order_and_warm_up_each_time
 
     monkeypatch.setattr(measure, "StreamRunner", load)
     rounds = []
-    stats = measure_interleaved({"dense": "d", "pruned": "p"}, stream, rounds=5, loads=3, warmup=1,
-                                on_round=lambda done, total: rounds.append((done, total)))
+    stats = measure_interleaved(
+        {"dense": "d", "pruned": "p"},
+        stream,
+        rounds=5,
+        loads=3,
+        warmup=1,
+        on_round=lambda done, total: rounds.append((done, total)),
+    )
     assert [name for name, what in log if what == "load"] == ["d", "p", "p", "d", "d", "p"]
     assert stats["dense"].samples_ms == stats["pruned"].samples_ms == (11, 21, 11, 21, 11)
     assert rounds == [(i, 8) for i in range(1, 9)]

@@ -20,6 +20,7 @@ def tiny_job_config(tmp_path_factory, tiny_config):
         for step in dataset.pipeline:
             if step["type"] == "ResizeCropImages":
                 step["final_shape"] = (64, 192)
-    config.prune.update(frames=2, input_size=(64, 192), rounds=4, calibration_networks=2, refinements=0, max_options=4,
-                        budget=0.6)
+    config.prune.update(
+        frames=2, input_size=(64, 192), rounds=4, calibration_networks=2, refinements=0, max_options=4, budget=0.6
+    )
     return config

@@ -1,4 +1,5 @@
 """A data set of recorded frames, by name, so that configs and child processes can use it."""
+
 from __future__ import annotations
 
 import pickle

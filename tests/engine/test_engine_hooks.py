@@ -1,4 +1,5 @@
 """Importance and pruning hooks in MMEngine's training: exactness, accumulation, processes, resuming, masks."""
+
 from __future__ import annotations
 
 import importlib
@@ -92,10 +93,12 @@ def test_hook_collects_what_a_plain_pass_collects_and_leaves_frozen_parameters_a
     assert not any(p.requires_grad or p.grad is not None for m in norms for p in m.parameters())
     space = space_of(model, PruneSettings.from_config(PRUNE))
     frames = runner.train_dataloader.dataset
-    batches = [dict(inputs=dict(img=[frames[i]["inputs"]["img"]]), data_samples=[frames[i]["data_samples"]])
-               for i in range(3)]
-    expected = collect_importance(model, space, batches, tmp_path / "plain.npz", num_batches=3, weights="x",
-                                  progress=False)
+    batches = [
+        dict(inputs=dict(img=[frames[i]["inputs"]["img"]]), data_samples=[frames[i]["data_samples"]]) for i in range(3)
+    ]
+    expected = collect_importance(
+        model, space, batches, tmp_path / "plain.npz", num_batches=3, weights="x", progress=False
+    )
     assert table.batches == 3 and table.weights == "training"
     assert_same(table, expected)
 
@@ -236,8 +239,10 @@ def latency_dir(tmp_path, make_config) -> Path:
     unit = LatencyModel(space, table, dict.fromkeys(stages, 0.05), dict.fromkeys(stages, 1.0))
     smallest = {d.name: d.options[0] for d in space.dimensions}
     points = [dict(widths=w, removed=[], stages_ms=unit.predict_stages(w)) for w in ({}, smallest)]
-    write_json(folder / "whole_latency.json",
-               dict(schema_version=1, identity=dict(fingerprint=space.fingerprint), points=points))
+    write_json(
+        folder / "whole_latency.json",
+        dict(schema_version=1, identity=dict(fingerprint=space.fingerprint), points=points),
+    )
     return folder
 
 
@@ -267,7 +272,8 @@ def test_schedule_masks_keeps_shapes_writes_a_slim_model_and_logs_it(make_config
     assert plan.info["predicted_ms"] <= plan.info["budget_ms"] * (1 + 1e-9) and plan.cuts
     logged = scalars(tmp_path / "w")
     assert [row["mdp/budget_ms"] for row in logged] == pytest.approx(
-        [sum(dense_ms.values()) * share for share in (0.6**0.5, 0.6)])
+        [sum(dense_ms.values()) * share for share in (0.6**0.5, 0.6)]
+    )
     # A cut channel of the live model is zero; the slim files load as they are.
     for cut in plan.cuts.values():
         member = next(m for m in cut.members if m.tensor.endswith("weight") and m.axis == 0)

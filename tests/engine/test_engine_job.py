@@ -1,4 +1,5 @@
 """The whole line on a tiny StreamPETR and a tiny miniature nuScenes: files, report, reuse, errors."""
+
 import importlib.util
 import json
 import re
@@ -36,9 +37,21 @@ def run(config, tmp_path_factory):
 
 def test_report_and_files(run):
     work_dir, report = run
-    for name in ("space.json", "importance.npz", "latency_table.json", "problem.npz", "plan.json", "pruned.pth",
-                 "pruned_config.py", "report.json", "structure.png", "onnx/dense/head.onnx", "onnx/pruned/head.onnx",
-                 "onnx/pruned/image_encoder.onnx", "onnx/pruned/position_embedding.onnx"):
+    for name in (
+        "space.json",
+        "importance.npz",
+        "latency_table.json",
+        "problem.npz",
+        "plan.json",
+        "pruned.pth",
+        "pruned_config.py",
+        "report.json",
+        "structure.png",
+        "onnx/dense/head.onnx",
+        "onnx/pruned/head.onnx",
+        "onnx/pruned/image_encoder.onnx",
+        "onnx/pruned/position_embedding.onnx",
+    ):
         assert (work_dir / name).stat().st_size > 0, name
     assert json.loads((work_dir / "report.json").read_text()) == json.loads(json.dumps(report))
     assert report["weights"] == "random" and report["solver"]["status"] == "optimal"
@@ -68,10 +81,12 @@ def test_another_budget_reuses_importance_and_table(run, config):
 def test_pruned_model_loads_and_predicts(run):
     """The README's three lines, in a fresh process."""
     work_dir, _ = run
-    code = (f"from mmdet3d.apis import init_model; from mmengine.runner import Runner\n"
-            f"model = init_model('{work_dir}/pruned_config.py', '{work_dir}/pruned.pth', device='cpu')\n"
-            f"print(len(model.test_step(next(iter(Runner.build_dataloader(model.cfg.test_dataloader))))[0]"
-            f".pred_instances_3d.scores_3d))")
+    code = (
+        f"from mmdet3d.apis import init_model; from mmengine.runner import Runner\n"
+        f"model = init_model('{work_dir}/pruned_config.py', '{work_dir}/pruned.pth', device='cpu')\n"
+        f"print(len(model.test_step(next(iter(Runner.build_dataloader(model.cfg.test_dataloader))))[0]"
+        f".pred_instances_3d.scores_3d))"
+    )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert out.returncode == 0, out.stderr[-2000:]
     assert int(out.stdout.splitlines()[-1]) > 0

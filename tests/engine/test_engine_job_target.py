@@ -1,4 +1,5 @@
 """Pruning for another device: its table and its validations count, nothing that this machine measures does."""
+
 import json
 
 import pytest
@@ -41,9 +42,16 @@ def change(path, edit):
 
 def fps_json(path, plan_hash, encoder_ms, head_ms, *, dense=None, precision="fp32"):
     figures = lambda pair: {"encoder_p50_ms": pair[0], "head_p50_ms": pair[1]}  # noqa: E731
-    path.write_text(json.dumps({
-        "schema_version": 1, "latency": figures((encoder_ms, head_ms)), "dense_latency": dense and figures(dense),
-        "deployment": {"plan_hash": plan_hash, "precision": precision}}))
+    path.write_text(
+        json.dumps(
+            {
+                "schema_version": 1,
+                "latency": figures((encoder_ms, head_ms)),
+                "dense_latency": dense and figures(dense),
+                "deployment": {"plan_hash": plan_hash, "precision": precision},
+            }
+        )
+    )
     return path
 
 
@@ -69,7 +77,8 @@ def test_without_whole_measurements_the_prediction_is_the_sum(table_path, space)
     table = LatencyTable.load(table_path)
     model = target_model(space, table, [])
     assert model.predict({}) == pytest.approx(
-        sum(table.cost_array(space, term)[0].max() for term in space.frame_terms()))
+        sum(table.cost_array(space, term)[0].max() for term in space.frame_terms())
+    )
     assert "without a calibration" in model.explanation[0]
 
 
@@ -165,8 +174,9 @@ def test_whole_line_for_a_target(tmp_path, tiny_job_config, monkeypatch, capsys)
     assert not report["measured_end_to_end"] and report["speedup"] is None
     assert report["dense"]["latency_ms"] is None and report["pruned"]["latency_ms"] is None
     assert report["device"]["processor"] == "Orin" == report["latency_table"]["device"]["processor"]
-    assert report["pruned"]["predicted_ms"] <= report["budget_ms"] == pytest.approx(
-        0.5 * report["dense"]["predicted_ms"])
+    assert (
+        report["pruned"]["predicted_ms"] <= report["budget_ms"] == pytest.approx(0.5 * report["dense"]["predicted_ms"])
+    )
     plan = PruningPlan.load(tmp_path / "w" / "plan.json")
     assert plan.info["latency_table"]["sha256"] == report["latency_table"]["sha256"]
     used = entries_of(space, plan.widths(space), set(plan.removed))
@@ -184,8 +194,10 @@ def test_whole_line_for_a_target(tmp_path, tiny_job_config, monkeypatch, capsys)
 
     assert prune()["plan_hash"] == report["plan_hash"]
     sums = target_model(space, table, [])
-    twice = [[2 * sums.predict_stages(*structure)[stage] for stage in ("image_encoder", "head")]
-             for structure in ((plan.widths(space), set(plan.removed)), ({}, ()))]
+    twice = [
+        [2 * sums.predict_stages(*structure)[stage] for stage in ("image_encoder", "head")]
+        for structure in ((plan.widths(space), set(plan.removed)), ({}, ()))
+    ]
     calibrated = prune(target_latency=fps_json(tmp_path / "fps.json", report["plan_hash"], *twice[0], dense=twice[1]))
     assert calibrated["calibration_points"] == 2
     assert calibrated["dense"]["predicted_ms"] == pytest.approx(2 * report["dense"]["predicted_ms"])

@@ -1,4 +1,5 @@
 """benchmarks/mini_nuscenes.py: equal measured latency, uniform pruning, runs in processes of their own, figures."""
+
 from __future__ import annotations
 
 import importlib.util
@@ -71,15 +72,20 @@ def test_of_a_few_plans_the_nearest_one_is_taken_and_each_is_measured_once(bench
 
     def never(knob):
         raise InfeasibleBudgetError("too small", 1.0)
+
     with pytest.raises(MdpError, match=r"no plan at 0\.4 of the dense latency"):
         bench.tune(never, measure, 0.4)
 
 
 def test_uniform_pruning_narrows_all_dimensions_alike():
-    dimensions = (ProblemDimension("a", (8, 16, 24, 32)), ProblemDimension("b", (1, 2, 3, 4, 5, 6, 7, 8)),
-                  ProblemDimension("c", (64, 128)))
-    terms = tuple(ProblemTerm(d.name, (i,), None, {"latency_ms": np.array(d.options, float)})
-                  for i, d in enumerate(dimensions))
+    dimensions = (
+        ProblemDimension("a", (8, 16, 24, 32)),
+        ProblemDimension("b", (1, 2, 3, 4, 5, 6, 7, 8)),
+        ProblemDimension("c", (64, 128)),
+    )
+    terms = tuple(
+        ProblemTerm(d.name, (i,), None, {"latency_ms": np.array(d.options, float)}) for i, d in enumerate(dimensions)
+    )
     path = uniform_path(PruningProblem("p", ("latency_ms",), dimensions, (), terms))
     assert path[0].options == (3, 7, 1) and path[-1].options == (0, 0, 0)
     assert len(path) == 1 + 3 + 7 + 1
@@ -105,9 +111,13 @@ def test_figures_and_verdicts(bench, tmp_path):
     assert figures["mean"] == pytest.approx(0.32) and figures["std"] == pytest.approx(0.02)
     assert figures["spread"] == pytest.approx(0.04) and figures["runs"] == [0.30, 0.34, 0.32]
     assert entry(0.3)["finetuned"]["NDS"] == {"runs": [0.15], "mean": 0.15, "std": 0.0, "spread": 0.0}
-    report = {"dense": entry(0.40, 0.42), "shares": {
-        "0.7": {"mdp": entry(0.39, 0.40), "halp": entry(0.38, 0.385), "uniform": entry(0.2, 0.2)},
-        "0.4": {"mdp": entry(0.20, 0.21), "halp": entry(0.30, 0.31), "uniform": entry(0.1, 0.1)}}}
+    report = {
+        "dense": entry(0.40, 0.42),
+        "shares": {
+            "0.7": {"mdp": entry(0.39, 0.40), "halp": entry(0.38, 0.385), "uniform": entry(0.2, 0.2)},
+            "0.4": {"mdp": entry(0.20, 0.21), "halp": entry(0.30, 0.31), "uniform": entry(0.1, 0.1)},
+        },
+    }
     found = bench.verdicts(report)
     assert found["0.7"]["mdp_minus_halp"] == pytest.approx(0.0125)
     assert found["0.7"]["not_below_dense_by_more_than_the_spread"] is True
@@ -123,7 +133,8 @@ def test_steps_run_in_their_own_processes_and_are_kept(bench, tmp_path, monkeypa
         "seed = (step['finetune'] or {}).get('seed')\n"
         "sys.exit('broken') if seed == 7 else None\n"
         "(folder / 'accuracy.json').write_text(json.dumps(dict(schema_version=1, seed=seed,\n"
-        "    identity=step['identity'], mAP=0.5, NDS=0.5, cores=sorted(os.sched_getaffinity(0)), pid=os.getpid())))\n")
+        "    identity=step['identity'], mAP=0.5, NDS=0.5, cores=sorted(os.sched_getaffinity(0)), pid=os.getpid())))\n"
+    )
     monkeypatch.setattr(sys.modules[bench.Steps.__module__], "__file__", str(script))
     weights = "w"
     core = min(os.sched_getaffinity(0))

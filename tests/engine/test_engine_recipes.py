@@ -1,4 +1,5 @@
 """Commands in the documents: every tool understands them, and every config they name exists."""
+
 from __future__ import annotations
 
 import importlib.util
@@ -21,7 +22,7 @@ def commands(path: Path) -> list[list[str]]:
             words = shlex.split(line, comments=True)
             tools = [i for i, word in enumerate(words) if word.startswith("tools/")]
             if tools:
-                found.append(words[tools[0]:])
+                found.append(words[tools[0] :])
     return found
 
 
@@ -46,8 +47,9 @@ def test_a_command_is_understood_by_its_tool(document, command, monkeypatch) -> 
             assert (ROOT / value).is_file(), value
 
 
-@pytest.mark.parametrize(("document", "command"),
-                         [case for case in CASES if "--cfg-options" in case[1] and case[1][0] == "tools/train.py"])
+@pytest.mark.parametrize(
+    ("document", "command"), [case for case in CASES if "--cfg-options" in case[1] and case[1][0] == "tools/train.py"]
+)
 def test_options_of_training_commands_name_existing_settings(document, command, monkeypatch) -> None:
     """The recipe overrides a pruned config, which has the keys of the training config that was pruned."""
     from mmengine.config import Config
@@ -55,7 +57,7 @@ def test_options_of_training_commands_name_existing_settings(document, command, 
     from mdp_mmdet3d.engine.train_config import SECTIONS
 
     config = Config.fromfile(ROOT / "configs/streampetr/streampetr_r50_704x256_428q_60e.py")
-    for option in command[command.index("--cfg-options") + 1:]:
+    for option in command[command.index("--cfg-options") + 1 :]:
         key = option.split("=")[0]
         if key.split(".")[0] in SECTIONS:
             assert key.split(".")[1] in SECTIONS[key.split(".")[0]][2], key

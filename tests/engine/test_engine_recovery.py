@@ -1,4 +1,5 @@
 """Accuracy and fine-tuning as steps of the pruning job: results, reuse, interruption, errors."""
+
 from __future__ import annotations
 
 import json
@@ -32,8 +33,15 @@ def config(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MINI_NUSCENES_ROOT", str(root))
         config = Config.fromfile(ROOT / "configs/streampetr_mini_mdp.py")
-    config.prune.update(frames=2, rounds=4, calibration_networks=2, refinements=1, max_options=3, budget=0.6,
-                        finetune=dict(iterations=4, save_interval=2))
+    config.prune.update(
+        frames=2,
+        rounds=4,
+        calibration_networks=2,
+        refinements=1,
+        max_options=3,
+        budget=0.6,
+        finetune=dict(iterations=4, save_interval=2),
+    )
     return config
 
 
@@ -71,12 +79,15 @@ def test_the_job_shows_accuracy_before_and_after_fine_tuning(config, dense, tmp_
     assert "pruned, fine-tuned" in captured.get() and "mAP" in captured.get()
 
     # Another run ends at the same plan, and reads what was evaluated and trained.
-    files = {path: path.stat().st_mtime_ns for path in
-             (*(tmp_path / "accuracy").glob("*.json"), tmp_path / "finetune/finetuned.pth")}
+    files = {
+        path: path.stat().st_mtime_ns
+        for path in (*(tmp_path / "accuracy").glob("*.json"), tmp_path / "finetune/finetuned.pth")
+    }
     monkeypatch.setattr(recovery.Runner, "from_cfg", lambda _: pytest.fail("a runner was built"))
     again = run()
     assert {key: again[key] for key in ("plan_hash", "accuracy", "finetune", "calibrations")} == {
-        key: report[key] for key in ("plan_hash", "accuracy", "finetune", "calibrations")}
+        key: report[key] for key in ("plan_hash", "accuracy", "finetune", "calibrations")
+    }
     assert files == {path: path.stat().st_mtime_ns for path in files}
 
 
@@ -100,8 +111,9 @@ def test_interrupted_fine_tuning_ends_where_an_uninterrupted_one_does(config, de
     assert not list((tmp_path / "parts").glob("iter_*"))
 
     # Another seed is another training, and starts from the beginning.
-    other = state_of(finetune(config, dense[1], tmp_path / "parts", FinetuneSettings(4, seed=1, save_interval=2),
-                              identity, QUIET))
+    other = state_of(
+        finetune(config, dense[1], tmp_path / "parts", FinetuneSettings(4, seed=1, save_interval=2), identity, QUIET)
+    )
     assert any(not torch.equal(other[key], whole[key]) for key in whole)
 
 
@@ -150,14 +162,20 @@ def test_configs_that_cannot_evaluate_or_train_are_named(config, dense, tmp_path
         finetune(without, dense[1], tmp_path / "f", FinetuneSettings(1), {}, QUIET)
 
 
-@pytest.mark.parametrize(("section", "message"), [
-    (dict(iteration=3), r"unknown key 'iteration' in the config's prune\.finetune section; did you mean 'iterations'"),
-    (dict(lr=1e-4), r"prune\.finetune needs iterations"),
-    (dict(iterations=0), r"prune\.finetune\.iterations = 0 must be a whole number of at least 1"),
-    (dict(iterations=3, lr=0), r"prune\.finetune\.lr = 0 must lie between 0 and 1"),
-    (dict(iterations=3, seed=0.5), r"prune\.finetune\.seed = 0\.5 must be a whole number"),
-    (300, r"prune\.finetune = 300 must be a dict"),
-])
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        (
+            dict(iteration=3),
+            r"unknown key 'iteration' in the config's prune\.finetune section; did you mean 'iterations'",
+        ),
+        (dict(lr=1e-4), r"prune\.finetune needs iterations"),
+        (dict(iterations=0), r"prune\.finetune\.iterations = 0 must be a whole number of at least 1"),
+        (dict(iterations=3, lr=0), r"prune\.finetune\.lr = 0 must lie between 0 and 1"),
+        (dict(iterations=3, seed=0.5), r"prune\.finetune\.seed = 0\.5 must be a whole number"),
+        (300, r"prune\.finetune = 300 must be a dict"),
+    ],
+)
 def test_bad_settings_are_named(section, message):
     with pytest.raises(MdpError, match=message):
         PruneSettings.from_config(dict(finetune=section))

@@ -1,4 +1,5 @@
 """Slim models from configs: equal outputs after a round trip, strict loading, the plan in checkpoints."""
+
 import copy
 
 import numpy as np
@@ -31,8 +32,14 @@ def run_dir(tiny_model, tiny_config, plans, tmp_path):
     slim = apply_plan(copy.deepcopy(tiny_model), plans[0])
     plans[0].save(tmp_path / "plan.json")
     save_slim_checkpoint(tmp_path / "pruned.pth", slim, plans[0], "random", CLASSES)
-    config = Config(dict(model=tiny_config().to_dict(), default_scope="mmdet3d", prune=dict(budget=0.5),
-                         custom_imports=dict(imports=["projects.streampetr"], allow_failed_imports=False)))
+    config = Config(
+        dict(
+            model=tiny_config().to_dict(),
+            default_scope="mmdet3d",
+            prune=dict(budget=0.5),
+            custom_imports=dict(imports=["projects.streampetr"], allow_failed_imports=False),
+        )
+    )
     write_slim_config(tmp_path / "pruned_config.py", config)
     return tmp_path, slim
 
@@ -115,8 +122,11 @@ def test_damaged_plan_is_refused(run_dir):
 
 
 def test_pretrained_weights_of_the_dense_model_are_ignored():
-    config = dict(a=dict(init_cfg=dict(type="Pretrained", checkpoint="x"), depth=50), pretrained="y",
-                  b=[dict(init_cfg=dict(type="Xavier"))])
+    config = dict(
+        a=dict(init_cfg=dict(type="Pretrained", checkpoint="x"), depth=50),
+        pretrained="y",
+        b=[dict(init_cfg=dict(type="Xavier"))],
+    )
     assert without_pretrained(config) == dict(a=dict(depth=50), b=[dict(init_cfg=dict(type="Xavier"))])
 
 
@@ -129,10 +139,18 @@ def test_a_runner_trains_saves_and_resumes_the_slim_model(run_dir, tiny_frames, 
     loader = DataLoader(frames, batch_size=1, collate_fn=lambda items: items[0])
 
     def make(**options):
-        return Runner(model=config.model, work_dir=str(tmp_path / "work"), train_dataloader=loader,
-                      train_cfg=dict(by_epoch=True, max_epochs=1),
-                      optim_wrapper=dict(optimizer=dict(type="SGD", lr=1e-6)), custom_hooks=config.custom_hooks,
-                      default_scope="mmdet3d", experiment_name=f"slim{len(options)}", log_level="WARNING", **options)
+        return Runner(
+            model=config.model,
+            work_dir=str(tmp_path / "work"),
+            train_dataloader=loader,
+            train_cfg=dict(by_epoch=True, max_epochs=1),
+            optim_wrapper=dict(optimizer=dict(type="SGD", lr=1e-6)),
+            custom_hooks=config.custom_hooks,
+            default_scope="mmdet3d",
+            experiment_name=f"slim{len(options)}",
+            log_level="WARNING",
+            **options,
+        )
 
     runner = make(load_from=config.load_from)
     runner.train()

@@ -1,4 +1,5 @@
 """What tools/train.py makes of a config: optional hooks, where it goes on, loaders that cannot work; EMA."""
+
 from __future__ import annotations
 
 import copy
@@ -18,12 +19,19 @@ def checkpoint(path: Path) -> Path:
 
 
 def test_sections_become_hooks_and_go_from_the_config() -> None:
-    config = Config(dict(custom_hooks=[dict(type="A")], ema=dict(momentum=1e-3),
-                         distillation=dict(teacher_config="d.py", teacher_checkpoint="d.pth", logits_weight=2.0)))
+    config = Config(
+        dict(
+            custom_hooks=[dict(type="A")],
+            ema=dict(momentum=1e-3),
+            distillation=dict(teacher_config="d.py", teacher_checkpoint="d.pth", logits_weight=2.0),
+        )
+    )
     add_optional_hooks(config)
     assert config.custom_hooks == [
-        dict(type="A"), dict(type="EMAHook", strict_load=True, momentum=1e-3),
-        dict(type="DistillationHook", teacher_config="d.py", teacher_checkpoint="d.pth", logits_weight=2.0)]
+        dict(type="A"),
+        dict(type="EMAHook", strict_load=True, momentum=1e-3),
+        dict(type="DistillationHook", teacher_config="d.py", teacher_checkpoint="d.pth", logits_weight=2.0),
+    ]
     assert "ema" not in config and "distillation" not in config
     off = Config(dict(ema=None))
     add_optional_hooks(off)
@@ -67,8 +75,13 @@ def test_resuming_without_a_checkpoint_starts_from_the_configs_weights(tmp_path)
 
 
 def test_loaders_that_cannot_work_are_refused() -> None:
-    good = Config(dict(val_dataloader=dict(batch_size=1, sampler=dict(type="SceneSampler")), test_dataloader=None,
-                       default_hooks=dict(checkpoint=dict(max_keep_ckpts=2))))
+    good = Config(
+        dict(
+            val_dataloader=dict(batch_size=1, sampler=dict(type="SceneSampler")),
+            test_dataloader=None,
+            default_hooks=dict(checkpoint=dict(max_keep_ckpts=2)),
+        )
+    )
     check_loaders(good)
     bad = copy.deepcopy(good)
     bad.val_dataloader.batch_size = 2

@@ -1,4 +1,5 @@
 """Importance is the derivative with respect to a gate; collection resumes, skips what is not finite, restores."""
+
 import numpy as np
 import pytest
 import torch
@@ -150,8 +151,9 @@ def test_interrupted_collection_ends_at_the_same_table(tiny_model, space, tiny_f
     tiny_model.reset_memory()
     assert not (tmp_path / "resumed.npz").exists() and (tmp_path / "resumed.partial.npz").exists()
     seen = []
-    resumed = collect_importance(tiny_model, space, (seen.append(1) or f for f in frames), tmp_path / "resumed.npz",
-                                 **options)
+    resumed = collect_importance(
+        tiny_model, space, (seen.append(1) or f for f in frames), tmp_path / "resumed.npz", **options
+    )
     assert resumed.batches == whole.batches == 4
     assert not (tmp_path / "resumed.partial.npz").exists()
     for dimension in space.dimensions:
@@ -163,8 +165,9 @@ def test_interrupted_collection_ends_at_the_same_table(tiny_model, space, tiny_f
 
 
 def test_every_part_of_the_model_is_worth_something(tiny_model, space, tiny_frames, tmp_path):
-    table = collect_importance(tiny_model, space, tiny_frames(2), tmp_path / "i.npz", num_batches=2, weights="random",
-                               progress=False)
+    table = collect_importance(
+        tiny_model, space, tiny_frames(2), tmp_path / "i.npz", num_batches=2, weights="random", progress=False
+    )
     for dimension in space.dimensions:
         if dimension.sources:
             assert table.total(dimension.name).sum() > 0, dimension.name

@@ -1,14 +1,38 @@
 """A small pruning space that has every kind of operator."""
+
 from __future__ import annotations
 
 from mdp_mmdet3d.space import Block, BlockKind, CostTerm, Dimension, DimensionKind, OperatorSignature, PruningSpace
 
-CONV = OperatorSignature.make("conv", batch=2, height=8, width=12, kernel_h=3, kernel_w=3, stride=1, padding=1,
-                              groups=1, relu=True, residual=False)
-RESIDUAL = OperatorSignature.make("conv", batch=2, height=8, width=12, kernel_h=1, kernel_w=1, stride=1, padding=0,
-                                  groups=1, relu=True, residual=True)
-STEM = OperatorSignature.make("conv", batch=2, height=32, width=48, kernel_h=7, kernel_w=7, stride=2, padding=3,
-                              groups=1, relu=True, residual=False)
+CONV = OperatorSignature.make(
+    "conv",
+    batch=2,
+    height=8,
+    width=12,
+    kernel_h=3,
+    kernel_w=3,
+    stride=1,
+    padding=1,
+    groups=1,
+    relu=True,
+    residual=False,
+)
+RESIDUAL = OperatorSignature.make(
+    "conv", batch=2, height=8, width=12, kernel_h=1, kernel_w=1, stride=1, padding=0, groups=1, relu=True, residual=True
+)
+STEM = OperatorSignature.make(
+    "conv",
+    batch=2,
+    height=32,
+    width=48,
+    kernel_h=7,
+    kernel_w=7,
+    stride=2,
+    padding=3,
+    groups=1,
+    relu=True,
+    residual=False,
+)
 POOL = OperatorSignature.make("max_pool", batch=2, height=16, width=24, kernel=3, stride=2, padding=1)
 UPSAMPLE = OperatorSignature.make("upsample_add", batch=2, height=8, width=12)
 LINEAR = OperatorSignature.make("linear", tokens=20, norm="layer", activation="relu")
@@ -16,9 +40,15 @@ SELF_ATTENTION = OperatorSignature.make("attention", queries=10, keys=16, embed_
 CROSS_ATTENTION = OperatorSignature.make("attention", queries=10, keys=40, embed_dims=32, shared=False)
 FFN = OperatorSignature.make("ffn", tokens=10, embed_dims=32)
 EVERY_OPERATOR = {
-    "conv": (CONV, (32, 48)), "residual": (RESIDUAL, (16, 64)), "stem": (STEM, (3, 32)), "pool": (POOL, (48,)),
-    "upsample": (UPSAMPLE, (32,)), "linear": (LINEAR, (32, 48)), "self": (SELF_ATTENTION, (3, 8, 4)),
-    "cross": (CROSS_ATTENTION, (2, 4, 8)), "ffn": (FFN, (64,)),
+    "conv": (CONV, (32, 48)),
+    "residual": (RESIDUAL, (16, 64)),
+    "stem": (STEM, (3, 32)),
+    "pool": (POOL, (48,)),
+    "upsample": (UPSAMPLE, (32,)),
+    "linear": (LINEAR, (32, 48)),
+    "self": (SELF_ATTENTION, (3, 8, 4)),
+    "cross": (CROSS_ATTENTION, (2, 4, 8)),
+    "ffn": (FFN, (64,)),
 }
 
 
@@ -29,7 +59,8 @@ def dimension(name: str, options: tuple[int, ...], kind: DimensionKind = Dimensi
 def small_space() -> PruningSpace:
     channels = (16, 32, 48, 64, 80, 96, 112, 128)
     return PruningSpace(
-        model="Small", fingerprint="f",
+        model="Small",
+        fingerprint="f",
         dimensions=(
             dimension("stem", (16, 32, 48, 64)),
             dimension("stage", channels),

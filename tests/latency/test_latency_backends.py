@@ -18,15 +18,48 @@ every_operator = pytest.mark.parametrize("signature, widths", EVERY_OPERATOR.val
 ORIN = DeviceFigures("Orin", peak_tflops=40, bandwidth_gb_s=200, launch_us=5)
 
 
-@pytest.mark.parametrize("signature, widths, gmacs", [
-    (OperatorSignature.make("conv", batch=6, height=64, width=176, kernel_h=3, kernel_w=3, stride=1, padding=1,
-                            groups=1, relu=True, residual=False), (64, 64), 2.491),
-    (OperatorSignature.make("conv", batch=6, height=256, width=704, kernel_h=7, kernel_w=7, stride=2, padding=3,
-                            groups=1, relu=True, residual=False), (3, 64), 10.18 / 4),
-    (OperatorSignature.make("attention", queries=428, keys=4224, embed_dims=256, shared=False), (8, 32, 32), 1.535),
-    (OperatorSignature.make("attention", queries=428, keys=812, embed_dims=256, shared=True), (8, 32, 32), 0.340),
-    (OperatorSignature.make("ffn", tokens=428, embed_dims=256), (2048,), 0.449),
-])
+@pytest.mark.parametrize(
+    "signature, widths, gmacs",
+    [
+        (
+            OperatorSignature.make(
+                "conv",
+                batch=6,
+                height=64,
+                width=176,
+                kernel_h=3,
+                kernel_w=3,
+                stride=1,
+                padding=1,
+                groups=1,
+                relu=True,
+                residual=False,
+            ),
+            (64, 64),
+            2.491,
+        ),
+        (
+            OperatorSignature.make(
+                "conv",
+                batch=6,
+                height=256,
+                width=704,
+                kernel_h=7,
+                kernel_w=7,
+                stride=2,
+                padding=3,
+                groups=1,
+                relu=True,
+                residual=False,
+            ),
+            (3, 64),
+            10.18 / 4,
+        ),
+        (OperatorSignature.make("attention", queries=428, keys=4224, embed_dims=256, shared=False), (8, 32, 32), 1.535),
+        (OperatorSignature.make("attention", queries=428, keys=812, embed_dims=256, shared=True), (8, 32, 32), 0.340),
+        (OperatorSignature.make("ffn", tokens=428, embed_dims=256), (2048,), 0.449),
+    ],
+)
 def test_multiply_accumulates_are_those_of_the_specification(signature, widths, gmacs):
     assert operator_work(signature, widths).macs / 1e9 == pytest.approx(gmacs, rel=2e-3)
 
@@ -34,8 +67,10 @@ def test_multiply_accumulates_are_those_of_the_specification(signature, widths, 
 @every_operator
 def test_estimates_are_positive_and_wider_is_not_faster(signature, widths):
     backend = RooflineBackend(ORIN)
-    narrow, wide = (entry.ms for _, entry in backend.measure(
-        [(signature, widths), (signature, tuple(2 * width for width in widths))]))
+    narrow, wide = (
+        entry.ms
+        for _, entry in backend.measure([(signature, widths), (signature, tuple(2 * width for width in widths))])
+    )
     assert 0 < narrow <= wide
 
 
@@ -77,16 +112,18 @@ def test_a_missing_cuda_device_is_named():
 
 
 def test_kernels_are_attributed_to_the_operator():
-    record = "\n".join([
-        "Layers:",
-        "Name: tran, LayerType: kgen, Inputs: [], Metadata: ",
-        "Name: src_U1, LayerType: correlation, Inputs: [], Metadata: [ONNX Layer: source]",
-        "Name: sync, LayerType: signal, Inputs: [], Metadata: ",
-        "Name: move, LayerType: kgen, Inputs: [], Metadata: ",
-        "Name: t_U2, LayerType: correlation, Inputs: [], Metadata: [ONNX Layer: target][ONNX Layer: target_relu]",
-        "Name: off_U3, LayerType: correlation, Inputs: [], Metadata: [ONNX Layer: offset_fine]",
-        "Name: mean, LayerType: kgen, Inputs: [], Metadata: [ONNX Layer: sink]",
-    ])
+    record = "\n".join(
+        [
+            "Layers:",
+            "Name: tran, LayerType: kgen, Inputs: [], Metadata: ",
+            "Name: src_U1, LayerType: correlation, Inputs: [], Metadata: [ONNX Layer: source]",
+            "Name: sync, LayerType: signal, Inputs: [], Metadata: ",
+            "Name: move, LayerType: kgen, Inputs: [], Metadata: ",
+            "Name: t_U2, LayerType: correlation, Inputs: [], Metadata: [ONNX Layer: target][ONNX Layer: target_relu]",
+            "Name: off_U3, LayerType: correlation, Inputs: [], Metadata: [ONNX Layer: offset_fine]",
+            "Name: mean, LayerType: kgen, Inputs: [], Metadata: [ONNX Layer: sink]",
+        ]
+    )
     kernels = parse_kernels(record)
     assert [kernel["name"] for kernel in kernels] == ["tran", "src_U1", "move", "t_U2", "off_U3", "mean"]
     assert kernels[3]["onnx_layers"] == ["target", "target_relu"]
@@ -117,13 +154,25 @@ def test_tensorrt_builds_every_probe(trt, signature, widths, precision, capabili
 def test_tensorrt_adds_the_residual_in_the_measured_convolution(trt, precision):
     from mdp_mmdet3d.latency.backends.tensorrt import build_report
 
-    signature = OperatorSignature.make("conv", batch=6, height=16, width=44, kernel_h=1, kernel_w=1, stride=1,
-                                       padding=0, groups=1, relu=True, residual=True)
+    signature = OperatorSignature.make(
+        "conv",
+        batch=6,
+        height=16,
+        width=44,
+        kernel_h=1,
+        kernel_w=1,
+        stride=1,
+        padding=0,
+        groups=1,
+        relu=True,
+        residual=True,
+    )
     model = operator_graph(signature, (64, 256), precision).model.SerializeToString()
     kernels = build_report(model, "8.6")["kernels"]
     signs = kernel_signs(kernels)
     assert [set(k["onnx_layers"]) for k in kernels if signs[k["name"]] == 1] == [
-        {"target", "target_sum", "target_relu"}]
+        {"target", "target_sum", "target_relu"}
+    ]
 
 
 @pytest.mark.tensorrt

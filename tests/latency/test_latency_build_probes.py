@@ -29,8 +29,14 @@ def built(monkeypatch):
             raise MdpError("TensorRT cannot build it")
         kernel = lambda name: {"name": name, "type": "kgen", "onnx_layers": [name]}  # noqa: E731
         mixed = {"name": "both", "type": "kgen", "onnx_layers": ["source_shortcut", "target_sum"]}
-        return {"kernels": [kernel("source"), kernel("target"), mixed], "weights_bytes": 1, "activation_bytes": 2**20,
-                "scratch_bytes": 0, "plan_bytes": 1, "seconds": 0.5}
+        return {
+            "kernels": [kernel("source"), kernel("target"), mixed],
+            "weights_bytes": 1,
+            "activation_bytes": 2**20,
+            "scratch_bytes": 0,
+            "plan_bytes": 1,
+            "seconds": 0.5,
+        }
 
     monkeypatch.setattr(module, "load_tensorrt", lambda: Trt)
     monkeypatch.setattr(module, "build_report", report)
@@ -53,6 +59,7 @@ def test_every_probe_is_built_once_and_refusals_are_kept(tmp_path, built):
 def test_an_interrupted_build_goes_on(tmp_path, built, monkeypatch):
     path = tmp_path / "probes.json"
     with monkeypatch.context() as patch:
+
         def stop(model, capability):
             raise KeyboardInterrupt
 

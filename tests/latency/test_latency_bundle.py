@@ -42,8 +42,13 @@ def probe(bundle: Path, *arguments: str) -> subprocess.CompletedProcess:
 def test_probe_files_need_python_3_8_and_the_runtime_only(path):
     tree = ast.parse(path.read_text(), feature_version=(3, 8))
     for node in ast.walk(tree):
-        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else \
-            [node.module] if isinstance(node, ast.ImportFrom) else []
+        names = (
+            [alias.name for alias in node.names]
+            if isinstance(node, ast.Import)
+            else [node.module]
+            if isinstance(node, ast.ImportFrom)
+            else []
+        )
         for name in names:
             assert name.split(".")[0] in ALLOWED | set(sys.stdlib_module_names), f"{path.name} imports {name}"
         # New since 3.9 or 3.10 and easily overlooked.
@@ -96,10 +101,13 @@ def test_killed_probes_lose_no_entry(tmp_path):
     assert {(s, w) for s, w, _ in LatencyTable.load(out)} == set(points)
 
 
-@pytest.mark.parametrize("damage, message", [
-    (lambda bundle: (bundle / "latency_table.json").write_text("{"), "damaged"),
-    (lambda bundle: (bundle / "manifest.json").write_text(json.dumps({"schema_version": 9})), "schema_version 9"),
-])
+@pytest.mark.parametrize(
+    "damage, message",
+    [
+        (lambda bundle: (bundle / "latency_table.json").write_text("{"), "damaged"),
+        (lambda bundle: (bundle / "manifest.json").write_text(json.dumps({"schema_version": 9})), "schema_version 9"),
+    ],
+)
 def test_damaged_files_are_refused_without_a_traceback(bundle, damage, message):
     damage(bundle)
     result = probe(bundle)

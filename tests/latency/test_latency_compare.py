@@ -21,8 +21,12 @@ def table(times: dict[int, float], processor: str = "cpu", time: str = "2026-01-
 
 
 def profile(*arguments) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, ROOT / "tools" / "profile_latency.py", *map(str, arguments)], cwd=ROOT,
-                          capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, ROOT / "tools" / "profile_latency.py", *map(str, arguments)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
 
 
 def test_common_entries_are_compared_and_others_listed():

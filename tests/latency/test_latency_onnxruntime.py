@@ -81,8 +81,11 @@ def test_kernels_of_the_context_are_left_out_and_offsets_subtracted():
     def event(name, ms):
         return {"name": f"{name}_kernel_time", "dur": ms * 1000}
 
-    events = [event(name, ms) for ms in (7, 1, 2) for name in ("source_nchwc", "target_nchwc", "target_sum", "sink",
-                                                               "ReorderInput", "ReorderOutput_token_3")]
+    events = [
+        event(name, ms)
+        for ms in (7, 1, 2)
+        for name in ("source_nchwc", "target_nchwc", "target_sum", "sink", "ReorderInput", "ReorderOutput_token_3")
+    ]
     events += [event("offset_fine", 0.5)] * 3 + [{"name": "model_run", "dur": 9e9}]
     assert measured_kernels(events, 1, 2) == [(1, [1, 2]), (1, [1, 2]), (-1, [0.5, 0.5])]
     with pytest.raises(RuntimeError, match="expected 4"):
@@ -124,16 +127,19 @@ def test_what_the_runtime_refuses_is_named():
         list(OnnxRuntimeBackend().measure([(seven, (32, 48))]))
 
 
-@pytest.mark.parametrize("options", [{"loads": 0}, {"warmup": -1}, {"min_runs": 0}, {"min_runs": 9, "max_runs": 8},
-                                     {"tolerance": 0}])
+@pytest.mark.parametrize(
+    "options", [{"loads": 0}, {"warmup": -1}, {"min_runs": 0}, {"min_runs": 9, "max_runs": 8}, {"tolerance": 0}]
+)
 def test_impossible_protocols_are_refused(options):
     with pytest.raises(ValueError, match="must satisfy"):
         OnnxRuntimeBackend(**options)
 
 
 def test_tables_need_neither_torch_nor_a_runtime():
-    program = ("import sys; import mdp_mmdet3d.latency; "
-               "heavy = {'torch', 'mmengine', 'mmcv', 'onnx', 'onnxruntime', 'scipy'} & set(sys.modules); "
-               "sys.exit(', '.join(heavy) or 0)")
+    program = (
+        "import sys; import mdp_mmdet3d.latency; "
+        "heavy = {'torch', 'mmengine', 'mmcv', 'onnx', 'onnxruntime', 'scipy'} & set(sys.modules); "
+        "sys.exit(', '.join(heavy) or 0)"
+    )
     result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr

@@ -1,4 +1,5 @@
 """Execution providers of GPUs: selection with what is installed here, timing with the CPU in the GPU's place."""
+
 from __future__ import annotations
 
 import onnxruntime as ort

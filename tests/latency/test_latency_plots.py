@@ -16,8 +16,10 @@ def test_pictures_show_something(tmp_path):
     model = LatencyModel.from_dense(space, table, {"image_encoder": 5.0, "head": 2.0})
     pruned = random_structure(space, 0)
     plot_staircases(space, table, tmp_path / "staircases.png")
-    plot_breakdown({"dense": model.breakdown({}), "pruned": model.breakdown(pruned.widths, pruned.removed)},
-                   tmp_path / "breakdown.png")
+    plot_breakdown(
+        {"dense": model.breakdown({}), "pruned": model.breakdown(pruned.widths, pruned.removed)},
+        tmp_path / "breakdown.png",
+    )
     for name in ("staircases.png", "breakdown.png"):
         picture = imread(tmp_path / name)[..., :3]
         assert min(picture.shape[:2]) > 200

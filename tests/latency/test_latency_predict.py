@@ -15,8 +15,9 @@ FIXED = {"image_encoder": 0.0, "head": 2.5}
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory):
-    return measure_latency(small_space(), FakeBackend(), tmp_path_factory.mktemp("t") / "table.json", policy="exact",
-                           progress=False)
+    return measure_latency(
+        small_space(), FakeBackend(), tmp_path_factory.mktemp("t") / "table.json", policy="exact", progress=False
+    )
 
 
 def truth(structure) -> dict[str, float]:
@@ -68,8 +69,10 @@ def test_the_fixed_part_is_never_negative(table):
     dense = LatencyModel.from_dense(small_space(), table, {"image_encoder": 1e-3, "head": 1e-3})
     assert min(dense.fixed_ms.values()) == 0.0
     assert dense.predict({}) == pytest.approx(2e-3)
-    points = [Measured(s.widths, s.removed, {k: v**1.1 for k, v in truth(s).items()})
-              for s in calibration_structures(small_space(), 5)]
+    points = [
+        Measured(s.widths, s.removed, {k: v**1.1 for k, v in truth(s).items()})
+        for s in calibration_structures(small_space(), 5)
+    ]
     assert min(LatencyModel.fit(small_space(), table, points).fixed_ms.values()) >= 0
 
 
@@ -92,15 +95,20 @@ def test_calibration_adds_to_what_was_measured_before(table):
 
 def test_interpolated_entries_are_counted_once(tmp_path):
     space = small_space()
-    model = LatencyModel.from_dense(space, measure_latency(space, FakeBackend(), tmp_path / "t.json", progress=False),
-                                    {"image_encoder": 1e3, "head": 1e3})
+    model = LatencyModel.from_dense(
+        space,
+        measure_latency(space, FakeBackend(), tmp_path / "t.json", progress=False),
+        {"image_encoder": 1e3, "head": 1e3},
+    )
     assert model.interpolated_entries({}) == 0
     assert model.interpolated_entries({"stage": 48}) == 3  # 48 x 128, 128 x 48 and 48 x 64
     assert model.interpolated_entries({"stage": 48}, {"block"}) == 1
 
 
-@pytest.mark.parametrize("stages", [{"image_encoder": 5.0}, {"image_encoder": 5.0, "head": 0.0},
-                                    {"image_encoder": float("nan"), "head": 1.0}])
+@pytest.mark.parametrize(
+    "stages",
+    [{"image_encoder": 5.0}, {"image_encoder": 5.0, "head": 0.0}, {"image_encoder": float("nan"), "head": 1.0}],
+)
 def test_missing_or_impossible_times_are_refused(table, stages):
     with pytest.raises(ValueError, match="no positive time"):
         LatencyModel.from_dense(small_space(), table, stages)
@@ -112,8 +120,10 @@ def test_names_that_the_space_does_not_have_are_refused(table):
 
 
 def test_whole_times_that_fall_with_the_operators_are_refused(table):
-    points = [Measured(s.widths, s.removed, {k: 10.0 / v for k, v in truth(s).items()})
-              for s in calibration_structures(small_space(), 2)]
+    points = [
+        Measured(s.widths, s.removed, {k: 10.0 / v for k, v in truth(s).items()})
+        for s in calibration_structures(small_space(), 2)
+    ]
     with pytest.raises(ValueError, match="do not grow"):
         LatencyModel.fit(small_space(), table, points)
 

@@ -37,8 +37,10 @@ def test_the_grid_is_rectangular_and_holds_each_point_once():
 
 def test_operators_that_run_once_are_not_measured():
     space = small_space()
-    assert not any("tokens=20" in s.key and w[1] != 0 and s not in {t.signature for t in space.frame_terms()}
-                   for s, w in exact_points(space))
+    assert not any(
+        "tokens=20" in s.key and w[1] != 0 and s not in {t.signature for t in space.frame_terms()}
+        for s, w in exact_points(space)
+    )
     assert len(exact_points(space)) == 4 + 4 + 64 + 64 + 64 + 8 + 8
 
 

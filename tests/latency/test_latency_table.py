@@ -44,19 +44,22 @@ def test_a_truncated_file_is_refused_wherever_it_was_cut(tmp_path):
             LatencyTable.load(tmp_path / "cut.json")
 
 
-@pytest.mark.parametrize("where, value", [
-    (("schema_version",), 2),
-    (("device",), {"processor": "cpu"}),
-    (("protocol", "warmup"), "two"),
-    (("operators", 0, "operator"), "convolution"),
-    (("operators", 0, "entries", 0, "ms"), -1.0),
-    (("operators", 0, "entries", 0, "ms"), float("nan")),
-    (("operators", 0, "entries", 0, "ms"), None),
-    (("operators", 0, "entries", 0, "spread"), float("inf")),
-    (("operators", 0, "entries", 0, "widths"), [1]),
-    (("operators", 0, "entries", 0, "runs"), True),
-    (("operators",), 3),
-])
+@pytest.mark.parametrize(
+    "where, value",
+    [
+        (("schema_version",), 2),
+        (("device",), {"processor": "cpu"}),
+        (("protocol", "warmup"), "two"),
+        (("operators", 0, "operator"), "convolution"),
+        (("operators", 0, "entries", 0, "ms"), -1.0),
+        (("operators", 0, "entries", 0, "ms"), float("nan")),
+        (("operators", 0, "entries", 0, "ms"), None),
+        (("operators", 0, "entries", 0, "spread"), float("inf")),
+        (("operators", 0, "entries", 0, "widths"), [1]),
+        (("operators", 0, "entries", 0, "runs"), True),
+        (("operators",), 3),
+    ],
+)
 def test_damaged_values_are_refused(tmp_path, where, value):
     path = tmp_path / "table.json"
     filled().save(path)
@@ -70,8 +73,9 @@ def test_damaged_values_are_refused(tmp_path, where, value):
         LatencyTable.load(path)
 
 
-@pytest.mark.parametrize("field, value", [("processor", "other"), ("precision", "float16"), ("threads", 2),
-                                          ("runtime_version", "1.30.0")])
+@pytest.mark.parametrize(
+    "field, value", [("processor", "other"), ("precision", "float16"), ("threads", 2), ("runtime_version", "1.30.0")]
+)
 def test_another_device_is_refused_unless_forced(tmp_path, field, value):
     path = tmp_path / "table.json"
     filled().save(path)
@@ -103,8 +107,9 @@ def test_convolutions_follow_the_staircase_where_the_protocol_says_so():
         table.lookup(CONV, (65, 96))
 
 
-@pytest.mark.parametrize("signature, widths", [(CONV, (8, 64)), (CONV, (16, 256)), (FFN, (8,)),
-                                               (SELF_ATTENTION, (5, 8, 8))])
+@pytest.mark.parametrize(
+    "signature, widths", [(CONV, (8, 64)), (CONV, (16, 256)), (FFN, (8,)), (SELF_ATTENTION, (5, 8, 8))]
+)
 def test_nothing_is_extrapolated(signature, widths):
     with pytest.raises(NotMeasuredError, match=r"outside the measured range"):
         filled().lookup(signature, widths)

@@ -1,4 +1,5 @@
 """Random small problems and the exhaustive oracle."""
+
 from __future__ import annotations
 
 import itertools
@@ -21,7 +22,7 @@ def make_problem(seed: int) -> PruningProblem:
     """
     rng = np.random.default_rng(seed)
     style = seed % 5
-    metrics = ("latency_ms", "params", "memory_mb")[:int(rng.choice([1, 1, 1, 2, 3]))]
+    metrics = ("latency_ms", "params", "memory_mb")[: int(rng.choice([1, 1, 1, 2, 3]))]
     dimensions = tuple(
         ProblemDimension(f"d{i}", tuple(np.cumsum(rng.integers(1, 9, rng.integers(1, 5))) - int(rng.integers(2))))
         for i in range(rng.integers(1, 6))
@@ -40,7 +41,7 @@ def make_problem(seed: int) -> PruningProblem:
 
     terms = []
     for i in range(rng.integers(1, 10)):
-        axes = tuple(rng.permutation(len(dimensions))[:rng.integers(0, 4)].tolist())
+        axes = tuple(rng.permutation(len(dimensions))[: rng.integers(0, 4)].tolist())
         shape = tuple(len(dimensions[d].options) for d in axes)
         block = int(rng.integers(len(blocks))) if blocks and rng.random() < 0.7 else None
         costs = {metric: numbers(shape) for metric in metrics}
@@ -82,8 +83,9 @@ def enumerate_plans(problem: PruningProblem) -> Table:
         if any(k and b.parent is not None and not kept[b.parent] for k, b in zip(kept, problem.blocks)):
             continue
         used = {d for t in problem.terms if t.block is None or kept[t.block] for d in t.dimensions}
-        choices = [range(len(d.options)) if i in used else [len(d.options) - 1]
-                   for i, d in enumerate(problem.dimensions)]
+        choices = [
+            range(len(d.options)) if i in used else [len(d.options) - 1] for i, d in enumerate(problem.dimensions)
+        ]
         plans += [PlanIndices(options, kept) for options in itertools.product(*choices)]
     options = np.array([plan.options for plan in plans])
     kept_flags = np.array([plan.kept for plan in plans], dtype=bool).reshape(len(plans), -1)

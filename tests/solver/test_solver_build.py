@@ -1,4 +1,5 @@
 """The program's arrays say what the nouns say: value and latency of a plan, element by element."""
+
 import numpy as np
 import pytest
 
@@ -70,7 +71,8 @@ def test_value_and_latency_of_a_plan(nouns, seed):
     assert evaluation.value == pytest.approx(kept_value(space, importance, (kept, removed)))
     counts = {name: len(copies[0]) for name, copies in kept.items()}
     expected = latency.total_fixed_ms + sum(
-        latency.of(t, counts) for t in space.frame_terms() if not any(b in removed for b in space.chain(t.block)))
+        latency.of(t, counts) for t in space.frame_terms() if not any(b in removed for b in space.chain(t.block))
+    )
     assert evaluation.costs[LATENCY] == pytest.approx(expected)
 
 
@@ -89,7 +91,7 @@ def test_best_elements_are_kept_in_their_original_order(nouns):
             assert min(scores[list(chosen)]) >= max((scores[e] for e in range(d.size) if e not in chosen), default=0)
     heads = "pts_bbox_head.transformer.decoder.layers.1.attentions.0.attn"
     worth = importance.total(f"{heads}.qk").sum(1) + importance.total(f"{heads}.v").sum(1)
-    assert set(kept[f"{heads}.heads"][0]) == set(np.argsort(-worth)[:len(kept[f"{heads}.heads"][0])])
+    assert set(kept[f"{heads}.heads"][0]) == set(np.argsort(-worth)[: len(kept[f"{heads}.heads"][0])])
 
 
 def test_ranking_again_never_loses_value_and_uses_surviving_blocks(nouns):

@@ -1,4 +1,5 @@
 """Parts of the exact route against their definitions: elimination, max-marginals, dominance, packing, remainder."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -49,14 +50,19 @@ def test_max_marginals_are_the_best_plans_that_use_a_state(random_problem, brute
         for d, dimension in enumerate(problem.dimensions):
             home = graph.homes[d]
             for state in range(len(dimension.options)):
-                using = [w for w, plan in zip(weighted, table.plans)
-                         if plan.options[d] == state and (home is None or plan.kept[home])]
+                using = [
+                    w
+                    for w, plan in zip(weighted, table.plans)
+                    if plan.options[d] == state and (home is None or plan.kept[home])
+                ]
                 if using and any(d in term.dimensions for term in problem.terms):
                     # A dimension without active terms stands at its last option in the table of canonical plans.
                     assert marginals[d][state] + offset >= max(using) - 1e-9 * abs(max(using))
             if home is None and all(t.block is None for t in problem.terms if d in t.dimensions):
-                exact = [max(w for w, p in zip(weighted, table.plans) if p.options[d] == s)
-                         for s in sorted({p.options[d] for p in table.plans})]
+                exact = [
+                    max(w for w, p in zip(weighted, table.plans) if p.options[d] == s)
+                    for s in sorted({p.options[d] for p in table.plans})
+                ]
                 if len(exact) == len(dimension.options):
                     assert (marginals[d] + offset).tolist() == pytest.approx(exact, rel=1e-9, abs=1e-12)
 
@@ -115,10 +121,14 @@ def test_a_remainder_lifts_to_plans_of_equal_value(random_problem, brute_force):
 
 def naive_front(group, rows, metrics):
     def beats(a, b):
-        if group[a] != group[b] or rows[a, 0] < rows[b, 0] or (rows[a, 1:1 + metrics] > rows[b, 1:1 + metrics]).any():
+        if (
+            group[a] != group[b]
+            or rows[a, 0] < rows[b, 0]
+            or (rows[a, 1 : 1 + metrics] > rows[b, 1 : 1 + metrics]).any()
+        ):
             return False
-        same = (rows[a, :1 + metrics] == rows[b, :1 + metrics]).all()
-        return not same or tuple(rows[a, 1 + metrics:]) > tuple(rows[b, 1 + metrics:])
+        same = (rows[a, : 1 + metrics] == rows[b, : 1 + metrics]).all()
+        return not same or tuple(rows[a, 1 + metrics :]) > tuple(rows[b, 1 + metrics :])
 
     return {b for b in range(len(rows)) if not any(beats(a, b) for a in range(len(rows)))}
 

@@ -1,4 +1,5 @@
 """The solver against exhaustive search, with every combination of phases."""
+
 from __future__ import annotations
 
 import itertools
@@ -56,8 +57,9 @@ def test_labels_find_the_very_plan_of_the_exhaustive_search(batch, random_proble
 
 
 @pytest.mark.parametrize("lagrangian,reduction,labels", SWITCHES)
-def test_every_combination_of_phases_gives_the_same_objective(lagrangian, reduction, labels, random_problem,
-                                                              brute_force):
+def test_every_combination_of_phases_gives_the_same_objective(
+    lagrangian, reduction, labels, random_problem, brute_force
+):
     options = SolveOptions(lagrangian=lagrangian, reduction=reduction, label_search=labels, isolate=False)
     for seed in range(1000, 1040):
         problem = random_problem(seed)
@@ -67,8 +69,9 @@ def test_every_combination_of_phases_gives_the_same_objective(lagrangian, reduct
 
 @pytest.mark.parametrize("formulation", [Formulation.LINEARISED, Formulation.FOLDED])
 def test_scip_alone_solves_every_formulation(formulation, random_problem, brute_force):
-    options = SolveOptions(lagrangian=False, reduction=False, label_search=False, isolate=False,
-                           formulation=formulation)
+    options = SolveOptions(
+        lagrangian=False, reduction=False, label_search=False, isolate=False, formulation=formulation
+    )
     for seed in range(2000, 2040):
         problem = random_problem(seed)
         table = brute_force(problem)

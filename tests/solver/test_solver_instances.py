@@ -1,4 +1,5 @@
 """Known optima, determinism and ties, numerics, Pareto front, baselines and tools on the shared instances."""
+
 from __future__ import annotations
 
 import json
@@ -45,8 +46,10 @@ def load(shared_data):
 
 
 def scaled(problem, *, value=1.0, cost=1.0):
-    terms = tuple(replace(t, value=None if t.value is None else t.value * value,
-                          costs={m: c * cost for m, c in t.costs.items()}) for t in problem.terms)
+    terms = tuple(
+        replace(t, value=None if t.value is None else t.value * value, costs={m: c * cost for m, c in t.costs.items()})
+        for t in problem.terms
+    )
     return replace(problem, terms=terms)
 
 
@@ -62,8 +65,19 @@ def test_known_optima(name, load):
         assert result.minimum["latency_ms"] / dense.costs["latency_ms"] == pytest.approx(SMALLEST[name], abs=2e-5)
 
 
-@pytest.mark.parametrize("name", ["adv_off5_corr", "adv_r101_c32_ident", "adv_r50_c32_corr", "adv_spetr_c32_corr",
-                                  "off_r101_step0", "r152_c32", "spetr_r50_c16", "r50_c8_hard"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "adv_off5_corr",
+        "adv_r101_c32_ident",
+        "adv_r50_c32_corr",
+        "adv_spetr_c32_corr",
+        "off_r101_step0",
+        "r152_c32",
+        "spetr_r50_c16",
+        "r50_c8_hard",
+    ],
+)
 def test_every_kind_of_instance_is_proven(name, load):
     problem = load(name)
     for share in (0.5, 0.15):
@@ -92,8 +106,13 @@ def test_digits_survive_a_huge_value_that_does_not_fit():
     dimensions = (ProblemDimension("a", (1, 2)), ProblemDimension("b", (1, 2, 3)), ProblemDimension("c", (1, 2, 3)))
     terms = (
         ProblemTerm("a", (0,), None, {"ms": np.array([1.0, 100.0])}, np.array([0.0, 1e12])),
-        ProblemTerm("bc", (1, 2), None, {"ms": np.add.outer([1.0, 2.0, 3.0], [1.0, 2.0, 3.0])},
-                    np.add.outer([0.0, 1e-3, 1.5e-3], [0.0, 1.1e-3, 1.2e-3])),
+        ProblemTerm(
+            "bc",
+            (1, 2),
+            None,
+            {"ms": np.add.outer([1.0, 2.0, 3.0], [1.0, 2.0, 3.0])},
+            np.add.outer([0.0, 1e-3, 1.5e-3], [0.0, 1.1e-3, 1.2e-3]),
+        ),
     )
     result = solve(PruningProblem("spread", ("ms",), dimensions, (), terms), {"ms": 5.0})
     assert result.plan.options == (0, 1, 1)
@@ -102,13 +121,16 @@ def test_digits_survive_a_huge_value_that_does_not_fit():
 
 def test_equal_input_gives_an_equal_plan_in_any_process_and_thread_setting(shared_data):
     path = shared_data / "solver_instances" / "adv_r101_c32_ident.npz"
-    code = ("import sys, json; from mdp_mmdet3d.solver import *; p = PruningProblem.load(sys.argv[1]); "
-            "print(json.dumps(solve(p, {'latency_ms': 0.3 * p.dense.costs['latency_ms']}).plan.to_json()))")
+    code = (
+        "import sys, json; from mdp_mmdet3d.solver import *; p = PruningProblem.load(sys.argv[1]); "
+        "print(json.dumps(solve(p, {'latency_ms': 0.3 * p.dense.costs['latency_ms']}).plan.to_json()))"
+    )
     plans = set()
     for threads, seed in (("1", "0"), ("2", "1"), ("4", "123")):
         environment = {**os.environ, "OMP_NUM_THREADS": threads, "PYTHONHASHSEED": seed, "PYTHONPATH": str(ROOT)}
-        done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True,
-                              env=environment)
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True, env=environment
+        )
         plans.add(done.stdout)
     assert len(plans) == 1
 
@@ -117,8 +139,9 @@ def test_ties_go_to_lower_cost_then_to_the_larger_plan():
     dimensions = tuple(ProblemDimension(name, (1, 2)) for name in "abc")
     blocks = (ProblemBlock("free"),)
     flat = ProblemTerm("flat", (0,), None, {"ms": np.array([1.0, 2.0])}, np.array([3.0, 3.0]))
-    swap = ProblemTerm("swap", (1, 2), None, {"ms": np.array([[0.0, 1.0], [1.0, 5.0]])},
-                       np.array([[0.0, 1.0], [1.0, 2.0]]))
+    swap = ProblemTerm(
+        "swap", (1, 2), None, {"ms": np.array([[0.0, 1.0], [1.0, 5.0]])}, np.array([[0.0, 1.0], [1.0, 2.0]])
+    )
     problem = PruningProblem("ties", ("ms",), dimensions, blocks, (flat, swap))
     assert solve(problem, {"ms": 3.0}).plan == PlanIndices((0, 1, 0), (True,))
 
@@ -135,11 +158,14 @@ def test_decimals_are_exact_in_the_unit():
 def test_nested_blocks_and_several_limits_agree_with_scip(load):
     problem = load("off_r50_step29")
     rng = np.random.default_rng(0)
-    blocks = (*(replace(b, parent=len(problem.blocks) + i // 5) for i, b in enumerate(problem.blocks)),
-              *(ProblemBlock(f"group {i}") for i in range(3)))
+    blocks = (
+        *(replace(b, parent=len(problem.blocks) + i // 5) for i, b in enumerate(problem.blocks)),
+        *(ProblemBlock(f"group {i}") for i in range(3)),
+    )
     terms = tuple(
-        replace(t, costs={**t.costs, "params": rng.random(t.costs["latency_ms"].shape)
-                          * t.costs["latency_ms"]}) for t in problem.terms)
+        replace(t, costs={**t.costs, "params": rng.random(t.costs["latency_ms"].shape) * t.costs["latency_ms"]})
+        for t in problem.terms
+    )
     nested = PruningProblem("nested", ("latency_ms", "params"), problem.dimensions, blocks, terms)
     budgets = {m: 0.4 * c for m, c in nested.dense.costs.items()}
     fast = solve(nested, budgets)
@@ -177,11 +203,18 @@ def test_no_baseline_beats_the_optimum(share, load):
     problem = load("r50_c64")
     budget = share * problem.dense.costs["latency_ms"]
     best = solve(problem, {"latency_ms": budget}).objective
-    found = [halp(problem, "latency_ms", budget), halp(problem, "latency_ms", budget, steps=4),
-             halp(problem, "latency_ms", budget, tighten=True), uniform(problem, "latency_ms", budget),
-             greedy(problem, "latency_ms", budget),
-             *(ablated(problem, "latency_ms", budget, blocks=blocks, linear=linear)
-               for blocks in (True, False) for linear in (True, False))]
+    found = [
+        halp(problem, "latency_ms", budget),
+        halp(problem, "latency_ms", budget, steps=4),
+        halp(problem, "latency_ms", budget, tighten=True),
+        uniform(problem, "latency_ms", budget),
+        greedy(problem, "latency_ms", budget),
+        *(
+            ablated(problem, "latency_ms", budget, blocks=blocks, linear=linear)
+            for blocks in (True, False)
+            for linear in (True, False)
+        ),
+    ]
     for result in found:
         assert result.plan is not None, result
         evaluation = problem.evaluate(result.plan)
@@ -200,31 +233,43 @@ def test_halp_is_the_best_plan_of_its_own_linear_model(random_problem, brute_for
         budget = float(np.median(table.costs[:, 0]))
         result = halp(problem, metric, budget)
         assert model.evaluate(PlanIndices(result.plan.options, ())).value == pytest.approx(
-            table.values[table.best({0: budget})], rel=1e-9)
+            table.values[table.best({0: budget})], rel=1e-9
+        )
 
 
 def test_linear_latency_of_an_attention_adds_up_what_each_count_saves_alone():
     rng = np.random.default_rng(0)
-    dimensions = (ProblemDimension("heads", (1, 2, 4)), ProblemDimension("qk", (4, 8)),
-                  ProblemDimension("v", (4, 8, 16)))
-    terms = (ProblemTerm("attention", (0, 1, 2), None, {"latency_ms": 10 + rng.uniform(0, 1, (3, 2, 3))}),
-             ProblemTerm("value", (0, 2), None, {"latency_ms": np.zeros((3, 3))}, 5 + rng.uniform(0, 1, (3, 3))))
+    dimensions = (
+        ProblemDimension("heads", (1, 2, 4)),
+        ProblemDimension("qk", (4, 8)),
+        ProblemDimension("v", (4, 8, 16)),
+    )
+    terms = (
+        ProblemTerm("attention", (0, 1, 2), None, {"latency_ms": 10 + rng.uniform(0, 1, (3, 2, 3))}),
+        ProblemTerm("value", (0, 2), None, {"latency_ms": np.zeros((3, 3))}, 5 + rng.uniform(0, 1, (3, 3))),
+    )
     problem = PruningProblem("p", ("latency_ms",), dimensions, (), terms)
     for at in (problem.dense_plan, PlanIndices((1, 1, 1), ())):
         model, here = linear_latency(problem, at), problem.evaluate(at)
         assert model.evaluate(at) == here
         for options in np.ndindex(3, 2, 3):
-            alone = [problem.evaluate(PlanIndices(tuple(options[i] if i == axis else k
-                                                        for i, k in enumerate(at.options)), ())) for axis in range(3)]
+            alone = [
+                problem.evaluate(
+                    PlanIndices(tuple(options[i] if i == axis else k for i, k in enumerate(at.options)), ())
+                )
+                for axis in range(3)
+            ]
             found = model.evaluate(PlanIndices(options, ()))
             assert found.value == pytest.approx(here.value + sum(a.value - here.value for a in alone))
             assert found.costs["latency_ms"] == pytest.approx(
-                here.costs["latency_ms"] + sum(a.costs["latency_ms"] - here.costs["latency_ms"] for a in alone))
+                here.costs["latency_ms"] + sum(a.costs["latency_ms"] - here.costs["latency_ms"] for a in alone)
+            )
 
 
 def run_tool(name, *arguments):
-    return subprocess.run([sys.executable, str(ROOT / "tools" / name), *map(str, arguments)], capture_output=True,
-                          text=True)
+    return subprocess.run(
+        [sys.executable, str(ROOT / "tools" / name), *map(str, arguments)], capture_output=True, text=True
+    )
 
 
 def test_solve_tool(shared_data):
@@ -243,11 +288,17 @@ def test_solve_tool(shared_data):
     assert people.returncode == 0 and "optimal" in people.stdout
 
 
-@pytest.mark.parametrize("arguments,words", [
-    (["--budget", "1.5"], "(0, 1]"), (["--budget", "fast"], "'fast'"), (["--budget", "3h"], "'3h'"),
-    (["--budget", "0.5", "--limit", "params=1"], "'params'"), (["--budget", "0.5", "--limit", "x"], "METRIC=VALUE"),
-    (["--budget", "0.01"], "10.903"),
-])
+@pytest.mark.parametrize(
+    "arguments,words",
+    [
+        (["--budget", "1.5"], "(0, 1]"),
+        (["--budget", "fast"], "'fast'"),
+        (["--budget", "3h"], "'3h'"),
+        (["--budget", "0.5", "--limit", "params=1"], "'params'"),
+        (["--budget", "0.5", "--limit", "x"], "METRIC=VALUE"),
+        (["--budget", "0.01"], "10.903"),
+    ],
+)
 def test_solve_tool_explains_bad_input(arguments, words, shared_data):
     done = run_tool("solve.py", shared_data / "solver_instances" / "off_r50_step29.npz", *arguments)
     assert done.returncode == 2 and done.stderr.startswith("error: ") and words in done.stderr
@@ -274,8 +325,9 @@ def test_pareto_tool(load, tmp_path):
 
 def test_limits_that_exclude_each_other_are_refused():
     dimension = (ProblemDimension("d", (1, 2)),)
-    terms = (ProblemTerm("t", (0,), None, {"ms": np.array([1.0, 5.0]), "mb": np.array([5.0, 1.0])},
-                         np.array([1.0, 1.0])),)
+    terms = (
+        ProblemTerm("t", (0,), None, {"ms": np.array([1.0, 5.0]), "mb": np.array([5.0, 1.0])}, np.array([1.0, 1.0])),
+    )
     problem = PruningProblem("conflict", ("ms", "mb"), dimension, (), terms)
     assert minimum_cost(problem, "ms")[0] == minimum_cost(problem, "mb")[0] == 1.0
     for labels in (True, False):

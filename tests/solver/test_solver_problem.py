@@ -1,4 +1,5 @@
 """The PruningProblem format: round trip, validation that names the culprit, evaluation."""
+
 from __future__ import annotations
 
 import json
@@ -21,8 +22,12 @@ from mdp_mmdet3d.solver import (
 
 def problem_with(array, *, value=None, options=(1, 2), block=None, blocks=(), dimensions=(0,)):
     return PruningProblem(
-        "example", ("latency_ms",), (ProblemDimension("conv.out", options),), blocks,
-        (ProblemTerm("conv", dimensions, block, {"latency_ms": np.array(array)}, value),))
+        "example",
+        ("latency_ms",),
+        (ProblemDimension("conv.out", options),),
+        blocks,
+        (ProblemTerm("conv", dimensions, block, {"latency_ms": np.array(array)}, value),),
+    )
 
 
 @pytest.mark.parametrize("seed", range(30))
@@ -31,7 +36,11 @@ def test_saving_and_loading_gives_the_same_problem(seed, random_problem, tmp_pat
     problem.save(tmp_path / "problem.npz")
     loaded = PruningProblem.load(tmp_path / "problem.npz")
     assert (loaded.name, loaded.metrics, loaded.dimensions, loaded.blocks) == (
-        problem.name, problem.metrics, problem.dimensions, problem.blocks)
+        problem.name,
+        problem.metrics,
+        problem.dimensions,
+        problem.blocks,
+    )
     for one, other in zip(loaded.terms, problem.terms, strict=True):
         assert (one.name, one.dimensions, one.block) == (other.name, other.dimensions, other.block)
         assert (one.value is None) == (other.value is None)
@@ -49,20 +58,23 @@ def test_evaluation_counts_only_terms_of_kept_blocks(seed, random_problem, brute
         assert list(evaluation.costs.values()) == pytest.approx(table.costs[index].tolist(), rel=1e-12)
 
 
-@pytest.mark.parametrize("bad,words", [
-    (dict(array=[1.0, np.nan]), ["term 'conv'", "latency_ms", "NaN"]),
-    (dict(array=[1.0, np.inf]), ["term 'conv'", "latency_ms", "infinity"]),
-    (dict(array=[1.0, -2.0]), ["term 'conv'", "latency_ms", "-2"]),
-    (dict(array=[1.0, 2.0], value=np.array([0.0, -1e-15])), ["term 'conv'", "value", "-1e-15"]),
-    (dict(array=[1.0, 2.0], value=np.array([np.nan, 1.0])), ["term 'conv'", "value", "NaN"]),
-    (dict(array=[1.0, 2.0, 3.0]), ["term 'conv'", "(3,)", "(2,)"]),
-    (dict(array=[1.0, 2.0], options=(2, 2)), ["dimension 'conv.out'", "increasing"]),
-    (dict(array=[1.0, 2.0], options=(-1, 2)), ["dimension 'conv.out'"]),
-    (dict(array=[1.0, 2.0], dimensions=(3,)), ["term 'conv'", "dimension 3"]),
-    (dict(array=[1.0, 2.0], block=0), ["term 'conv'", "block 0"]),
-    (dict(array=[1.0, 2.0], blocks=(ProblemBlock("a", 1), ProblemBlock("b", 0))), ["'a'", "ancestor"]),
-    (dict(array=[1.0, 2.0], blocks=(ProblemBlock("a"), ProblemBlock("a"))), ["'a'", "twice"]),
-])
+@pytest.mark.parametrize(
+    "bad,words",
+    [
+        (dict(array=[1.0, np.nan]), ["term 'conv'", "latency_ms", "NaN"]),
+        (dict(array=[1.0, np.inf]), ["term 'conv'", "latency_ms", "infinity"]),
+        (dict(array=[1.0, -2.0]), ["term 'conv'", "latency_ms", "-2"]),
+        (dict(array=[1.0, 2.0], value=np.array([0.0, -1e-15])), ["term 'conv'", "value", "-1e-15"]),
+        (dict(array=[1.0, 2.0], value=np.array([np.nan, 1.0])), ["term 'conv'", "value", "NaN"]),
+        (dict(array=[1.0, 2.0, 3.0]), ["term 'conv'", "(3,)", "(2,)"]),
+        (dict(array=[1.0, 2.0], options=(2, 2)), ["dimension 'conv.out'", "increasing"]),
+        (dict(array=[1.0, 2.0], options=(-1, 2)), ["dimension 'conv.out'"]),
+        (dict(array=[1.0, 2.0], dimensions=(3,)), ["term 'conv'", "dimension 3"]),
+        (dict(array=[1.0, 2.0], block=0), ["term 'conv'", "block 0"]),
+        (dict(array=[1.0, 2.0], blocks=(ProblemBlock("a", 1), ProblemBlock("b", 0))), ["'a'", "ancestor"]),
+        (dict(array=[1.0, 2.0], blocks=(ProblemBlock("a"), ProblemBlock("a"))), ["'a'", "twice"]),
+    ],
+)
 def test_bad_input_is_refused_by_name(bad, words):
     with pytest.raises(InvalidProblemError) as caught:
         problem_with(**bad)
@@ -83,7 +95,7 @@ def test_damaged_files_are_named(tmp_path, random_problem):
         PruningProblem.load(path)
     random_problem(3).save(path)
     data = path.read_bytes()
-    for damaged in (data[:len(data) // 2], b"", b"not an archive", data[:200] + bytes(40) + data[240:]):
+    for damaged in (data[: len(data) // 2], b"", b"not an archive", data[:200] + bytes(40) + data[240:]):
         path.write_bytes(damaged)
         with pytest.raises(MdpError, match=r"problem\.npz"):
             PruningProblem.load(path)
@@ -119,8 +131,10 @@ def test_plan_indices_survive_json():
 
 
 def test_the_solver_imports_neither_torch_nor_openmmlab():
-    code = ("import sys, mdp_mmdet3d.solver, mdp_mmdet3d.solver.baselines, mdp_mmdet3d.solver.pareto; "
-            "bad = {m.split('.')[0] for m in sys.modules} & "
-            "{'torch', 'mmcv', 'mmengine', 'mmdet', 'mmdet3d', 'scipy', 'numba', 'matplotlib'}; print(bad)")
+    code = (
+        "import sys, mdp_mmdet3d.solver, mdp_mmdet3d.solver.baselines, mdp_mmdet3d.solver.pareto; "
+        "bad = {m.split('.')[0] for m in sys.modules} & "
+        "{'torch', 'mmcv', 'mmengine', 'mmdet', 'mmdet3d', 'scipy', 'numba', 'matplotlib'}; print(bad)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

@@ -1,4 +1,5 @@
 """SCIP: formulations, the child process, crashes, limits; and the route where elimination is out of reach."""
+
 from __future__ import annotations
 
 import subprocess
@@ -41,16 +42,19 @@ def chain():
     """A problem whose Lagrangian bound leaves a gap, so that SCIP has something to do, and a budget."""
     rng = np.random.default_rng(1)
     dimensions = tuple(ProblemDimension(f"d{i}", (1, 2, 3, 4)) for i in range(12))
-    terms = tuple(ProblemTerm(f"t{i}", (i, i + 1), None, {"latency_ms": rng.random((4, 4))}, rng.random((4, 4)))
-                  for i in range(11))
+    terms = tuple(
+        ProblemTerm(f"t{i}", (i, i + 1), None, {"latency_ms": rng.random((4, 4))}, rng.random((4, 4)))
+        for i in range(11)
+    )
     problem = PruningProblem("chain", ("latency_ms",), dimensions, (), terms)
     smallest, _ = minimum_cost(problem, "latency_ms")
     return problem, {"latency_ms": 0.5 * (smallest + problem.dense.costs["latency_ms"])}
 
 
 def halfway(problem, table):
-    return {metric: float(table.costs[:, i].min() + table.costs[:, i].max()) / 2
-            for i, metric in enumerate(problem.metrics)}
+    return {
+        metric: float(table.costs[:, i].min() + table.costs[:, i].max()) / 2 for i, metric in enumerate(problem.metrics)
+    }
 
 
 def test_the_child_process_answers_as_this_one(example, brute_force):
@@ -68,8 +72,9 @@ def test_a_crash_is_reported_and_answered_with_the_other_formulation(example, br
         calls.append(len(model.q_rows))
         if len(calls) == 1:
             raise scip.ScipCrashError("aborted")
-        return scip.run_in_process(model, time_limit_s=kwargs["time_limit_s"], gap=kwargs["gap"],
-                                   cutoff=kwargs["cutoff"])
+        return scip.run_in_process(
+            model, time_limit_s=kwargs["time_limit_s"], gap=kwargs["gap"], cutoff=kwargs["cutoff"]
+        )
 
     monkeypatch.setattr(proof, "run_scip", crashing)
     result = solve(example, budgets, SolveOptions(**SCIP_ONLY))
@@ -114,7 +119,8 @@ def test_without_elimination_scip_finds_minimum_and_optimum(wide, random_problem
         for i, metric in enumerate(problem.metrics):
             assert result.minimum[metric] == pytest.approx(table.costs[:, i].min(), rel=1e-6, abs=1e-18)
             assert result.minimum_all_blocks[metric] == pytest.approx(
-                table.costs[everything, i].min(), rel=1e-6, abs=1e-18)
+                table.costs[everything, i].min(), rel=1e-6, abs=1e-18
+            )
 
 
 def test_minimum_with_and_without_block_removal(random_problem, brute_force):
@@ -125,7 +131,8 @@ def test_minimum_with_and_without_block_removal(random_problem, brute_force):
         for i, metric in enumerate(problem.metrics):
             assert minimum_cost(problem, metric)[0] == pytest.approx(table.costs[:, i].min(), rel=1e-12)
             assert minimum_cost(problem, metric, remove_blocks=False)[0] == pytest.approx(
-                table.costs[everything, i].min(), rel=1e-12)
+                table.costs[everything, i].min(), rel=1e-12
+            )
 
 
 def test_audit_confirms_and_refutes(random_problem, brute_force):
@@ -144,8 +151,9 @@ def test_audit_confirms_and_refutes(random_problem, brute_force):
         worse = min(within, key=lambda i: table.values[i])
         if table.values[worse] < result.objective * 0.99:
             evaluation = problem.evaluate(table.plans[worse])
-            fake = type(result)(**{**vars(result), "plan": table.plans[worse], "objective": evaluation.value,
-                                   "costs": evaluation.costs})
+            fake = type(result)(
+                **{**vars(result), "plan": table.plans[worse], "objective": evaluation.value, "costs": evaluation.costs}
+            )
             assert audit(problem, fake)["confirmed"] is False
             refuted += 1
     assert refuted
@@ -157,7 +165,8 @@ def test_certify_refuses_what_does_not_hold(example, brute_force):
     assert certify(example, result)["value"] == result.objective
     metric = example.metrics[0]
     lies = [
-        {"objective": result.objective * 1.001}, {"bound": result.objective * 0.9},
+        {"objective": result.objective * 1.001},
+        {"bound": result.objective * 0.9},
         {"costs": {**result.costs, metric: result.costs[metric] * 0.9}},
         {"budgets": {metric: result.costs[metric] * (1 - 1e-6)}},
     ]
@@ -186,10 +195,15 @@ def test_impossible_budget_tells_the_smallest_cost(formulation, chain):
     assert solve(problem, {"latency_ms": smallest}, SolveOptions(formulation=formulation)).plan == plan
 
 
-@pytest.mark.parametrize("budgets,words", [
-    ({}, "no budget"), ({"latency_msec": 1.0}, "latency_msec"), ({"latency_ms": float("nan")}, "nan"),
-    ({"latency_ms": -1.0}, "-1.0"),
-])
+@pytest.mark.parametrize(
+    "budgets,words",
+    [
+        ({}, "no budget"),
+        ({"latency_msec": 1.0}, "latency_msec"),
+        ({"latency_ms": float("nan")}, "nan"),
+        ({"latency_ms": -1.0}, "-1.0"),
+    ],
+)
 def test_bad_budgets_are_refused(budgets, words, example):
     with pytest.raises(MdpError, match=words):
         solve(example, budgets)

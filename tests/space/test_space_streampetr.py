@@ -1,4 +1,5 @@
 """The traced space is complete, consistent with the model, and survives its file."""
+
 import json
 
 import pytest
@@ -40,17 +41,33 @@ def test_everything_that_section_5_2_lists_is_there(full):
     for kind, count in ((DimensionKind.HEADS, 12), (DimensionKind.QK_WIDTH, 12), (DimensionKind.V_WIDTH, 12)):
         assert sum(d.kind is kind for d in space.dimensions) == count
     assert sum(".ffns." in n for n in names) == 6
-    for hidden in ("position_encoder.0", "memory_embed.0", "featurized_pe.conv_reduce", "cls_branches.0.0",
-                   "cls_branches.0.3", "reg_branches.0.0", "reg_branches.0.2", "query_embedding.0"):
+    for hidden in (
+        "position_encoder.0",
+        "memory_embed.0",
+        "featurized_pe.conv_reduce",
+        "cls_branches.0.0",
+        "cls_branches.0.3",
+        "reg_branches.0.0",
+        "reg_branches.0.2",
+        "query_embedding.0",
+    ):
         assert f"pts_bbox_head.{hidden}.out" in names
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage,size,consumers", [
-    (1, 256, ["img_backbone.layer2.0.conv1", "img_backbone.layer2.0.downsample.0"]),
-    (2, 512, ["img_backbone.layer3.0.conv1", "img_backbone.layer3.0.downsample.0"]),
-    (3, 1024, ["img_backbone.layer4.0.conv1", "img_backbone.layer4.0.downsample.0", "img_neck.lateral_convs.0.conv"]),
-    (4, 2048, ["img_neck.lateral_convs.1.conv"])])
+@pytest.mark.parametrize(
+    "stage,size,consumers",
+    [
+        (1, 256, ["img_backbone.layer2.0.conv1", "img_backbone.layer2.0.downsample.0"]),
+        (2, 512, ["img_backbone.layer3.0.conv1", "img_backbone.layer3.0.downsample.0"]),
+        (
+            3,
+            1024,
+            ["img_backbone.layer4.0.conv1", "img_backbone.layer4.0.downsample.0", "img_neck.lateral_convs.0.conv"],
+        ),
+        (4, 2048, ["img_neck.lateral_convs.1.conv"]),
+    ],
+)
 def test_stage_width_couples_all_its_users(full, stage, size, consumers):
     model, space = full
     dimension = space.by_name[f"img_backbone.layer{stage}.0.downsample.0.out"]
@@ -97,8 +114,11 @@ def test_terms_name_existing_modules_and_dimensions(tiny_model):
 
 def test_tracing_leaves_the_model_as_it_was(tiny_model):
     tiny_model.train()
-    before = ({k: v.clone() for k, v in tiny_model.state_dict().items()},
-              [m.training for m in tiny_model.modules()], [p.requires_grad for p in tiny_model.parameters()])
+    before = (
+        {k: v.clone() for k, v in tiny_model.state_dict().items()},
+        [m.training for m in tiny_model.modules()],
+        [p.requires_grad for p in tiny_model.parameters()],
+    )
     trace_space(tiny_model, InputShape(6, 64, 176))
     assert all(torch.equal(v, before[0][k]) for k, v in tiny_model.state_dict().items())
     assert [m.training for m in tiny_model.modules()] == before[1]
@@ -145,8 +165,9 @@ def test_description_names_everything(tiny_model):
     assert all(n.reason in text for n in space.not_prunable)
 
 
-@given(size=st.integers(1, 4096), multiple=st.sampled_from([1, 8, 16, 32]), most=st.integers(2, 32),
-       keep=st.floats(0, 1))
+@given(
+    size=st.integers(1, 4096), multiple=st.sampled_from([1, 8, 16, 32]), most=st.integers(2, 32), keep=st.floats(0, 1)
+)
 def test_options_increase_end_dense_and_respect_the_limits(size, multiple, most, keep):
     counts = SpaceOptions(max_options=most, min_keep=keep).counts(size, multiple)
     assert counts[-1] == size and list(counts) == sorted(set(counts))

@@ -1,4 +1,5 @@
 """A small StreamPETR, with the weights and inputs of the recorded reference where those are available."""
+
 from __future__ import annotations
 
 import ast
@@ -41,9 +42,7 @@ def small_config(**head) -> dict:
         img_neck=dict(type="CPFPN", in_channels=[64, 128], out_channels=256),
         pts_bbox_head=dict(
             type="StreamPETRHead",
-            decoder=dict(
-                type="StreamPETRDecoder", num_layers=3, ffn_hidden_dims=512, dropout=0.0, self_attn_drop=0.0
-            ),
+            decoder=dict(type="StreamPETRDecoder", num_layers=3, ffn_hidden_dims=512, dropout=0.0, self_attn_drop=0.0),
         )
         | dict(num_query=60, num_propagated=16, memory_len=64, topk_proposals=16)
         | head,

@@ -1,4 +1,5 @@
 """Attention with free widths, and removal of sub-layers and layers from the decoder."""
+
 from __future__ import annotations
 
 import pytest

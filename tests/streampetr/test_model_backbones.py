@@ -1,4 +1,5 @@
 """VoVNet and the neck."""
+
 from __future__ import annotations
 
 import pytest

@@ -1,4 +1,5 @@
 """Loading of public checkpoints: names, strictness, safety, and the conversion of AWML's."""
+
 from __future__ import annotations
 
 import importlib.util

@@ -1,4 +1,5 @@
 """The detector against numbers recorded from the public implementation (shared data/streampetr_reference)."""
+
 from __future__ import annotations
 
 from types import ModuleType, SimpleNamespace

@@ -1,4 +1,5 @@
 """The detector in MMDetection3D's terms: data samples, streaming state, modes, preprocessing."""
+
 from __future__ import annotations
 
 import pytest

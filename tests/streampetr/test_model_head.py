@@ -1,4 +1,5 @@
 """The head: geometry of the tokens, the deployed form of a frame, and widths read from the modules."""
+
 from __future__ import annotations
 
 import numpy as np

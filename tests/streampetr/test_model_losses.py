@@ -1,4 +1,5 @@
 """Box code, matching, losses and denoising queries."""
+
 from __future__ import annotations
 
 from itertools import permutations
@@ -109,9 +110,7 @@ def test_order_of_the_ground_truth_does_not_matter() -> None:
     scores = torch.randn(2, 1, NUM_QUERIES, NUM_CLASSES, generator=generator)
     boxes = encode_boxes(random_boxes(NUM_QUERIES, 9)).expand(2, 1, -1, -1)
     order = [2, 0, 3, 1]
-    torch.testing.assert_close(
-        losses_of(scores, boxes, gt, labels), losses_of(scores, boxes, gt[order], labels[order])
-    )
+    torch.testing.assert_close(losses_of(scores, boxes, gt, labels), losses_of(scores, boxes, gt[order], labels[order]))
 
 
 def test_boxes_with_unknown_velocity_are_matched_but_not_regressed() -> None:
@@ -140,9 +139,7 @@ def generate(counts: list[int], groups: int = 3, **kwargs):
     boxes = [random_boxes(n, seed) for seed, n in enumerate(counts)]
     labels = [torch.arange(n) for n in counts]
     generator = DenoisingGenerator(groups=groups, **kwargs)
-    queries = generator.generate(
-        boxes, labels, num_classes=NUM_CLASSES, pc_range=PC_RANGE, num_queries=5, num_keys=7
-    )
+    queries = generator.generate(boxes, labels, num_classes=NUM_CLASSES, pc_range=PC_RANGE, num_queries=5, num_keys=7)
     return queries, boxes, labels
 
 

@@ -1,4 +1,5 @@
 """Semantics of the memory queue."""
+
 from __future__ import annotations
 
 import pytest
@@ -80,9 +81,7 @@ def test_a_static_point_follows_ego_motion_and_ages() -> None:
 def test_a_restarted_stream_holds_pseudo_points_and_unmasked_zeros() -> None:
     restarted = restart_streams(truncate_memory(random_memory(), LENGTH), torch.zeros(1), PSEUDO_POINTS)
     torch.testing.assert_close(restarted.reference_point[0, :PSEUDO], PSEUDO_POINTS)
-    torch.testing.assert_close(
-        restarted.egopose[0, :PSEUDO], torch.eye(4, dtype=torch.float64).expand(PSEUDO, 4, 4)
-    )
+    torch.testing.assert_close(restarted.egopose[0, :PSEUDO], torch.eye(4, dtype=torch.float64).expand(PSEUDO, 4, 4))
     assert not restarted.reference_point[0, PSEUDO:].any()
     assert not restarted.egopose[0, PSEUDO:].any()
     assert not any(value.any() for value in (restarted.embedding, restarted.timestamp, restarted.velo))

@@ -1,4 +1,5 @@
 """Auxiliary 2D head and GridMask."""
+
 from __future__ import annotations
 
 import numpy as np

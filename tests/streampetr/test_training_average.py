@@ -1,4 +1,5 @@
 """Exponential moving average of a slim model's weights: what checkpoints hold, and resuming."""
+
 from __future__ import annotations
 
 import copy

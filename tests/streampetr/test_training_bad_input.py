@@ -1,4 +1,5 @@
 """Training frames that are not as they should be: no objects, NaN velocities, NaN images."""
+
 from __future__ import annotations
 
 import copy
@@ -25,7 +26,8 @@ def without_objects(data: dict) -> dict:
     data = copy.deepcopy(data)
     for sample in data["data_samples"]:
         sample.gt_instances_3d = InstanceData(
-            bboxes_3d=LiDARInstance3DBoxes(torch.zeros(0, 9), box_dim=9), labels_3d=torch.zeros(0, dtype=torch.long))
+            bboxes_3d=LiDARInstance3DBoxes(torch.zeros(0, 9), box_dim=9), labels_3d=torch.zeros(0, dtype=torch.long)
+        )
         sample.gt_instances = sample.gt_instances[:0]
     return data
 

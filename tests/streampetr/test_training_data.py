@@ -1,4 +1,5 @@
 """The training loader on the easy miniature data set."""
+
 from __future__ import annotations
 
 from itertools import islice, pairwise

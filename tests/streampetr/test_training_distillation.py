@@ -1,4 +1,5 @@
 """Distillation: zero for equal models, in step with the student's streams, nothing of the teacher in checkpoints."""
+
 from __future__ import annotations
 
 import copy
@@ -34,6 +35,7 @@ def pair(build_small):
 @pytest.fixture
 def step(make_sample, make_images):
     """Function that runs the losses of frame t."""
+
     def run(model, t: int):
         return model(inputs=dict(imgs=make_images(t)), data_samples=[make_sample(t)], mode="loss")
 

@@ -1,4 +1,5 @@
 """Guidance of the cross-attention: projected tokens and the loss."""
+
 from __future__ import annotations
 
 import math

@@ -1,4 +1,5 @@
 """Two processes (gloo, CPU): exact resuming with the memory of every rank, a killed rank, unequal data."""
+
 from __future__ import annotations
 
 import os
@@ -33,8 +34,14 @@ def start(mini_config, easy_root, tmp_path):
                    "--rdzv_endpoint=localhost:0", str(ROOT / "tools" / "train.py"), str(tmp_path / "config.py"),
                    "--launcher", "pytorch", "--work-dir", str(work_dir), *(["--resume"] if resume else []),
                    "--cfg-options", *options]  # fmt: skip
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
-                       "MINI_NUSCENES_ROOT": str(easy_root), **(env or {})}
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "OMP_NUM_THREADS": "1",
+            "CUDA_VISIBLE_DEVICES": "",
+            "MINI_NUSCENES_ROOT": str(easy_root),
+            **(env or {}),
+        }
         return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
     return run
@@ -53,8 +60,10 @@ def saved(path: Path) -> dict:
 def test_every_rank_goes_on_with_its_own_memory_and_its_teachers(start, mini_config, tmp_path) -> None:
     teacher = MODELS.build(mini_config.model)
     torch.save({"state_dict": teacher.state_dict(), "meta": {}}, tmp_path / "teacher.pth")
-    distillation = [f"distillation.teacher_config={tmp_path}/config.py",
-                    f"distillation.teacher_checkpoint={tmp_path}/teacher.pth"]
+    distillation = [
+        f"distillation.teacher_config={tmp_path}/config.py",
+        f"distillation.teacher_checkpoint={tmp_path}/teacher.pth",
+    ]
     finish(start(tmp_path / "whole", "train_cfg.max_iters=5", "default_hooks.checkpoint.interval=3", *distillation))
     finish(start(tmp_path / "parts", "train_cfg.max_iters=3", *distillation))
     states = saved(tmp_path / "parts" / "iter_3.pth")[STATE_KEY]["ranks"]
@@ -98,11 +107,20 @@ def test_ranks_with_different_data_are_told_so(mini_config, tmp_path) -> None:
         command = [sys.executable, str(ROOT / "tools" / "train.py"), str(tmp_path / "config.py"), "--launcher",
                    "pytorch", "--work-dir", str(tmp_path / "work"), "--cfg-options",
                    f"train_dataloader.dataset.ann_file=nuscenes_infos_{infos}.pkl"]  # fmt: skip
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
-                       "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "localhost",
-                       "MASTER_PORT": str(port)}
-        processes.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                                          text=True))
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "OMP_NUM_THREADS": "1",
+            "CUDA_VISIBLE_DEVICES": "",
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": "2",
+            "MASTER_ADDR": "localhost",
+            "MASTER_PORT": str(port),
+        }
+        processes.append(
+            subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        )
     for process in processes:
         output, _ = process.communicate(timeout=180)
         assert process.returncode == 2, output[-3000:]

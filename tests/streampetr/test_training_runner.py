@@ -1,4 +1,5 @@
 """MMEngine's runner trains, stops, goes on and evaluates, dense and slim."""
+
 from __future__ import annotations
 
 import copy

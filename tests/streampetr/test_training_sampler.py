@@ -1,4 +1,5 @@
 """Streaming batches: slots, sequences, ranks, restarts."""
+
 from __future__ import annotations
 
 from itertools import islice

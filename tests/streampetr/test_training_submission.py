@@ -1,4 +1,5 @@
 """Submissions are complete, limited, checked and zipped."""
+
 from __future__ import annotations
 
 import json

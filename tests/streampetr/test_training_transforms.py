@@ -1,4 +1,5 @@
 """Images, matrices, 2D and 3D ground truth change together in training."""
+
 from __future__ import annotations
 
 import copy

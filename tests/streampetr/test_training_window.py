@@ -1,4 +1,5 @@
 """Sliding-window training: clips and their losses."""
+
 from __future__ import annotations
 
 import random

@@ -1,4 +1,5 @@
 """The slim StreamPETR equals the masked dense one, and reloads to equal outputs."""
+
 import copy
 
 import numpy as np
@@ -95,8 +96,11 @@ def test_plan_file_round_trip_and_tampering(space, random_selection, tmp_path):
     (tmp_path / "cut.json").write_text(text[: len(text) // 2])
     with pytest.raises(FileFormatError, match="truncated"):
         PruningPlan.load(tmp_path / "cut.json")
-    (tmp_path / "edited.json").write_text(text.replace('"identity"', '"layer"', 1) if '"identity"' in text
-                                          else text.replace('"size": 256', '"size": 255', 1))
+    (tmp_path / "edited.json").write_text(
+        text.replace('"identity"', '"layer"', 1)
+        if '"identity"' in text
+        else text.replace('"size": 256', '"size": 255', 1)
+    )
     with pytest.raises(FileFormatError, match="changed by hand"):
         PruningPlan.load(tmp_path / "edited.json")
 

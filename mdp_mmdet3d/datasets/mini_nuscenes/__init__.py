@@ -3,6 +3,7 @@
 ``write_mini_nuscenes(out, MiniNuScenesSpec())`` makes a complete v1.0-mini; ``easy_spec()`` describes a variant on
 which a small detector learns within minutes.
 """
+
 from mdp_mmdet3d.datasets.mini_nuscenes.spec import MiniNuScenesSpec, easy_spec
 from mdp_mmdet3d.datasets.mini_nuscenes.writer import write_mini_nuscenes
 

@@ -1,4 +1,5 @@
 """Ground, sky, light and the grain of the sensor."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -78,18 +79,14 @@ class Backdrop:
             self._grain = self._rng.normal(0, 2.5, shape).astype(np.int16)
         return cv2.add(image, self._grain[y : y + height, x : x + width], dtype=cv2.CV_8U).astype(np.uint8)
 
-    def _sky(
-        self, camera: Camera, global2cam: NDArray, elevation: NDArray[np.float32]
-    ) -> NDArray[np.uint8]:
+    def _sky(self, camera: Camera, global2cam: NDArray, elevation: NDArray[np.float32]) -> NDArray[np.uint8]:
         rows, width = elevation.shape
         if rows == 0:
             return np.empty((0, width, 3), np.uint8)
         ceiling = global2cam[:3, 3] + CLOUD_HEIGHT_M * global2cam[:3, 2]
         plane = camera.intrinsics @ np.stack([global2cam[:3, 0], global2cam[:3, 1], ceiling], 1)
         texel2world = np.diag([_CLOUD_TEXEL_M, _CLOUD_TEXEL_M, 1.0])
-        cover = cv2.warpPerspective(
-            self._clouds, plane @ texel2world, (width, rows), borderMode=cv2.BORDER_WRAP
-        )
+        cover = cv2.warpPerspective(self._clouds, plane @ texel2world, (width, rows), borderMode=cv2.BORDER_WRAP)
         cover = cover * np.clip(elevation * 5 - 0.3, 0, 1)
         shade = np.sqrt(np.clip(elevation, 0, 1))
         sky = _blend(self._zenith, self.haze, shade)
@@ -142,7 +139,10 @@ class Backdrop:
         texel2world[:2, 2] += (texel_m - RESOLUTION_M) / 2
         lift = np.array([[1, 0, 0], [0, 1, -first], [0, 0, 1.0]])
         return cv2.warpPerspective(
-            image, lift @ plane @ texel2world, (width, rows), borderMode=border,
+            image,
+            lift @ plane @ texel2world,
+            (width, rows),
+            borderMode=border,
             borderValue=self._ground.mean_colour,
         ).astype(np.uint8, copy=False)
 

@@ -1,4 +1,5 @@
 """An image with a depth buffer into which convex polygons are drawn."""
+
 from __future__ import annotations
 
 from typing import NamedTuple

@@ -1,4 +1,5 @@
 """The ten classes: names in the data set, sizes, how often they occur, and where in a street they belong."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -47,9 +48,7 @@ CATALOGUE: dict[str, ObjectClass] = {
         ObjectClass(
             "pedestrian", "human.pedestrian.adult", (0.67, 0.73, 1.77), 0.22, {"sidewalk": 0.85, "kerb": 0.15}, 1, 0.6
         ),
-        ObjectClass(
-            "traffic_cone", "movable_object.trafficcone", (0.41, 0.41, 0.9), 0.10, {"parking": 1.0}, 4, 1.2
-        ),
+        ObjectClass("traffic_cone", "movable_object.trafficcone", (0.41, 0.41, 0.9), 0.10, {"parking": 1.0}, 4, 1.2),
     )
 }
 

@@ -1,4 +1,5 @@
 """Rotations."""
+
 from __future__ import annotations
 
 import numpy as np

@@ -1,4 +1,5 @@
 """The ground seen from above: road, markings, pavement and grass as an image; and the map mask of the devkit."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -63,8 +64,14 @@ def make_ground(rng: np.random.Generator, road: Road, low: NDArray, high: NDArra
     edge = ROAD_EDGES_M
     # The inside of the loop has positive d: paint from the outermost line inwards.
     for d, colour in (
-        (-edge["sidewalk"], PAVEMENT), (-edge["kerb"] - 0.2, KERB), (-edge["kerb"], PARKING), (-edge["bike"], ASPHALT),
-        (edge["bike"], PARKING), (edge["kerb"], KERB), (edge["kerb"] + 0.2, PAVEMENT), (edge["sidewalk"], GRASS),
+        (-edge["sidewalk"], PAVEMENT),
+        (-edge["kerb"] - 0.2, KERB),
+        (-edge["kerb"], PARKING),
+        (-edge["bike"], ASPHALT),
+        (edge["bike"], PARKING),
+        (edge["kerb"], KERB),
+        (edge["kerb"] + 0.2, PAVEMENT),
+        (edge["sidewalk"], GRASS),
     ):
         fill_inside(d, colour)
     for side in (-1, 1):

@@ -1,4 +1,5 @@
 """A spinning 32-beam lidar: rays against the ground and convex solids."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -40,9 +41,7 @@ def beam_directions() -> NDArray[np.float64]:
     )
 
 
-def scan(
-    things: list[SolidThing], lidar2global: NDArray[np.float64], rng: np.random.Generator
-) -> NDArray[np.float32]:
+def scan(things: list[SolidThing], lidar2global: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float32]:
     """One sweep.
 
     Args:

@@ -1,4 +1,5 @@
 """Convex polyhedra out of which everything in the town is built."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -151,9 +152,7 @@ class MeshBuilder:
         """
         angle = np.arange(sides) * 2 * np.pi / sides
         circle = np.stack([np.cos(angle) * stretch[0], np.sin(angle) * stretch[1]], 1)
-        corners = [
-            np.column_stack([np.asarray(centre) + radius * circle, np.full(sides, z)]) for z, radius in rings
-        ]
+        corners = [np.column_stack([np.asarray(centre) + radius * circle, np.full(sides, z)]) for z, radius in rings]
         bands = len(rings) - 1
         band_colours = [colour] * bands if isinstance(colour[0], (int, float)) else list(colour)
         faces, colours = [corners[0], corners[-1]], [band_colours[0], band_colours[-1]]

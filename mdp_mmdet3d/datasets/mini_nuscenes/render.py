@@ -1,4 +1,5 @@
 """What a camera sees: polygons in a depth buffer over ground, shadows and sky."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass

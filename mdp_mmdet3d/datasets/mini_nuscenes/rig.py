@@ -1,4 +1,5 @@
 """The sensors on the vehicle: six cameras and a spinning lidar, mounted as on a nuScenes car."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -80,13 +81,10 @@ def make_rig(rng: np.random.Generator, image_size: tuple[int, int]) -> Rig:
         intrinsics = np.array([[focal_px, 0, cx], [0, focal_px, cy - lost_rows], [0, 0, 1]])
         cameras.append(Camera(name, pose, intrinsics, image_size, lead_us))
     lidar2ego = np.eye(4)
-    lidar2ego[:3, :3] = rotation_matrix(
-        *np.radians(np.array([_LIDAR_MOUNT[0], 0.0, 0.0]) + rng.normal(0, 0.3, 3))
-    )
+    lidar2ego[:3, :3] = rotation_matrix(*np.radians(np.array([_LIDAR_MOUNT[0], 0.0, 0.0]) + rng.normal(0, 0.3, 3)))
     lidar2ego[:3, 3] = np.array(_LIDAR_MOUNT[1:]) + rng.normal(0, 0.005, 3)
     return Rig(tuple(cameras), lidar2ego)
 
 
 _OPTICAL = np.array([[0.0, 0.0, 1.0], [-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]])
 """Optical axes (right, down, ahead) in vehicle axes (ahead, left, up)."""
-

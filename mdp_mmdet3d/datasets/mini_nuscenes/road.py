@@ -1,4 +1,5 @@
 """A closed road through town, in coordinates along and across it."""
+
 from __future__ import annotations
 
 import numpy as np

@@ -1,4 +1,5 @@
 """One scene: simulate, render, scan, and fill the tables."""
+
 from __future__ import annotations
 
 from collections import Counter
@@ -71,9 +72,7 @@ class SceneWriter:
         self._scenery = make_scenery(rng, self.world.road)
         span_s = spec.frames * KEY_FRAME_US / 1e6
         path = np.array([self.world.ego_pose(t)[:2, 3] for t in np.arange(-0.5, span_s + 0.5, 0.5)])
-        ground = make_ground(
-            rng, self.world.road, path.min(0) - _GROUND_MARGIN_M, path.max(0) + _GROUND_MARGIN_M
-        )
+        ground = make_ground(rng, self.world.road, path.min(0) - _GROUND_MARGIN_M, path.max(0) + _GROUND_MARGIN_M)
         self._backdrop = Backdrop(rng, ground)
 
     def write(self, log_token: str, step: Callable[[], None]) -> None:

@@ -1,4 +1,5 @@
 """What stands around the road and is not annotated: houses, trees, lamp posts, a skyline."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -14,7 +15,12 @@ from mdp_mmdet3d.datasets.mini_nuscenes.road import ROAD_EDGES_M, Road
 STOREY_M = 3.2
 _TEXELS_PER_M = 6
 _WALLS: tuple[Colour, ...] = (
-    (150, 160, 170), (120, 140, 165), (105, 120, 150), (170, 175, 178), (130, 130, 128), (95, 110, 140),
+    (150, 160, 170),
+    (120, 140, 165),
+    (105, 120, 150),
+    (170, 175, 178),
+    (130, 130, 128),
+    (95, 110, 140),
     (160, 150, 140),
 )
 

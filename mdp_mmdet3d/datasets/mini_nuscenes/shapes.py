@@ -1,4 +1,5 @@
 """Shapes of the ten classes. Every shape stays strictly inside its annotated box."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -18,11 +19,24 @@ REAR_LAMP: Colour = (40, 30, 190)
 SKIN: Colour = (120, 150, 195)
 
 CAR_COLOURS: tuple[Colour, ...] = (
-    (225, 225, 225), (60, 58, 55), (140, 138, 135), (40, 35, 160), (130, 70, 35), (95, 100, 105), (60, 95, 50),
-    (70, 140, 185), (165, 165, 170),
+    (225, 225, 225),
+    (60, 58, 55),
+    (140, 138, 135),
+    (40, 35, 160),
+    (130, 70, 35),
+    (95, 100, 105),
+    (60, 95, 50),
+    (70, 140, 185),
+    (165, 165, 170),
 )
 CLOTHES: tuple[Colour, ...] = (
-    (50, 45, 45), (120, 60, 40), (45, 50, 140), (90, 120, 80), (170, 165, 160), (60, 130, 170), (110, 60, 110),
+    (50, 45, 45),
+    (120, 60, 40),
+    (45, 50, 140),
+    (90, 120, 80),
+    (170, 165, 160),
+    (60, 130, 170),
+    (110, 60, 110),
 )
 CLASS_COLOURS: dict[str, Colour] = {
     "car": (200, 90, 40),
@@ -84,8 +98,15 @@ def _car(b: MeshBuilder, w: float, l: float, h: float, rng: np.random.Generator)
     wheel = 0.2 * h
     van = rng.random() < 0.25
     b.prism(
-        [(-0.49 * l, 0.18 * h), (0.48 * l, 0.16 * h), (0.5 * l, 0.34 * h), (0.46 * l, 0.48 * h), (0.2 * l, 0.57 * h),
-         (-0.47 * l, 0.58 * h), (-0.5 * l, 0.4 * h)],
+        [
+            (-0.49 * l, 0.18 * h),
+            (0.48 * l, 0.16 * h),
+            (0.5 * l, 0.34 * h),
+            (0.46 * l, 0.48 * h),
+            (0.2 * l, 0.57 * h),
+            (-0.47 * l, 0.58 * h),
+            (-0.5 * l, 0.4 * h),
+        ],
         (0.46 * w, 0.48 * w),
         {"side": colour, "top": _tuple(np.asarray(colour) * 1.04)},
     )
@@ -95,7 +116,9 @@ def _car(b: MeshBuilder, w: float, l: float, h: float, rng: np.random.Generator)
     for x in (-0.16, 0.05):  # door pillars
         b.prism(
             [(x * l - 0.04, 0.57 * h), (x * l + 0.04, 0.57 * h), (x * l + 0.01, 0.99 * h), (x * l - 0.07, 0.99 * h)],
-            (0.465 * w, 0.365 * w), colour, solid=False,
+            (0.465 * w, 0.365 * w),
+            colour,
+            solid=False,
         )
     _lamps(b, 0.49 * l, 0.44 * w, 0.38 * h, 0.09 * h)
     b.box((0.49 * l, 0.498 * l), (-0.18 * w, 0.18 * w), (0.2 * h, 0.32 * h), DARK, solid=False)
@@ -108,10 +131,15 @@ def _truck(b: MeshBuilder, w: float, l: float, h: float, rng: np.random.Generato
     cargo = CAR_COLOURS[rng.integers(3)]
     b.prism(
         [(0.26 * l, 0.2 * h), (0.5 * l, 0.18 * h), (0.5 * l, 0.5 * h), (0.45 * l, 0.84 * h), (0.26 * l, 0.84 * h)],
-        0.46 * w, colour,
+        0.46 * w,
+        colour,
     )
-    b.prism([(0.497 * l, 0.53 * h), (0.455 * l, 0.8 * h), (0.45 * l, 0.8 * h), (0.45 * l, 0.53 * h)], 0.41 * w, GLASS,
-            solid=False)
+    b.prism(
+        [(0.497 * l, 0.53 * h), (0.455 * l, 0.8 * h), (0.45 * l, 0.8 * h), (0.45 * l, 0.53 * h)],
+        0.41 * w,
+        GLASS,
+        solid=False,
+    )
     b.box((0.31 * l, 0.43 * l), (-0.468 * w, 0.468 * w), (0.52 * h, 0.76 * h), GLASS, solid=False)
     b.box((-0.49 * l, 0.24 * l), (-0.48 * w, 0.48 * w), (0.3 * h, h), {"side": cargo, "rear": (190, 190, 190)})
     b.box((-0.45 * l, 0.2 * l), (-0.486 * w, 0.486 * w), (0.6 * h, 0.7 * h), colour, solid=False)
@@ -124,14 +152,19 @@ def _bus(b: MeshBuilder, w: float, l: float, h: float, rng: np.random.Generator)
     colour = ((60, 60, 190), (180, 120, 40), (90, 160, 70), (210, 210, 210))[rng.integers(4)]
     b.prism(
         [(-0.5 * l, 0.12 * h), (0.49 * l, 0.12 * h), (0.5 * l, 0.45 * h), (0.485 * l, h), (-0.5 * l, h)],
-        0.48 * w, {"side": colour, "top": (200, 200, 200)},
+        0.48 * w,
+        {"side": colour, "top": (200, 200, 200)},
     )
     for i in range(7):
         x = -0.46 * l + i * 0.125 * l
         b.box((x, x + 0.11 * l), (-0.487 * w, 0.487 * w), (0.5 * h, 0.82 * h), GLASS, solid=False)
     b.box((-0.5 * l, 0.49 * l), (-0.486 * w, 0.486 * w), (0.36 * h, 0.41 * h), (225, 225, 225), solid=False)
-    b.prism([(0.504 * l, 0.45 * h), (0.491 * l, 0.85 * h), (0.48 * l, 0.85 * h), (0.48 * l, 0.45 * h)], 0.43 * w,
-            GLASS, solid=False)
+    b.prism(
+        [(0.504 * l, 0.45 * h), (0.491 * l, 0.85 * h), (0.48 * l, 0.85 * h), (0.48 * l, 0.45 * h)],
+        0.43 * w,
+        GLASS,
+        solid=False,
+    )
     b.box((-0.504 * l, -0.49 * l), (-0.4 * w, 0.4 * w), (0.58 * h, 0.82 * h), GLASS, solid=False)
     b.box((0.48 * l, 0.497 * l), (-0.3 * w, 0.3 * w), (0.87 * h, 0.95 * h), (40, 150, 230), solid=False)
     _lamps(b, 0.5 * l, 0.43 * w, 0.22 * h, 0.05 * h)
@@ -156,19 +189,37 @@ def _construction_vehicle(b: MeshBuilder, w: float, l: float, h: float, rng: np.
     for side in (-1, 1):
         y = (0.27 * w, 0.48 * w) if side > 0 else (-0.48 * w, -0.27 * w)
         b.prism(
-            [(-0.42 * l, 0.0), (0.22 * l, 0.0), (0.3 * l, 0.12 * h), (0.22 * l, 0.24 * h), (-0.42 * l, 0.24 * h),
-             (-0.49 * l, 0.12 * h)],
-            (y[1] - y[0]) / 2, DARK, (y[0] + y[1]) / 2,
+            [
+                (-0.42 * l, 0.0),
+                (0.22 * l, 0.0),
+                (0.3 * l, 0.12 * h),
+                (0.22 * l, 0.24 * h),
+                (-0.42 * l, 0.24 * h),
+                (-0.49 * l, 0.12 * h),
+            ],
+            (y[1] - y[0]) / 2,
+            DARK,
+            (y[0] + y[1]) / 2,
         )
     b.box((-0.47 * l, 0.18 * l), (-0.44 * w, 0.44 * w), (0.26 * h, 0.55 * h), yellow)
-    b.prism([(-0.1 * l, 0.55 * h), (0.17 * l, 0.55 * h), (0.13 * l, 0.92 * h), (-0.08 * l, 0.92 * h)], 0.2 * w,
-            {"side": GLASS, "top": yellow}, 0.2 * w)
-    b.prism([(0.0, 0.5 * h), (0.06 * l, 0.45 * h), (0.35 * l, 0.9 * h), (0.32 * l, 0.99 * h)], 0.07 * w, yellow,
-            -0.1 * w)
-    b.prism([(0.32 * l, 0.98 * h), (0.36 * l, 0.93 * h), (0.47 * l, 0.3 * h), (0.43 * l, 0.3 * h)], 0.06 * w, yellow,
-            -0.1 * w)
-    b.prism([(0.36 * l, 0.2 * h), (0.5 * l, 0.05 * h), (0.5 * l, 0.33 * h), (0.4 * l, 0.36 * h)], 0.2 * w, STEEL,
-            -0.1 * w)
+    b.prism(
+        [(-0.1 * l, 0.55 * h), (0.17 * l, 0.55 * h), (0.13 * l, 0.92 * h), (-0.08 * l, 0.92 * h)],
+        0.2 * w,
+        {"side": GLASS, "top": yellow},
+        0.2 * w,
+    )
+    b.prism(
+        [(0.0, 0.5 * h), (0.06 * l, 0.45 * h), (0.35 * l, 0.9 * h), (0.32 * l, 0.99 * h)], 0.07 * w, yellow, -0.1 * w
+    )
+    b.prism(
+        [(0.32 * l, 0.98 * h), (0.36 * l, 0.93 * h), (0.47 * l, 0.3 * h), (0.43 * l, 0.3 * h)],
+        0.06 * w,
+        yellow,
+        -0.1 * w,
+    )
+    b.prism(
+        [(0.36 * l, 0.2 * h), (0.5 * l, 0.05 * h), (0.5 * l, 0.33 * h), (0.4 * l, 0.36 * h)], 0.2 * w, STEEL, -0.1 * w
+    )
 
 
 def _barrier(b: MeshBuilder, w: float, l: float, h: float, rng: np.random.Generator) -> None:  # noqa: E741
@@ -177,12 +228,22 @@ def _barrier(b: MeshBuilder, w: float, l: float, h: float, rng: np.random.Genera
     for i in range(4):
         low = -0.5 * w + i * 0.25 * w
         middle = low + 0.125 * w
-        foot = [(-0.48 * l, 0.0), (0.48 * l, 0.0), (0.45 * l, 0.28 * h), (0.22 * l, 0.5 * h), (-0.22 * l, 0.5 * h),
-                (-0.45 * l, 0.28 * h)]
+        foot = [
+            (-0.48 * l, 0.0),
+            (0.48 * l, 0.0),
+            (0.45 * l, 0.28 * h),
+            (0.22 * l, 0.5 * h),
+            (-0.22 * l, 0.5 * h),
+            (-0.45 * l, 0.28 * h),
+        ]
         b.prism(foot, 0.125 * w, panels[i % 2], middle)
         # It reaches into the foot, whose bright upper face would show at the seam otherwise.
-        b.prism([(-0.235 * l, 0.47 * h), (0.235 * l, 0.47 * h), (0.16 * l, h), (-0.16 * l, h)], 0.125 * w,
-                panels[i % 2], middle)
+        b.prism(
+            [(-0.235 * l, 0.47 * h), (0.235 * l, 0.47 * h), (0.16 * l, h), (-0.16 * l, h)],
+            0.125 * w,
+            panels[i % 2],
+            middle,
+        )
 
 
 def _traffic_cone(b: MeshBuilder, w: float, l: float, h: float, rng: np.random.Generator) -> None:  # noqa: E741
@@ -195,7 +256,12 @@ def _traffic_cone(b: MeshBuilder, w: float, l: float, h: float, rng: np.random.G
 
 
 def _pedestrian(
-    b: MeshBuilder, w: float, l: float, h: float, rng: np.random.Generator, worker: bool  # noqa: E741
+    b: MeshBuilder,
+    w: float,
+    l: float,  # noqa: E741
+    h: float,
+    rng: np.random.Generator,
+    worker: bool,
 ) -> None:
     shirt = (30, 210, 190) if worker else CLOTHES[rng.integers(len(CLOTHES))]
     trousers = CLOTHES[rng.integers(len(CLOTHES))]
@@ -204,11 +270,15 @@ def _pedestrian(
         y = side * w
         b.prism(
             [(forward - 0.07, 0.0), (forward + 0.09, 0.0), (0.1, 0.5 * h), (-0.1, 0.5 * h)],
-            0.1 * w, trousers, y,
+            0.1 * w,
+            trousers,
+            y,
         )
         b.prism(
             [(-forward * 0.8 - 0.05, 0.48 * h), (-forward * 0.8 + 0.05, 0.48 * h), (0.06, 0.8 * h), (-0.06, 0.8 * h)],
-            0.06 * w, shirt, 2.4 * y,
+            0.06 * w,
+            shirt,
+            2.4 * y,
         )
     rings = [(0.47 * h, 0.24 * w), (0.62 * h, 0.275 * w), (0.8 * h, 0.3 * w), (0.84 * h, 0.12 * w)]
     b.lathe(rings, shirt, stretch=(0.7, 1.0))
@@ -217,7 +287,13 @@ def _pedestrian(
 
 
 def _cycle(
-    b: MeshBuilder, w: float, l: float, h: float, rng: np.random.Generator, rider: bool, motor: bool  # noqa: E741
+    b: MeshBuilder,
+    w: float,
+    l: float,  # noqa: E741
+    h: float,
+    rng: np.random.Generator,
+    rider: bool,
+    motor: bool,
 ) -> None:
     colour = CAR_COLOURS[rng.integers(3, len(CAR_COLOURS))]
     radius = 0.19 * l if motor else 0.2 * l
@@ -227,18 +303,31 @@ def _cycle(
     saddle = 0.55 * h if rider else 0.8 * h
     frame = radius * 1.1
     if motor:
-        b.prism([(-0.2 * l, frame * 0.6), (0.15 * l, frame * 0.6), (0.22 * l, saddle), (-0.3 * l, saddle * 0.92)],
-                0.16 * w, colour)
-        b.prism([(-0.35 * l, saddle * 0.9), (0.0, saddle * 0.9), (-0.02 * l, saddle), (-0.36 * l, saddle)],
-                0.18 * w, DARK)
+        b.prism(
+            [(-0.2 * l, frame * 0.6), (0.15 * l, frame * 0.6), (0.22 * l, saddle), (-0.3 * l, saddle * 0.92)],
+            0.16 * w,
+            colour,
+        )
+        b.prism(
+            [(-0.35 * l, saddle * 0.9), (0.0, saddle * 0.9), (-0.02 * l, saddle), (-0.36 * l, saddle)], 0.18 * w, DARK
+        )
         b.box((0.27 * l, 0.31 * l), (-0.1 * w, 0.1 * w), (saddle * 0.85, saddle * 1.05), LAMP, solid=False)
     else:
-        b.prism([(-0.25 * l, frame), (-0.15 * l, frame * 0.8), (0.2 * l, saddle * 0.9), (0.12 * l, saddle)],
-                0.05 * w, colour)
-        b.prism([(-0.2 * l, saddle * 0.92), (-0.02 * l, saddle * 0.92), (-0.04 * l, saddle), (-0.2 * l, saddle)],
-                0.1 * w, DARK)
-    b.prism([(0.27 * l, frame * 0.8), (0.31 * l, frame * 0.8), (0.24 * l, saddle * 1.2), (0.2 * l, saddle * 1.2)],
-            0.06 * w, STEEL)
+        b.prism(
+            [(-0.25 * l, frame), (-0.15 * l, frame * 0.8), (0.2 * l, saddle * 0.9), (0.12 * l, saddle)],
+            0.05 * w,
+            colour,
+        )
+        b.prism(
+            [(-0.2 * l, saddle * 0.92), (-0.02 * l, saddle * 0.92), (-0.04 * l, saddle), (-0.2 * l, saddle)],
+            0.1 * w,
+            DARK,
+        )
+    b.prism(
+        [(0.27 * l, frame * 0.8), (0.31 * l, frame * 0.8), (0.24 * l, saddle * 1.2), (0.2 * l, saddle * 1.2)],
+        0.06 * w,
+        STEEL,
+    )
     b.box((0.18 * l, 0.24 * l), (-0.47 * w, 0.47 * w), (saddle * 1.15, saddle * 1.22), DARK)
     if rider:
         shirt = CLOTHES[rng.integers(len(CLOTHES))]
@@ -247,8 +336,12 @@ def _cycle(
             leg = [(0.02 * l, frame * 0.9), (0.1 * l, frame * 0.9), (0.04 * l, hip), (-0.14 * l, hip)]
             b.prism(leg, 0.09 * w, CLOTHES[0], side * w)
         b.prism([(-0.16 * l, saddle), (0.0, saddle), (0.1 * l, 0.86 * h), (-0.04 * l, 0.86 * h)], 0.22 * w, shirt)
-        b.lathe([(0.86 * h, 0.05), (0.89 * h, 0.1), (0.96 * h, 0.11), (h, 0.06)], [SKIN, colour, colour],
-                centre=(0.04 * l, 0.0), sides=7)
+        b.lathe(
+            [(0.86 * h, 0.05), (0.89 * h, 0.1), (0.96 * h, 0.11), (h, 0.06)],
+            [SKIN, colour, colour],
+            centre=(0.04 * l, 0.0),
+            sides=7,
+        )
 
 
 def _wheels(b: MeshBuilder, axles: tuple[float, ...], radius: float, half_width: float) -> None:

@@ -1,4 +1,5 @@
 """What a miniature data set shall contain."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass

@@ -1,4 +1,5 @@
 """The thirteen JSON tables of nuScenes, with tokens that follow from names."""
+
 from __future__ import annotations
 
 import hashlib
@@ -9,8 +10,19 @@ from typing import Any
 from mdp_mmdet3d.datasets.mini_nuscenes.catalogue import ATTRIBUTES, CATEGORIES
 
 TABLE_NAMES: tuple[str, ...] = (
-    "category", "attribute", "visibility", "instance", "sensor", "calibrated_sensor", "ego_pose", "log", "scene",
-    "sample", "sample_data", "sample_annotation", "map",
+    "category",
+    "attribute",
+    "visibility",
+    "instance",
+    "sensor",
+    "calibrated_sensor",
+    "ego_pose",
+    "log",
+    "scene",
+    "sample",
+    "sample_data",
+    "sample_annotation",
+    "map",
 )
 _VISIBILITY = {"1": (0, 40), "2": (40, 60), "3": (60, 80), "4": (80, 100)}
 

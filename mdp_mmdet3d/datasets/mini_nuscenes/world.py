@@ -1,4 +1,5 @@
 """Who is where and when: objects that share the road without touching, and the vehicle that carries the sensors."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -184,9 +185,7 @@ class World:
                 return index, start
         return None
 
-    def _are_free(
-        self, track: int, starts: NDArray[np.float64], needed_m: float, gap_m: float
-    ) -> NDArray[np.bool_]:
+    def _are_free(self, track: int, starts: NDArray[np.float64], needed_m: float, gap_m: float) -> NDArray[np.bool_]:
         """(n,) whether nothing is on the track from each start over ``needed_m`` and half a gap on either side."""
         if not self._taken[track]:
             return np.full(len(starts), needed_m + gap_m <= self.road.length_m)
@@ -280,4 +279,3 @@ def _attribute(name: str, track: Track, rider: bool) -> str:
     if name == "pedestrian":
         return "pedestrian.moving" if moving else "pedestrian.standing"
     return ""
-

@@ -1,4 +1,5 @@
 """The whole data set: folders, scenes, maps, tables, info files; complete or not at all."""
+
 from __future__ import annotations
 
 import shutil

@@ -1,4 +1,5 @@
 """ONNX Runtime: kernel times from its profiler on the CPU (one thread), wall clock on a GPU."""
+
 from __future__ import annotations
 
 import platform
@@ -36,8 +37,10 @@ class OnnxRuntimeBackend:
         self._timer: OnnxRuntimeTimer | GpuTimer
         if provider == "cpu":
             if precision != "float32":
-                raise MdpError(f"ONNX Runtime on the CPU is measured in float32, not in {precision}; use a GPU "
-                               "(--backend tensorrt, onnxruntime-cuda, onnxruntime-tensorrt or torch)")
+                raise MdpError(
+                    f"ONNX Runtime on the CPU is measured in float32, not in {precision}; use a GPU "
+                    "(--backend tensorrt, onnxruntime-cuda, onnxruntime-tensorrt or torch)"
+                )
             self._timer = OnnxRuntimeTimer(reference, **timer)  # type: ignore[arg-type]
             self._processor = processor_name()
         else:
@@ -51,8 +54,9 @@ class OnnxRuntimeBackend:
 
     def fingerprint(self) -> Device:
         """Describe this machine and its ONNX Runtime."""
-        return Device(self._processor, **self._timer.runtime_fields(), system=system_name(),
-                      python=platform.python_version())
+        return Device(
+            self._processor, **self._timer.runtime_fields(), system=system_name(), python=platform.python_version()
+        )
 
     def reference_ms(self) -> float:
         """Time of the reference operator now: longer than usual while the machine is busy."""
@@ -69,7 +73,8 @@ class OnnxRuntimeBackend:
             try:
                 result = self._timer.measure(graph.model.SerializeToString(), graph.inputs, graph.copies)
             except RuntimeError as error:
-                raise MdpError(f"{self.fingerprint()} cannot measure {signature.key} with widths {widths}: "
-                               f"{error}") from error
+                raise MdpError(
+                    f"{self.fingerprint()} cannot measure {signature.key} with widths {widths}: {error}"
+                ) from error
             now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
             yield (signature, widths), Entry(**result, time=now)

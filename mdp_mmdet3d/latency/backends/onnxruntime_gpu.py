@@ -3,6 +3,7 @@
 On a GPU the profiler sees launches only, and TensorRT runs a whole graph as one node. So an operator
 costs what its model takes longer than the same model without it, inputs and outputs lying on the device.
 """
+
 from __future__ import annotations
 
 import statistics
@@ -34,26 +35,44 @@ class GpuTimer:
         RuntimeError: The provider is missing or falls back to another one, or there is no GPU.
     """
 
-    def __init__(self, reference: tuple[bytes, dict[str, Any]], provider: str, precision: str = "float32", *,
-                 warmup: int = 20, runs: int = 50) -> None:
+    def __init__(
+        self,
+        reference: tuple[bytes, dict[str, Any]],
+        provider: str,
+        precision: str = "float32",
+        *,
+        warmup: int = 20,
+        runs: int = 50,
+    ) -> None:
         self._provider, self._precision, self._warmup, self._runs = provider, precision, warmup, runs
         available = ort.get_available_providers()
         if PROVIDERS[provider] not in available:
-            raise RuntimeError(f"ONNX Runtime {ort.__version__} here has no {PROVIDERS[provider]}, only "
-                               f"{', '.join(available)}; install onnxruntime-gpu in place of onnxruntime")
+            raise RuntimeError(
+                f"ONNX Runtime {ort.__version__} here has no {PROVIDERS[provider]}, only "
+                f"{', '.join(available)}; install onnxruntime-gpu in place of onnxruntime"
+            )
         self.processor = self._device_name()
         self._reference = self._bind(*reference)
         self._before = self.reference_ms()
 
     def runtime_fields(self) -> dict[str, Any]:
         """The fields of a table's ``device`` that the runtime decides."""
-        return {"runtime": f"onnxruntime-{self._provider}", "runtime_version": ort.__version__, "threads": 0,
-                "precision": self._precision}
+        return {
+            "runtime": f"onnxruntime-{self._provider}",
+            "runtime_version": ort.__version__,
+            "threads": 0,
+            "precision": self._precision,
+        }
 
     def protocol(self) -> dict[str, Any]:
         """A table's ``protocol``."""
-        return {"name": "wall clock with and without the operator", "warmup": self._warmup, "runs": self._runs,
-                "statistic": "difference of the medians", "staircase": False}
+        return {
+            "name": "wall clock with and without the operator",
+            "warmup": self._warmup,
+            "runs": self._runs,
+            "statistic": "difference of the medians",
+            "staircase": False,
+        }
 
     def reference_ms(self) -> float:
         """Fastest of a few runs of the reference operator."""
@@ -71,8 +90,12 @@ class GpuTimer:
         median = statistics.median(whole)
         after = self.reference_ms()
         busiest, self._before = max(self._before, after), after
-        return {"ms": max(median - context_ms, 0.0) / copies, "spread": (max(whole) - min(whole)) / median,
-                "runs": self._runs, "reference_ms": busiest}
+        return {
+            "ms": max(median - context_ms, 0.0) / copies,
+            "spread": (max(whole) - min(whole)) / median,
+            "runs": self._runs,
+            "reference_ms": busiest,
+        }
 
     def _device_name(self) -> str:
         return Cuda().device_name()
@@ -87,8 +110,10 @@ class GpuTimer:
         try:
             session = ort.InferenceSession(model, options, providers=providers)
             if session.get_providers()[0] != name:
-                raise RuntimeError(f"{name} cannot be loaded, ONNX Runtime took {session.get_providers()[0]}: are the "
-                                   "CUDA, cuDNN and TensorRT libraries of its version installed?")
+                raise RuntimeError(
+                    f"{name} cannot be loaded, ONNX Runtime took {session.get_providers()[0]}: are the "
+                    "CUDA, cuDNN and TensorRT libraries of its version installed?"
+                )
             binding = session.io_binding()
             random = np.random.default_rng(0)
             for key, shape in inputs.items():
@@ -134,15 +159,23 @@ def context_model(model: bytes) -> onnx.ModelProto | None:
         kind = "GlobalAveragePool" if made_by[name].op_type == "Conv" else "ReduceMean"
         sinks.append(helper.make_node(kind, [name], [f"sink_context{number}"], name=f"sink_context{number}"))
     nodes = [*kept, *sinks]
-    outputs = [value.name for value in whole.graph.output if value.name not in gone
-               and any(value.name in node.output for node in kept)]
+    outputs = [
+        value.name
+        for value in whole.graph.output
+        if value.name not in gone and any(value.name in node.output for node in kept)
+    ]
     if not nodes:
         return None
     used = {name for node in nodes for name in node.input}
     element = whole.graph.input[0].type.tensor_type.elem_type
     graph = helper.make_graph(
-        nodes, "context", [value for value in whole.graph.input if value.name in used],
-        [helper.make_tensor_value_info(name, element, None)
-         for name in [*outputs, *(node.output[0] for node in sinks)]],
-        [tensor for tensor in whole.graph.initializer if tensor.name in used])
+        nodes,
+        "context",
+        [value for value in whole.graph.input if value.name in used],
+        [
+            helper.make_tensor_value_info(name, element, None)
+            for name in [*outputs, *(node.output[0] for node in sinks)]
+        ],
+        [tensor for tensor in whole.graph.initializer if tensor.name in used],
+    )
     return helper.make_model(graph, opset_imports=whole.opset_import, ir_version=whole.ir_version)

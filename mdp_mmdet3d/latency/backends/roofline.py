@@ -1,4 +1,5 @@
 """An estimate from the figures of a data sheet, for planning without the device. Never a measurement."""
+
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
@@ -53,16 +54,20 @@ class RooflineBackend:
             if getattr(figures, name) <= 0:
                 raise ValueError(f"{name} is {getattr(figures, name)!r}, it must be positive")
         if figures.precision not in _BYTES or figures.launch_us < 0:
-            raise ValueError(f"precision {figures.precision!r} must be one of {', '.join(_BYTES)} and launch_us "
-                             f"{figures.launch_us!r} at least 0")
+            raise ValueError(
+                f"precision {figures.precision!r} must be one of {', '.join(_BYTES)} and launch_us "
+                f"{figures.launch_us!r} at least 0"
+            )
         self._figures = figures
         self.protocol = MeasurementProtocol("estimate", warmup=0, runs=1, statistic="computed", staircase=False)
 
     def fingerprint(self) -> Device:
         """The device and every figure that the estimate assumes."""
         f = self._figures
-        stated = (f"{f.peak_tflops:g} TFLOP/s x {f.efficiency:g}, {f.bandwidth_gb_s:g} GB/s, {f.launch_us:g} us, "
-                  f"tile {f.tile}")
+        stated = (
+            f"{f.peak_tflops:g} TFLOP/s x {f.efficiency:g}, {f.bandwidth_gb_s:g} GB/s, {f.launch_us:g} us, "
+            f"tile {f.tile}"
+        )
         return Device(f.name, "roofline", stated, threads=0, precision=f.precision)
 
     def measure(self, points: Iterable[Point]) -> Iterator[tuple[Point, Entry]]:
@@ -73,8 +78,10 @@ class RooflineBackend:
     def _ms(self, signature: OperatorSignature, widths: tuple[int, ...]) -> float:
         f = self._figures
         # Heads are whole matrices of their own; every other width is padded to tiles.
-        padded = tuple(width if signature.kind == "attention" and role == 0 else -(-width // f.tile) * f.tile
-                       for role, width in enumerate(widths))
+        padded = tuple(
+            width if signature.kind == "attention" and role == 0 else -(-width // f.tile) * f.tile
+            for role, width in enumerate(widths)
+        )
         arithmetic_s = 2 * operator_work(signature, padded).macs / (f.peak_tflops * 1e12 * f.efficiency)
         work = operator_work(signature, widths)
         memory_s = work.elements * _BYTES[f.precision] / (f.bandwidth_gb_s * 1e9)

@@ -1,4 +1,5 @@
 """TensorRT 10.x / 11.x and TensorRT-RTX: builds engines anywhere, times them where a GPU is."""
+
 from __future__ import annotations
 
 import platform
@@ -30,15 +31,21 @@ class TensorRtBackend:
         try:
             self._timer = TensorRtTimer((reference.model.SerializeToString(), reference.inputs), precision=precision)
         except (ImportError, RuntimeError) as error:
-            raise MdpError(f"TensorRT cannot measure here: {error}. Make a probe bundle (tools/profile_latency.py "
-                           "CONFIG --bundle F.zip) and run it on the target") from error
+            raise MdpError(
+                f"TensorRT cannot measure here: {error}. Make a probe bundle (tools/profile_latency.py "
+                "CONFIG --bundle F.zip) and run it on the target"
+            ) from error
         self._precision = precision
         self.protocol = MeasurementProtocol(**self._timer.protocol())
 
     def fingerprint(self) -> Device:
         """Describe the GPU and the runtime."""
-        return Device(self._timer.processor, **self._timer.runtime_fields(),
-                      system=f"{system_name()}, {self._timer.driver}", python=platform.python_version())
+        return Device(
+            self._timer.processor,
+            **self._timer.runtime_fields(),
+            system=f"{system_name()}, {self._timer.driver}",
+            python=platform.python_version(),
+        )
 
     def measure(self, points: Iterable[Point]) -> Iterator[tuple[Point, Entry]]:
         """Build, load and time one engine per point; raises `MdpError` where TensorRT refuses one."""
@@ -47,8 +54,9 @@ class TensorRtBackend:
             try:
                 result = self._timer.measure(graph.model.SerializeToString(), graph.inputs, graph.copies)
             except RuntimeError as error:
-                raise MdpError(f"{self.fingerprint()} cannot measure {signature.key} with widths {widths}: "
-                               f"{error}") from error
+                raise MdpError(
+                    f"{self.fingerprint()} cannot measure {signature.key} with widths {widths}: {error}"
+                ) from error
             now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
             yield (signature, widths), Entry(**result, time=now)
 
@@ -70,5 +78,6 @@ def build_report(model: bytes | str | Path, capability: str | None = None) -> di
     try:
         return engine_summary(build_engine(load_tensorrt(), model, capability))
     except (ImportError, RuntimeError) as error:
-        raise MdpError(f"TensorRT cannot build {model if not isinstance(model, bytes) else 'the model'}: "
-                       f"{error}") from error
+        raise MdpError(
+            f"TensorRT cannot build {model if not isinstance(model, bytes) else 'the model'}: {error}"
+        ) from error

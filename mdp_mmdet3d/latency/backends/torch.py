@@ -1,4 +1,5 @@
 """PyTorch in eager mode on the CPU or a CUDA device: for deployments that run PyTorch itself."""
+
 from __future__ import annotations
 
 import platform
@@ -40,15 +41,23 @@ class TorchBackend:
             raise MdpError(f"device {device!r} cannot be used: PyTorch {torch.__version__} sees no CUDA device")
         self._device, self._precision = torch.device(device), precision
         self._dtype = getattr(torch, precision)
-        self.protocol = MeasurementProtocol("eager operator", warmup, runs, "median of the fastest half",
-                                            staircase=False)
+        self.protocol = MeasurementProtocol(
+            "eager operator", warmup, runs, "median of the fastest half", staircase=False
+        )
 
     def fingerprint(self) -> Device:
         """Describe the device and PyTorch."""
         cuda = self._device.type == "cuda"
         processor = torch.cuda.get_device_name(self._device) if cuda else processor_name()
-        return Device(processor, f"torch-{self._device.type}", torch.__version__, threads=0 if cuda else 1,
-                      precision=self._precision, system=system_name(), python=platform.python_version())
+        return Device(
+            processor,
+            f"torch-{self._device.type}",
+            torch.__version__,
+            threads=0 if cuda else 1,
+            precision=self._precision,
+            system=system_name(),
+            python=platform.python_version(),
+        )
 
     @torch.no_grad()
     def measure(self, points: Iterable[Point]) -> Iterator[tuple[Point, Entry]]:
@@ -71,7 +80,7 @@ class TorchBackend:
             times = [self._run_ms(operator, inputs) for _ in range(self.protocol.warmup + self.protocol.runs)]
         finally:
             torch.set_num_threads(threads)
-        return times[self.protocol.warmup:]
+        return times[self.protocol.warmup :]
 
     def _run_ms(self, operator: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> float:
         if self._device.type == "cuda":
@@ -94,8 +103,13 @@ def operator_call(signature: OperatorSignature, widths: tuple[int, ...]) -> Oper
 class _Conv(nn.Module):
     def __init__(self, signature: OperatorSignature, widths: tuple[int, ...]) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(*widths, (signature["kernel_h"], signature["kernel_w"]), signature["stride"],
-                              signature["padding"], groups=signature["groups"])
+        self.conv = nn.Conv2d(
+            *widths,
+            (signature["kernel_h"], signature["kernel_w"]),
+            signature["stride"],
+            signature["padding"],
+            groups=signature["groups"],
+        )
         self.relu = signature["relu"]
 
     def forward(self, x: Tensor, *residual: Tensor) -> Tensor:
@@ -178,6 +192,10 @@ def _ffn(signature: OperatorSignature, widths: tuple[int, ...]) -> Operator:
 
 
 _OPERATORS: dict[str, Callable[[OperatorSignature, tuple[int, ...]], Operator]] = {
-    "conv": _conv, "max_pool": _max_pool, "upsample_add": _upsample_add, "linear": _linear,
-    "attention": _attention, "ffn": _ffn,
+    "conv": _conv,
+    "max_pool": _max_pool,
+    "upsample_add": _upsample_add,
+    "linear": _linear,
+    "attention": _attention,
+    "ffn": _ffn,
 }

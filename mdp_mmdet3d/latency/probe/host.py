@@ -25,8 +25,11 @@ def system_name() -> str:
     """Operating system, number of cores and, where they can be read, clocks and power mode."""
     parts = [f"{platform.system()} {platform.release()}", f"{os.cpu_count()} cores"]
     frequency = Path("/sys/devices/system/cpu/cpu0/cpufreq")
-    for title, path in (("governor", frequency / "scaling_governor"), ("max kHz", frequency / "scaling_max_freq"),
-                        ("nvpmodel", Path("/var/lib/nvpmodel/status"))):
+    for title, path in (
+        ("governor", frequency / "scaling_governor"),
+        ("max kHz", frequency / "scaling_max_freq"),
+        ("nvpmodel", Path("/var/lib/nvpmodel/status")),
+    ):
         try:
             parts.append(f"{title} {path.read_text(encoding='utf-8').strip()}")
         except OSError:

@@ -1,4 +1,5 @@
 """Times operators with ONNX Runtime's profiler on the CPU, one thread. Stand-alone: Python >= 3.8."""
+
 from __future__ import annotations
 
 import json
@@ -33,12 +34,22 @@ class OnnxRuntimeTimer:
 
     runtime = "onnxruntime-cpu"
 
-    def __init__(self, reference: tuple[Any, dict[str, Any]], *, loads: int = 3, warmup: int = 2,
-                 min_runs: int = 4, max_runs: int = 16, tolerance: float = 0.03) -> None:
+    def __init__(
+        self,
+        reference: tuple[Any, dict[str, Any]],
+        *,
+        loads: int = 3,
+        warmup: int = 2,
+        min_runs: int = 4,
+        max_runs: int = 16,
+        tolerance: float = 0.03,
+    ) -> None:
         if loads < 1 or warmup < 0 or not 1 <= min_runs <= max_runs or tolerance <= 0:
-            raise ValueError(f"loads {loads}, warmup {warmup}, min_runs {min_runs}, max_runs {max_runs} and tolerance "
-                             f"{tolerance} must satisfy loads >= 1, warmup >= 0, 1 <= min_runs <= max_runs, "
-                             "tolerance > 0")
+            raise ValueError(
+                f"loads {loads}, warmup {warmup}, min_runs {min_runs}, max_runs {max_runs} and tolerance "
+                f"{tolerance} must satisfy loads >= 1, warmup >= 0, 1 <= min_runs <= max_runs, "
+                "tolerance > 0"
+            )
         self._loads, self._warmup, self._tolerance = loads, warmup, tolerance
         self._min_runs, self._max_runs = min_runs, max_runs
         self._random = np.random.default_rng(0)
@@ -51,9 +62,13 @@ class OnnxRuntimeTimer:
 
     def protocol(self) -> dict[str, Any]:
         """A table's ``protocol``."""
-        return {"name": "kernel time in a sandwich", "warmup": self._warmup, "runs": self._min_runs,
-                "statistic": f"fastest of {self._loads} loads: sum over kernels of the median of the fastest three",
-                "staircase": True}
+        return {
+            "name": "kernel time in a sandwich",
+            "warmup": self._warmup,
+            "runs": self._min_runs,
+            "statistic": f"fastest of {self._loads} loads: sum over kernels of the median of the fastest three",
+            "staircase": True,
+        }
 
     def reference_ms(self, runs: int = 2) -> float:
         """Fastest of a few runs of the reference operator: longer than usual while the machine is busy."""
@@ -91,8 +106,11 @@ class OnnxRuntimeTimer:
         kernels = measured_kernels(events, self._warmup, len(walls))
         ms = sum(sign * statistics.median(sorted(times)[:3]) for sign, times in kernels) / copies
         totals = [sum(sign * times[run] for sign, times in kernels) for run in range(len(walls))]
-        return {"ms": max(ms, 0.0), "spread": (max(totals) - min(totals)) / abs(statistics.median(totals)),
-                "runs": len(walls)}
+        return {
+            "ms": max(ms, 0.0),
+            "spread": (max(totals) - min(totals)) / abs(statistics.median(totals)),
+            "runs": len(walls),
+        }
 
     def _session(self, model: Any, inputs: dict[str, Any], profile: str | None = None) -> tuple[Any, dict[str, Any]]:
         options = ort.SessionOptions()
@@ -104,12 +122,14 @@ class OnnxRuntimeTimer:
             options.enable_profiling = True
             options.profile_file_prefix = profile
         try:
-            session = ort.InferenceSession(model if isinstance(model, bytes) else str(model), options,
-                                           providers=["CPUExecutionProvider"])
+            session = ort.InferenceSession(
+                model if isinstance(model, bytes) else str(model), options, providers=["CPUExecutionProvider"]
+            )
         except Exception as error:  # ONNX Runtime's errors have no base class of their own
             raise RuntimeError(f"ONNX Runtime {ort.__version__} refuses the model: {error}") from error
-        return session, {name: self._random.standard_normal(tuple(shape), dtype=np.float32)
-                         for name, shape in inputs.items()}
+        return session, {
+            name: self._random.standard_normal(tuple(shape), dtype=np.float32) for name, shape in inputs.items()
+        }
 
     def _run(self, session: Any, feed: dict[str, Any]) -> float:
         start = time.perf_counter()
@@ -142,9 +162,11 @@ def measured_kernels(events: list[dict[str, Any]], warmup: int, runs: int) -> li
     for event in events:
         name = event.get("name", "")
         if name.endswith(_KERNEL) and not name.startswith(_NOT_MEASURED):
-            durations.setdefault(name[:-len(_KERNEL)], []).append(event["dur"] / 1000)
+            durations.setdefault(name[: -len(_KERNEL)], []).append(event["dur"] / 1000)
     if not durations or any(len(times) != warmup + runs for times in durations.values()):
         found = {name: len(times) for name, times in durations.items()}
-        raise RuntimeError(f"ONNX Runtime's profile holds {found or 'no'} runs of the operator's kernels, expected "
-                           f"{warmup + runs} of each; measure with an ONNX Runtime that profiles every kernel")
+        raise RuntimeError(
+            f"ONNX Runtime's profile holds {found or 'no'} runs of the operator's kernels, expected "
+            f"{warmup + runs} of each; measure with an ONNX Runtime that profiles every kernel"
+        )
     return [(-1 if name.startswith("offset") else 1, times[warmup:]) for name, times in durations.items()]

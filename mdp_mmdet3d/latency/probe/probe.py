@@ -5,6 +5,7 @@
 Needs Python >= 3.8, numpy and the runtime. Stop it at any moment and run it again: it goes on with the next operator.
 Bring the table back to the machine that prunes: tools/prune.py CONFIG --latency-table latency_table.json
 """
+
 from __future__ import annotations
 
 import argparse
@@ -59,8 +60,10 @@ def make_timer(backend: str, folder: Path, manifest: dict[str, Any]) -> Any:
     try:
         if backend == "onnxruntime":
             if manifest["precision"] != "float32":
-                raise ProbeError(f"this bundle is made for {manifest['precision']}, ONNX Runtime on the CPU measures "
-                                 "float32; make the bundle with --precision float32")
+                raise ProbeError(
+                    f"this bundle is made for {manifest['precision']}, ONNX Runtime on the CPU measures "
+                    "float32; make the bundle with --precision float32"
+                )
             from onnxruntime_timer import OnnxRuntimeTimer
 
             return OnnxRuntimeTimer(arguments)
@@ -75,18 +78,24 @@ def make_timer(backend: str, folder: Path, manifest: dict[str, Any]) -> Any:
 
 def open_table(path: Path, timer: Any, manifest: dict[str, Any]) -> dict[str, Any]:
     """The table at ``path``, or an empty one; raises `ProbeError` if it was made elsewhere or from another bundle."""
-    device = {"processor": getattr(timer, "processor", None) or processor_name(), **timer.runtime_fields(),
-              "system": ", ".join(filter(None, (system_name(), getattr(timer, "driver", None)))),
-              "python": platform.python_version()}
-    operators = [{"operator": o["operator"], "attributes": o["attributes"], "entries": []}
-                 for o in manifest["operators"]]
+    device = {
+        "processor": getattr(timer, "processor", None) or processor_name(),
+        **timer.runtime_fields(),
+        "system": ", ".join(filter(None, (system_name(), getattr(timer, "driver", None)))),
+        "python": platform.python_version(),
+    }
+    operators = [
+        {"operator": o["operator"], "attributes": o["attributes"], "entries": []} for o in manifest["operators"]
+    ]
     if not path.exists():
         return {"schema_version": TABLE_VERSION, "device": device, "protocol": timer.protocol(), "operators": operators}
     table = load_json(path, "latency table", TABLE_VERSION)
     different = [f for f in DEVICE_FIELDS if table["device"].get(f) != device[f]]
     if different or table["protocol"] != timer.protocol():
-        raise ProbeError(f"{path} was measured on another device or in another way "
-                         f"({', '.join(different) or 'protocol'}); give another --out")
+        raise ProbeError(
+            f"{path} was measured on another device or in another way "
+            f"({', '.join(different) or 'protocol'}); give another --out"
+        )
     same = [(o["operator"], o["attributes"]) for o in table["operators"]]
     if same != [(o["operator"], o["attributes"]) for o in operators]:
         raise ProbeError(f"{path} was measured from another bundle; give another --out")
@@ -136,8 +145,9 @@ def run(folder: Path, backend: str, out: Path) -> None:
             try:
                 result = timer.measure(str(folder / probe["file"]), probe["inputs"], probe["copies"])
             except RuntimeError as error:
-                raise ProbeError(f"{manifest['operators'][index]['operator']} {probe['widths']} "
-                                 f"({probe['file']}): {error}") from error
+                raise ProbeError(
+                    f"{manifest['operators'][index]['operator']} {probe['widths']} ({probe['file']}): {error}"
+                ) from error
             add_entry(table, index, probe, result)
             save_json(out, table)
             left = (datetime.now() - start).total_seconds() / (count + 1) * (len(todo) - count - 1)

@@ -2,6 +2,7 @@
 
 Building needs no GPU with TensorRT-RTX; timing needs one, and the CUDA runtime library.
 """
+
 from __future__ import annotations
 
 import ctypes
@@ -38,6 +39,7 @@ def shared_logger(trt: Any) -> Any:
     """The one logger that a process may have; it keeps every record for `build_engine`."""
     global _logger
     if _logger is None:
+
         class Recorder(trt.ILogger):
             def __init__(self) -> None:
                 trt.ILogger.__init__(self)
@@ -97,8 +99,10 @@ def _set_capability(trt: Any, config: Any, capability: str) -> None:
     name = "SM" + capability.replace(".", "")
     known = [kind for kind in dir(kinds) if kind.startswith("SM")] if kinds is not None else []
     if name not in known:
-        raise RuntimeError(f"{trt.__name__} {trt.__version__} cannot build for compute capability {capability}; "
-                           f"it knows {', '.join(known) or 'only the GPU it runs on'}")
+        raise RuntimeError(
+            f"{trt.__name__} {trt.__version__} cannot build for compute capability {capability}; "
+            f"it knows {', '.join(known) or 'only the GPU it runs on'}"
+        )
     config.num_compute_capabilities = 1
     if not config.set_compute_capability(getattr(kinds, name), 0):
         raise RuntimeError(f"{trt.__name__} {trt.__version__} refuses compute capability {capability}")
@@ -110,8 +114,9 @@ def parse_kernels(record: str) -> list[dict[str, Any]]:
     for line in record.splitlines():
         match = _KERNEL.match(line)
         if match and match.group("type") not in ("signal", "wait"):
-            kernels.append({"name": match.group("name"), "type": match.group("type"),
-                            "onnx_layers": _ONNX_LAYER.findall(line)})
+            kernels.append(
+                {"name": match.group("name"), "type": match.group("type"), "onnx_layers": _ONNX_LAYER.findall(line)}
+            )
     return kernels
 
 
@@ -145,8 +150,9 @@ class TensorRtTimer:
         RuntimeError: There is no GPU, or no CUDA runtime library.
     """
 
-    def __init__(self, reference: tuple[Any, dict[str, Any]], *, precision: str = "float32", warmup: int = 20,
-                 runs: int = 50) -> None:
+    def __init__(
+        self, reference: tuple[Any, dict[str, Any]], *, precision: str = "float32", warmup: int = 20, runs: int = 50
+    ) -> None:
         self._trt = load_tensorrt()
         self._cuda = Cuda()
         self._precision, self._warmup, self._runs = precision, warmup, runs
@@ -157,13 +163,22 @@ class TensorRtTimer:
 
     def runtime_fields(self) -> dict[str, Any]:
         """The fields of a table's ``device`` that the runtime decides."""
-        return {"runtime": self._trt.__name__, "runtime_version": self._trt.__version__, "threads": 0,
-                "precision": self._precision}
+        return {
+            "runtime": self._trt.__name__,
+            "runtime_version": self._trt.__version__,
+            "threads": 0,
+            "precision": self._precision,
+        }
 
     def protocol(self) -> dict[str, Any]:
         """A table's ``protocol``."""
-        return {"name": "layer time in a sandwich", "warmup": self._warmup, "runs": self._runs,
-                "statistic": "sum over layers of the median", "staircase": False}
+        return {
+            "name": "layer time in a sandwich",
+            "warmup": self._warmup,
+            "runs": self._runs,
+            "statistic": "sum over layers of the median",
+            "staircase": False,
+        }
 
     def reference_ms(self) -> float:
         """Fastest of a few runs of the reference operator."""
@@ -177,14 +192,20 @@ class TensorRtTimer:
         signs = kernel_signs(loaded["kernels"])
         unknown = [name for name in times if name not in signs]
         if unknown or 1 not in signs.values():
-            raise RuntimeError(f"TensorRT's profiler names the layers {unknown or sorted(times)}, which do not match "
-                               f"the kernels of the build {sorted(signs)}")
+            raise RuntimeError(
+                f"TensorRT's profiler names the layers {unknown or sorted(times)}, which do not match "
+                f"the kernels of the build {sorted(signs)}"
+            )
         totals = [sum(signs[name] * values[run] for name, values in times.items()) for run in range(self._runs)]
         ms = sum(signs[name] * statistics.median(values) for name, values in times.items()) / copies
         after = self.reference_ms()
         busiest, self._before = max(self._before, after), after
-        return {"ms": max(ms, 0.0), "spread": (max(totals) - min(totals)) / abs(statistics.median(totals)),
-                "runs": self._runs, "reference_ms": busiest}
+        return {
+            "ms": max(ms, 0.0),
+            "spread": (max(totals) - min(totals)) / abs(statistics.median(totals)),
+            "runs": self._runs,
+            "reference_ms": busiest,
+        }
 
     def _load(self, model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
         trt = self._trt
@@ -202,8 +223,13 @@ class TensorRtTimer:
                 size *= extent
             buffers.append(DeviceBuffer(self._cuda, size))
             context.set_tensor_address(name, buffers[-1].address)
-        return {"runtime": runtime, "engine": engine, "context": context, "buffers": buffers,
-                "kernels": built["kernels"]}
+        return {
+            "runtime": runtime,
+            "engine": engine,
+            "context": context,
+            "buffers": buffers,
+            "kernels": built["kernels"],
+        }
 
     def _layer_ms(self, loaded: dict[str, Any], warmup: int, runs: int) -> dict[str, list[float]]:
         times: dict[str, list[float]] = {}
@@ -230,8 +256,13 @@ class Cuda:
     """The few functions of the CUDA runtime library that timing needs; raises `RuntimeError` where they fail."""
 
     def __init__(self) -> None:
-        names = [ctypes.util.find_library("cudart"), "libcudart.so", "libcudart.so.13", "libcudart.so.12",
-                 "libcudart.so.11.0"]
+        names = [
+            ctypes.util.find_library("cudart"),
+            "libcudart.so",
+            "libcudart.so.13",
+            "libcudart.so.12",
+            "libcudart.so.11.0",
+        ]
         for name in filter(None, names):
             try:
                 self._library = ctypes.CDLL(name)
@@ -301,4 +332,3 @@ class DeviceBuffer:
 def engine_summary(built: dict[str, Any]) -> dict[str, Any]:
     """What `build_engine` found, without the plan itself: for reports."""
     return {**{key: value for key, value in built.items() if key != "plan"}, "plan_bytes": len(built["plan"])}
-
