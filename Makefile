@@ -4,6 +4,9 @@ VENV    ?= .venv
 PYTHON  ?= python3.11
 PY      := $(VENV)/bin/python
 STAMP   := $(VENV)/.ready
+LOG     := $(VENV)/setup.log
+STEP    := bash tools/step.sh $(LOG)
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
 NUSCENES_ROOT ?= data/nuscenes
 export NUSCENES_ROOT
 
@@ -13,17 +16,16 @@ export NUSCENES_ROOT
 setup: $(STAMP)
 
 $(STAMP): requirements/lock.txt requirements/openmm.txt setup.py tools/build_mmcv.sh
-	$(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --disable-pip-version-check 'pip<26'
-	@echo "== torch"
-	$(PY) -m pip install $$(grep -E '^(torch|torchvision|setuptools|wheel|ninja|psutil|numpy)==' requirements/lock.txt)
-	@echo "== mmcv"
-	wheel=$$(bash tools/build_mmcv.sh $(CURDIR)/$(PY)) && $(PY) -m pip install --no-deps "$$wheel"
-	@echo "== locked requirements"
-	$(PY) -m pip install -r requirements/lock.txt
-	$(PY) -m pip install --no-deps -r requirements/openmm.txt
-	$(PY) -m pip install --no-deps --no-build-isolation -e .
-	touch $(STAMP)
+	@echo "setting up $(VENV); what the steps print goes to $(LOG)"
+	@$(PYTHON) -m venv $(VENV) && : > $(LOG)
+	@$(STEP) "pip" $(PY) -m pip install 'pip<26'
+	@$(STEP) "torch" $(PY) -m pip install $$(grep -E '^(torch|torchvision|setuptools|wheel|ninja|psutil|numpy)==' requirements/lock.txt)
+	@$(STEP) "mmcv (built once per machine)" bash tools/build_mmcv.sh $(CURDIR)/$(PY)
+	@$(STEP) "mmcv, installed" $(PY) -m pip install --no-deps "$$(bash tools/build_mmcv.sh $(CURDIR)/$(PY) 2>/dev/null)"
+	@$(STEP) "locked requirements" $(PY) -m pip install -r requirements/lock.txt
+	@$(STEP) "OpenMMLab, TensorRT-RTX" $(PY) -m pip install --no-deps -r requirements/openmm.txt
+	@$(STEP) "mdp_mmdet3d" $(PY) -m pip install --no-deps --no-build-isolation -e .
+	@touch $(STAMP)
 
 # The miniature nuScenes stands in where the user has none.
 $(NUSCENES_ROOT)/nuscenes_infos_val.pkl: | $(STAMP)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+import time
 from pathlib import Path
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -22,6 +24,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--image-size", metavar="WxH", help="default 1600x900")
     parser.add_argument("--easy", action="store_true", help="five classes of cuboids close by in 176x64 images")
+    parser.add_argument(
+        "--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes (default: all cores)"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace OUT if it is not empty")
     return parser.parse_args()
 
@@ -48,10 +53,16 @@ def main() -> int:
     args = parse_args()
     try:
         spec = spec_from(args)
+        if args.workers < 1:
+            raise MdpError(f"--workers {args.workers} must be at least 1")
         columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+        started = time.monotonic()
         with Progress(TextColumn("{task.description}"), *columns) as progress:
             task = progress.add_task("key frames", total=spec.scenes * spec.frames)
-            write_mini_nuscenes(args.out, spec, args.overwrite, step=lambda: progress.advance(task))
+            write_mini_nuscenes(
+                args.out, spec, args.overwrite, step=lambda: progress.advance(task), workers=args.workers
+            )
+        seconds = time.monotonic() - started
     except (MdpError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -59,7 +70,10 @@ def main() -> int:
         print(f"interrupted: {args.out} is as it was; {args.out}.part may be deleted", file=sys.stderr)
         return 130
     train, val = spec.split_sizes
-    print(f"wrote {args.out}: {spec.version}, {train} + {val} scenes (train + val) of {spec.frames} key frames")
+    print(
+        f"wrote {args.out}: {spec.version}, {train} + {val} scenes (train + val) of {spec.frames} key frames, "
+        f"{spec.scenes * spec.frames / seconds:.2f} key frames per second"
+    )
     return 0
 
 

@@ -97,3 +97,19 @@ def test_the_tool_prints_one_line_and_fails_on_bad_arguments(tmp_path, arguments
     assert tool.main() == 2
     assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_any_number_of_processes_writes_the_same_bytes(tmp_path):
+    steps = []
+    spec = MiniNuScenesSpec(**{**TINY, "scenes": 3, "frames": 2})
+    alone = writer.write_mini_nuscenes(tmp_path / "alone", spec)
+    shared = writer.write_mini_nuscenes(tmp_path / "shared", spec, step=lambda: steps.append(1), workers=2)
+    assert digests(alone) == digests(shared)
+    assert len(steps) == 6
+
+
+def test_a_scene_that_fails_in_another_process_is_reported(tmp_path):
+    crowded = MiniNuScenesSpec(**{**TINY, "object_count": 100_000})
+    with pytest.raises(MdpError, match="fit"):
+        writer.write_mini_nuscenes(tmp_path / "out", crowded, workers=2)
+    assert not (tmp_path / "out").exists()

@@ -24,6 +24,9 @@ TABLE_NAMES: tuple[str, ...] = (
     "sample_annotation",
     "map",
 )
+SHARED_TABLES = ("category", "attribute", "visibility")
+"""Tables that are complete from the start."""
+
 _VISIBILITY = {"1": (0, 40), "2": (40, 60), "3": (60, 80), "4": (80, 100)}
 
 Row = dict[str, Any]
@@ -75,6 +78,12 @@ class Tables:
     def rows(self, table: str) -> list[Row]:
         """Rows of a table, in the order in which they were added."""
         return self._rows[table]
+
+    def extend(self, other: Tables) -> None:
+        """Append the rows of ``other`` that every data set does not have anyway."""
+        for name, rows in other._rows.items():
+            known = {row["token"] for row in self._rows[name]} if name in SHARED_TABLES else set()
+            self._rows[name] += [row for row in rows if row["token"] not in known]
 
     def write(self, folder: Path) -> None:
         """Write one JSON file per table."""

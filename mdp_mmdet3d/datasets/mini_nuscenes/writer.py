@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import queue
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, wait
 from pathlib import Path
 
 import cv2
@@ -26,6 +29,7 @@ def write_mini_nuscenes(
     spec: MiniNuScenesSpec,
     overwrite: bool = False,
     step: Callable[[], None] = lambda: None,
+    workers: int = 1,
 ) -> Path:
     """Write a miniature nuScenes in the devkit's schema, with MMDetection3D's info files.
 
@@ -36,6 +40,7 @@ def write_mini_nuscenes(
         spec: What it shall contain.
         overwrite: Whether a non-empty ``out`` may be replaced.
         step: Called after every key frame.
+        workers: Processes that write scenes; the files are the same for any number.
 
     Returns:
         The folder.
@@ -56,19 +61,11 @@ def write_mini_nuscenes(
         tables.add("sensor", channel, channel=channel, modality="lidar" if channel == LIDAR else "camera")
     roads: dict[str, list[Road]] = {}
     logs: dict[str, list[str]] = {}
-    for drive in plan_drives(spec):
-        scene = SceneWriter(spec, drive, tables, part)
-        log = tables.add(
-            "log",
-            drive.logfile,
-            logfile=drive.logfile,
-            vehicle=drive.logfile.partition("-")[0],
-            date_captured=drive.logfile[5:15],
-            location=drive.location,
-        )
-        scene.write(log, step)
-        roads.setdefault(drive.location, []).append(scene.world.road)
-        logs.setdefault(drive.location, []).append(log)
+    drives = plan_drives(spec)
+    for drive, (rows, road) in zip(drives, _written(spec, drives, part, step, min(workers, len(drives)))):
+        tables.extend(rows)
+        roads.setdefault(drive.location, []).append(road)
+        logs.setdefault(drive.location, []).append(tables.token("log", drive.logfile))
     _write_maps(part, tables, roads, logs)
     tables.write(part / spec.version)
     create_infos(part, spec.version)
@@ -84,6 +81,74 @@ def plan_drives(spec: MiniNuScenesSpec) -> list[Drive]:
         centre = ((column + 0.5) * TILE_M, 0.5 * TILE_M)
         drives.append(Drive(index, name, LOCATIONS[index % len(LOCATIONS)], centre))
     return drives
+
+
+def _write_scene(spec: MiniNuScenesSpec, drive: Drive, part: Path, step: Callable[[], None]) -> tuple[Tables, Road]:
+    """Files of one scene below ``part``; returns its rows, and its road for the map."""
+    tables = Tables(spec.seed)
+    scene = SceneWriter(spec, drive, tables, part)
+    log = tables.add(
+        "log",
+        drive.logfile,
+        logfile=drive.logfile,
+        vehicle=drive.logfile.partition("-")[0],
+        date_captured=drive.logfile[5:15],
+        location=drive.location,
+    )
+    scene.write(log, step)
+    return tables, scene.world.road
+
+
+def _written(
+    spec: MiniNuScenesSpec, drives: list[Drive], part: Path, step: Callable[[], None], workers: int
+) -> Iterator[tuple[Tables, Road]]:
+    """Rows and road of every scene, in order."""
+    if workers <= 1:
+        for drive in drives:
+            yield _write_scene(spec, drive, part, step)
+        return
+    context = multiprocessing.get_context("spawn")  # a forked child may inherit the locks of OpenCV's threads
+    frames = context.Queue()
+    with ProcessPoolExecutor(workers, context, _start_worker, (frames,)) as pool:
+        futures = [pool.submit(_write_scene_in_worker, spec, drive, part) for drive in drives]
+        try:
+            _follow(futures, frames, step)
+            for future in futures:
+                yield future.result()
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+
+
+def _follow(futures: list[Future], frames: multiprocessing.Queue, step: Callable[[], None]) -> None:
+    """Report frames as they come, until all scenes are written or one failed."""
+    pending = set(futures)
+    while pending:
+        done, pending = wait(pending, timeout=0.2)
+        while True:
+            try:
+                frames.get_nowait()
+            except queue.Empty:
+                break
+            step()
+        for future in done:
+            future.result()
+
+
+_frames: multiprocessing.Queue | None = None  # of a worker process: receives an item per key frame
+
+
+def _start_worker(frames: multiprocessing.Queue) -> None:
+    global _frames
+    _frames = frames
+    cv2.setNumThreads(1)  # one process per core already
+
+
+def _write_scene_in_worker(spec: MiniNuScenesSpec, drive: Drive, part: Path) -> tuple[Tables, Road]:
+    frames = _frames
+    if frames is None:
+        raise RuntimeError("the worker was not started by _start_worker")
+    return _write_scene(spec, drive, part, lambda: frames.put(None))
 
 
 def _write_maps(root: Path, tables: Tables, roads: dict[str, list[Road]], logs: dict[str, list[str]]) -> None:
