@@ -5,7 +5,6 @@ PYTHON  ?= python3.11
 PY      := $(VENV)/bin/python
 STAMP   := $(VENV)/.ready
 NUSCENES_ROOT ?= data/nuscenes
-export NUSCENES_ROOT
 
 .PHONY: setup prune prune-mini test test-fast lint clean
 .DELETE_ON_ERROR:

@@ -15,6 +15,7 @@ from mdp_mmdet3d.engine.config_file import read_config
 from mdp_mmdet3d.engine.cpu_processes import prepare_cpu_processes, process_failure
 from mdp_mmdet3d.engine.train_config import add_optional_hooks, check_loaders, choose_start
 from mdp_mmdet3d.errors import MdpError
+from mdp_mmdet3d.files import writing
 
 
 def parse_args() -> argparse.Namespace:
@@ -60,7 +61,8 @@ def main() -> int:
     try:
         config = configure(args)
         prepare_cpu_processes(config)
-        Runner.from_cfg(config).train()
+        with writing(config.work_dir):
+            Runner.from_cfg(config).train()
     except MdpError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
