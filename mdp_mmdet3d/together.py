@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from mdp_mmdet3d.errors import WriteError
 from mdp_mmdet3d.files import write_error, writing
 
 PART, OLD = ".part", ".old"
@@ -42,7 +43,9 @@ def appear_together(folder: str | Path, names: Sequence[str]) -> Iterator[Path]:
             yield part
             _check_names(part, names)
             _exchange(part, folder, old, names)
-            _move(old, part / OLD)  # from here on the earlier ones are not put back
+    except WriteError as error:
+        message = str(error).replace(f"{part}{os.sep}", f"{folder}{os.sep}")
+        raise WriteError(f"{message}. The files that belong together with it are as they were") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
@@ -67,6 +70,7 @@ def _exchange(part: Path, folder: Path, old: Path, names: Sequence[str]) -> None
         for name in names:
             _move(folder / name, old / name)
             _move(part / name, folder / name)
+        _move(old, part / OLD)  # from here on the earlier ones are not put back
     except BaseException:
         for name in new:
             if not os.path.lexists(part / name):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
@@ -56,7 +55,7 @@ def data_identity(config: Config) -> str:
     """Path of the importance data set's info file, the same however its root is spelled."""
     dataset = config.get("importance_dataloader", {}).get("dataset", {})
     path = f"{dataset.get('data_root', '')}/{dataset.get('ann_file', '')}"
-    return path if "://" in path else os.path.abspath(path)
+    return path if "://" in path else str(Path(path).resolve())
 
 
 def importance_batches(config: Config) -> Iterator[Mapping[str, Any]]:

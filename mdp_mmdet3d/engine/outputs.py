@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import io
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ from mmengine.config import Config
 from torch import nn
 
 from mdp_mmdet3d import __version__
-from mdp_mmdet3d.engine.plan_hook import META_KEY
+from mdp_mmdet3d.engine.checkpoint_check import META_KEY
 from mdp_mmdet3d.files import atomic_path
 from mdp_mmdet3d.surgery.plan import PruningPlan
 from mdp_mmdet3d.together import appear_together
@@ -123,7 +122,7 @@ def write_slim_config(
 
 
 def _anchored(value: Any, roots: frozenset[str] = frozenset()) -> Any:
-    """Make relative ``data_root`` folders, and the ``ann_file`` of evaluators below them, independent of where one stands."""
+    """Relative ``data_root`` folders, and files below them, made absolute: the config is read from elsewhere later."""
     if isinstance(value, (list, tuple)):
         return type(value)(_anchored(item, roots) for item in value)
     if not isinstance(value, dict):
@@ -135,5 +134,5 @@ def _anchored(value: Any, roots: frozenset[str] = frozenset()) -> Any:
     for key in ("data_root", "ann_file"):
         path = value.get(key)
         if isinstance(path, str) and any(path == known or path.startswith(f"{known}/") for known in roots):
-            anchored[key] = os.path.abspath(path)
+            anchored[key] = str(Path(path).absolute())
     return anchored

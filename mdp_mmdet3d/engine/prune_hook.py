@@ -16,9 +16,9 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
+from mdp_mmdet3d.engine.checkpoint_check import meta_of, plan_hash_of
 from mdp_mmdet3d.engine.importance_hook import Collection, space_of, unwrapped
 from mdp_mmdet3d.engine.outputs import CHECKPOINT_FILE, CONFIG_FILE, PLAN_FILE, new_pruned_model
-from mdp_mmdet3d.engine.plan_hook import META_KEY
 from mdp_mmdet3d.engine.settings import PruneSettings, budget_ms
 from mdp_mmdet3d.errors import FileFormatError, MdpError, StructureMismatchError
 from mdp_mmdet3d.files import read_json
@@ -140,10 +140,11 @@ def _is_written(folder: Path, plan: PruningPlan) -> bool:
     """Whether the folder holds this plan, a slim checkpoint of it and the config."""
     try:
         stored = PruningPlan.load(folder / PLAN_FILE).hash
-        meta = torch.load(folder / CHECKPOINT_FILE, map_location="cpu", weights_only=True)["meta"]
-    except (MdpError, OSError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError):
+        checkpoint = torch.load(folder / CHECKPOINT_FILE, map_location="cpu", weights_only=True)
+        saved = plan_hash_of(meta_of(checkpoint, CHECKPOINT_FILE), CHECKPOINT_FILE)
+    except (MdpError, OSError, RuntimeError, EOFError, AttributeError, pickle.UnpicklingError):
         return False
-    return stored == meta[META_KEY]["hash"] == plan.hash and (folder / CONFIG_FILE).is_file()
+    return stored == saved == plan.hash and (folder / CONFIG_FILE).is_file()
 
 
 @HOOKS.register_module()
