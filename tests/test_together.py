@@ -101,7 +101,7 @@ def test_a_full_disk_is_one_clear_error_that_names_the_file(folder, monkeypatch)
     def full(self: Path, text: str, **_) -> int:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    with monkeypatch.context() as patch, pytest.raises(WriteError) as error:  # noqa: PT012
+    with monkeypatch.context() as patch, pytest.raises(WriteError) as error:
         patch.setattr(Path, "write_text", full)
         with appear_together(folder, NAMES) as part:
             write_json(part / "a.txt", {})

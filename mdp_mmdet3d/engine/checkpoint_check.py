@@ -81,9 +81,9 @@ def check_resume(checkpoint: Mapping[str, Any], model: nn.Module, name: str) -> 
         StructureMismatchError: It is of a pruned model where this one is dense, or of another model.
         FileFormatError: It has no training state.
     """
-    meta, remedy = meta_of(checkpoint, name), "start from its weights with --cfg-options load_from=FILE instead"
-    plan_hash = plan_hash_of(meta, name)
-    if plan_hash is not None and getattr(model, "mdp_plan", None) is None:
+    meta = meta_of(checkpoint, name)
+    plan_hash, pruned = plan_hash_of(meta, name), getattr(model, "mdp_plan", None) is not None
+    if plan_hash is not None and not pruned:
         raise StructureMismatchError(
             f"{name} is of the training of a pruned model (plan {plan_hash}), the config describes the dense one: go "
             "on with the pruned_config.py that it was started with, or give another --work-dir"
@@ -93,8 +93,10 @@ def check_resume(checkpoint: Mapping[str, Any], model: nn.Module, name: str) -> 
     if missing:
         raise FileFormatError(
             f"{name} is no checkpoint of a training to go on with: it has no {', no '.join(missing)}; it holds "
-            f"{described(checkpoint)}. {remedy[0].upper()}{remedy[1:]}"
+            f"{described(checkpoint)}. Start from its weights with --cfg-options load_from=FILE instead"
         )
+    if pruned:  # takes its own names and shapes only, and says so
+        return
     own = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     found = {key: tuple(value.shape) for key, value in _state_of(checkpoint).items()}
     trained = {key for key, _ in model.named_parameters()}
