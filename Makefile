@@ -8,7 +8,6 @@ LOG     := $(VENV)/setup.log
 STEP    := bash tools/step.sh $(LOG)
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 NUSCENES_ROOT ?= data/nuscenes
-export NUSCENES_ROOT
 
 .PHONY: setup prune prune-mini test test-fast lint clean
 .DELETE_ON_ERROR:

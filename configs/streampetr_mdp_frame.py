@@ -2,7 +2,9 @@
 _base_ = "./streampetr_mdp.py"
 
 _frame = dict(
-    data_root="{{$MDP_SHARED_DATA:../shared/data}}/nuscenes_frame",
+    data_root="{{$MDP_SHARED_DATA:REPOSITORY/../shared/data}}/nuscenes_frame".replace(
+        "REPOSITORY/..", "{{ fileDirname }}".rsplit("/", 2)[0]
+    ),
     ann_file="n015-2018-07-24-11-22-45+0800.pkl",
     data_prefix=dict(
         pts="",

@@ -3,7 +3,7 @@
 #   python tools/prune.py configs/streampetr_mini_mdp.py [--budget 0.55]
 _base_ = ["./streampetr_mini.py"]
 
-checkpoint = "checkpoints/streampetr_mini.pth"
+checkpoint = "{{ fileDirname }}".rsplit("/", 1)[0] + "/checkpoints/streampetr_mini.pth"
 
 # The attention is aligned: neither the importance nor fine-tuning needs the guidance of a training from nothing.
 model = dict(guidance=None)

@@ -19,6 +19,10 @@ class MissingDatasetError(MdpError):
     """The data set that a config names is not there."""
 
 
+class WriteError(MdpError):
+    """A file cannot be written: the disk is full or read-only, or the folder is not ours."""
+
+
 class InfeasibleBudgetError(MdpError):
     """No allowed structure reaches the budget.
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import io
 import json
 import os
 import tempfile
@@ -16,21 +18,49 @@ from typing import Any
 
 import numpy as np
 
-from mdp_mmdet3d.errors import FileFormatError
+from mdp_mmdet3d.errors import FileFormatError, WriteError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_REFUSED = (*_FULL, errno.EROFS, errno.EFBIG)  # only ever the answer to a write
+
+
+@contextmanager
+def writing(path: str | Path) -> Iterator[None]:
+    """Turn the disk's refusal of a write in the block, such as "no space left", into a `WriteError` about ``path``."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _REFUSED:
+            raise
+        raise write_error(path, error) from error
+
+
+def write_error(path: str | Path, error: OSError) -> WriteError:
+    """What to tell the user when ``error`` kept ``path`` from being written."""
+    remedy = "make room on that disk" if error.errno in _FULL else "give a folder that can be written to"
+    return WriteError(f"cannot write {path}: {error.strerror or error}; {remedy} and run again")
 
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path in the same folder that replaces ``path`` only if the block succeeds."""
+    """Yield a temporary path in the same folder that replaces ``path`` only if the block succeeds.
+
+    Raises:
+        WriteError: The folder or the file cannot be written.
+    """
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=target.suffix)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=target.suffix)
+    except OSError as error:
+        raise write_error(target, error) from error
     os.close(handle)
     temporary = Path(name)
     try:
-        yield temporary
-        temporary.chmod(0o644)
-        temporary.replace(target)
+        with writing(target):
+            yield temporary
+            temporary.chmod(0o644)
+            temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -76,8 +106,10 @@ def check_version(data: Any, path: str | Path, *, what: str, schema_version: int
 
 def write_npz(path: str | Path, meta: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
     """Write arrays and a JSON ``meta`` entry as compressed npz, atomically."""
-    with atomic_path(path) as temporary, temporary.open("wb") as stream:
-        np.savez_compressed(stream, meta=np.array(json.dumps(meta)), **arrays)
+    content = io.BytesIO()  # zip writers that meet a full disk half-way hide its error behind one of their own
+    np.savez_compressed(content, meta=np.array(json.dumps(meta)), **arrays)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content.getbuffer())
 
 
 def read_npz(path: str | Path, *, what: str, schema_version: int) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

@@ -7,16 +7,15 @@ import logging
 import sys
 from pathlib import Path
 
-import torch
-from mmengine.config import Config
 from mmengine.registry import DefaultScope
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mmdet3d.registry import MODELS
 
+from mdp_mmdet3d.engine.config_file import read_config
+from mdp_mmdet3d.engine.outputs import write_checkpoint
 from mdp_mmdet3d.errors import MdpError
-from mdp_mmdet3d.files import atomic_path
 from projects.streampetr import checkpoint as ckpt
 
 
@@ -43,7 +42,7 @@ def main() -> int:
                 state, args.classes or ckpt.AWML_CLASSES, args.target_classes or ckpt.OFFICIAL_CLASSES
             )
         if args.config:
-            config = Config.fromfile(args.config)
+            config = read_config(args.config)
             with DefaultScope.overwrite_default_scope("mmdet3d"):
                 model = MODELS.build(config.model)
             if model.pts_bbox_head.eps != eps:
@@ -51,12 +50,11 @@ def main() -> int:
             report = ckpt.load_state_dict(model, state, what=str(args.source))
             state = model.state_dict()
             print(f"loads strictly into {args.config}; left out {len(report.dropped)} tensors of the 2D head")
+        meta = {"streampetr_origin": args.origin, "streampetr_eps": eps}
+        write_checkpoint(args.target, {"state_dict": state, "meta": meta})
     except MdpError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    meta = {"streampetr_origin": args.origin, "streampetr_eps": eps}
-    with atomic_path(args.target) as temporary:
-        torch.save({"state_dict": state, "meta": meta}, temporary)
     print(f"wrote {args.target}: {len(state)} tensors, eps {eps:g}")
     return 0
 

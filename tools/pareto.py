@@ -12,6 +12,7 @@ from mdp_mmdet3d.errors import MdpError
 from mdp_mmdet3d.solver import PruningProblem, SolveOptions
 from mdp_mmdet3d.solver.pareto import pareto
 from mdp_mmdet3d.solver.pareto_plot import plot_front
+from mdp_mmdet3d.together import appear_together
 
 
 def parse_args() -> argparse.Namespace:
@@ -28,8 +29,9 @@ def main() -> int:
     try:
         problem = PruningProblem.load(args.work_dir / "problem.npz")
         front = pareto(problem, args.points, step=args.step, options=SolveOptions(time_limit_s=args.time_limit))
-        front.save(args.work_dir / "pareto.json")
-        plot_front(front, args.work_dir / "pareto.png")
+        with appear_together(args.work_dir, ("pareto.json", "pareto.png")) as part:
+            front.save(part / "pareto.json")
+            plot_front(front, part / "pareto.png")
     except MdpError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

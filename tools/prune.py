@@ -18,6 +18,7 @@ from mdp_mmdet3d.engine.config_file import read_config
 from mdp_mmdet3d.engine.job import PruneJob
 from mdp_mmdet3d.engine.settings import PRECISIONS, PruneSettings
 from mdp_mmdet3d.errors import MdpError
+from mdp_mmdet3d.files import writing
 from mdp_mmdet3d.report.summary import print_summary, print_target_steps
 
 
@@ -64,7 +65,8 @@ def main() -> int:
             args.latency_table,
             args.target_latency,
         )
-        report = job.run()
+        with writing(work_dir):
+            report = job.run()
         print_summary(report, console)
         if not report["measured_end_to_end"]:
             print_target_steps(report, args.config, work_dir, console)

@@ -13,8 +13,10 @@ from mmengine.runner import Runner
 import mdp_mmdet3d.engine  # noqa: F401  registers the hooks and lets checkpoints load safely
 from mdp_mmdet3d.engine.config_file import read_config
 from mdp_mmdet3d.engine.cpu_processes import prepare_cpu_processes, process_failure
+from mdp_mmdet3d.engine.plan_hook import add_plan_hook
 from mdp_mmdet3d.engine.train_config import add_optional_hooks, check_loaders, choose_start
 from mdp_mmdet3d.errors import MdpError
+from mdp_mmdet3d.files import writing
 
 
 def parse_args() -> argparse.Namespace:
@@ -45,6 +47,7 @@ def configure(args: argparse.Namespace) -> Config:
     config.launcher = args.launcher
     config.work_dir = args.work_dir or str(Path("work_dirs") / Path(args.config).stem)
     add_optional_hooks(config)
+    add_plan_hook(config)
     check_loaders(config)
     choose_start(config, args.resume)
     if args.fp32 and config.optim_wrapper.type == "AmpOptimWrapper":
@@ -60,7 +63,8 @@ def main() -> int:
     try:
         config = configure(args)
         prepare_cpu_processes(config)
-        Runner.from_cfg(config).train()
+        with writing(config.work_dir):
+            Runner.from_cfg(config).train()
     except MdpError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

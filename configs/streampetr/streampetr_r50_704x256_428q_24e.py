@@ -11,7 +11,8 @@ model = dict(
         with_cp=True,
         init_cfg=dict(
             type="Pretrained",
-            checkpoint="ckpts/cascade_mask_rcnn_r50_fpn_coco-20e_20e_nuim_20201009_124951-40963960.pth",
+            checkpoint="{{ fileDirname }}".rsplit("/", 2)[0]
+            + "/ckpts/cascade_mask_rcnn_r50_fpn_coco-20e_20e_nuim_20201009_124951-40963960.pth",
             prefix="backbone.",
         ),
     ),

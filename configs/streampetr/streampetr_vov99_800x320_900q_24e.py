@@ -11,4 +11,4 @@ model = dict(
     img_roi_head=dict(type="AuxiliaryHead2D"),
     grid_mask=dict(type="GridMask"),
 )
-load_from = "ckpts/fcos3d_vovnet_imgbackbone-remapped.pth"
+load_from = "{{ fileDirname }}".rsplit("/", 2)[0] + "/ckpts/fcos3d_vovnet_imgbackbone-remapped.pth"

@@ -24,6 +24,7 @@ from shapely.geometry import box as rectangle
 from mdp_mmdet3d.datasets.conventions import CAMERAS, INFO_ATTRIBUTES, INFO_CLASSES, LIDAR
 from mdp_mmdet3d.errors import FileFormatError, MissingDatasetError
 from mdp_mmdet3d.files import atomic_path
+from mdp_mmdet3d.together import appear_together
 
 MAX_SWEEPS = 10
 SPLITS = {
@@ -37,7 +38,7 @@ Progress = Callable[[Iterable[dict]], Iterable[dict]]
 
 
 def create_infos(dataroot: str | Path, version: str = "v1.0-mini", progress: Progress = iter) -> dict[str, Path]:
-    """Write ``nuscenes_infos_{train,val}.pkl`` (or ``_test``) next to the tables.
+    """Write ``nuscenes_infos_{train,val}.pkl`` (or ``_test``) next to the tables, all or none.
 
     Args:
         dataroot: Folder that holds ``version/``, ``samples/`` and ``maps/``.
@@ -49,6 +50,7 @@ def create_infos(dataroot: str | Path, version: str = "v1.0-mini", progress: Pro
 
     Raises:
         MissingDatasetError: There are no tables of this version, or none of its scenes is in a split.
+        WriteError: The disk is full, or the folder cannot be written.
     """
     nusc = load_tables(dataroot, version)
     scene_split = _splits_of_scenes(nusc, version)
@@ -61,11 +63,11 @@ def create_infos(dataroot: str | Path, version: str = "v1.0-mini", progress: Pro
         raise MissingDatasetError(
             f"no scene of {dataroot} ({version}) belongs to the splits {sorted(SPLITS[version].values())}"
         )
-    written = {}
-    for split, rows in records.items():
-        written[split] = Path(dataroot) / f"nuscenes_infos_{split}.pkl"
-        _dump({"metainfo": _metainfo(nusc, version), "data_list": rows}, written[split])
-    return written
+    names = {split: f"nuscenes_infos_{split}.pkl" for split in records}
+    with appear_together(dataroot, tuple(names.values())) as part:
+        for split, rows in records.items():
+            _dump({"metainfo": _metainfo(nusc, version), "data_list": rows}, part / names[split])
+    return {split: Path(dataroot) / name for split, name in names.items()}
 
 
 def annotate_infos(info_file: str | Path, dataroot: str | Path) -> Path:

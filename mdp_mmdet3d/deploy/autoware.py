@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from mdp_mmdet3d.deploy.errors import DeploymentError
+from mdp_mmdet3d.deploy.folders import new_deployment
 from mdp_mmdet3d.deploy.manifest import DeploymentManifest
 from mdp_mmdet3d.files import atomic_path
 
@@ -67,14 +68,12 @@ def package_autoware(source: str | Path, out_dir: str | Path, settings: NodeSett
     _check(manifest, source, settings)
     if out_dir.exists() and any(out_dir.iterdir()):
         raise DeploymentError(f"{out_dir} is not empty; give another folder")
-    out_dir.mkdir(parents=True, exist_ok=True)
-    for spec in manifest.engines.values():
-        with atomic_path(out_dir / spec.file) as temporary:
-            shutil.copyfile(source / spec.file, temporary)
-    _write_yaml(out_dir / MODEL_PARAMETERS, model_parameters(manifest))
-    _write_yaml(out_dir / NODE_PARAMETERS, node_parameters(manifest, settings))
-    with atomic_path(out_dir / "README.md") as temporary:
-        temporary.write_text(readme(manifest), encoding="utf-8")
+    with new_deployment(out_dir) as part:
+        for spec in manifest.engines.values():
+            shutil.copyfile(source / spec.file, part / spec.file)
+        _write_yaml(part / MODEL_PARAMETERS, model_parameters(manifest))
+        _write_yaml(part / NODE_PARAMETERS, node_parameters(manifest, settings))
+        (part / "README.md").write_text(readme(manifest), encoding="utf-8")
     return sorted(path.name for path in out_dir.iterdir())
 
 

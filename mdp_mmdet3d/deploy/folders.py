@@ -9,6 +9,8 @@ from pathlib import Path
 
 from mdp_mmdet3d.deploy.errors import DeploymentError
 from mdp_mmdet3d.deploy.manifest import MANIFEST_FILE
+from mdp_mmdet3d.files import writing
+from mdp_mmdet3d.together import replace_folder
 
 
 @contextmanager
@@ -17,10 +19,11 @@ def new_deployment(out_dir: str | Path) -> Iterator[Path]:
     out_dir = Path(out_dir)
     part = out_dir.with_name(out_dir.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
     try:
-        yield part
-        _replace_folder(part, out_dir)
+        with writing(out_dir):
+            part.mkdir(parents=True)
+            yield part
+            replace_folder(part, out_dir)
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
@@ -30,13 +33,3 @@ def check_target(out_dir: str | Path) -> None:
     out_dir = Path(out_dir)
     if out_dir.exists() and not (out_dir / MANIFEST_FILE).is_file() and (out_dir.is_file() or any(out_dir.iterdir())):
         raise DeploymentError(f"{out_dir} exists and is no deployment folder; give another one or remove it")
-
-
-def _replace_folder(source: Path, target: Path) -> None:
-    """Rename ``source`` to ``target``, which may be an earlier deployment."""
-    old = target.with_name(target.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    if target.exists():
-        target.rename(old)
-    source.rename(target)
-    shutil.rmtree(old, ignore_errors=True)

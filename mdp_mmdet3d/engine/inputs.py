@@ -52,9 +52,10 @@ def build_dense(config: Config, checkpoint: str | None, seed: int = 0) -> tuple[
 
 
 def data_identity(config: Config) -> str:
-    """Root and info file of the importance data set."""
+    """Path of the importance data set's info file, the same however its root is spelled."""
     dataset = config.get("importance_dataloader", {}).get("dataset", {})
-    return f"{dataset.get('data_root', '')}/{dataset.get('ann_file', '')}"
+    path = f"{dataset.get('data_root', '')}/{dataset.get('ann_file', '')}"
+    return path if "://" in path else str(Path(path).resolve())
 
 
 def importance_batches(config: Config) -> Iterator[Mapping[str, Any]]:

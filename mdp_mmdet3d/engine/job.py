@@ -16,6 +16,7 @@ from rich.progress import Progress
 from torch import nn
 
 from mdp_mmdet3d.deploy.compare import StreamDifference, compare_stream
+from mdp_mmdet3d.deploy.folders import check_target
 from mdp_mmdet3d.deploy.manifest import MANIFEST_FILE, DeploymentManifest
 from mdp_mmdet3d.deploy.measure import LOADS, LatencyStats, device_fingerprint, measure_interleaved, speedup
 from mdp_mmdet3d.deploy.stream import Frame
@@ -23,7 +24,7 @@ from mdp_mmdet3d.deploy.streampetr import export_streampetr
 from mdp_mmdet3d.engine.calibration import load_calibration, save_calibration
 from mdp_mmdet3d.engine.inputs import RANDOM, build_dense, data_identity, deployment_frames, importance_batches
 from mdp_mmdet3d.engine.optimise import PlanSearch
-from mdp_mmdet3d.engine.outputs import save_slim_checkpoint, write_slim_config
+from mdp_mmdet3d.engine.outputs import new_pruned_model
 from mdp_mmdet3d.engine.recovery import recover
 from mdp_mmdet3d.engine.settings import PruneSettings, budget_ms, parse_budget
 from mdp_mmdet3d.engine.target import load_target_table, table_identity, target_model, target_points
@@ -313,8 +314,10 @@ class PruneJob:
             data=data,
         )
 
-    def _export(self, model: nn.Module, name: str, plan: PruningPlan | None, weights: str) -> None:
-        folder = self.work_dir / "onnx" / name
+    def _export(
+        self, model: nn.Module, name: str, plan: PruningPlan | None, weights: str, work_dir: Path | None = None
+    ) -> None:
+        folder = (work_dir or self.work_dir) / "onnx" / name
         if plan is None and (folder / MANIFEST_FILE).exists():
             try:
                 if DeploymentManifest.load(folder).weights == weights:
@@ -386,11 +389,10 @@ class PruneJob:
         return slim
 
     def _save(self, slim: nn.Module, plan: PruningPlan, weights: str, search: PlanSearch) -> None:
-        plan.save(self.work_dir / "plan.json")
-        search.solution.problem.save(self.work_dir / "problem.npz")
-        save_slim_checkpoint(self.work_dir / "pruned.pth", slim, plan, weights, self.config.class_names)
-        write_slim_config(self.work_dir / "pruned_config.py", self.config)
-        self._export(slim, "pruned", plan, weights)
+        check_target(self.work_dir / "onnx" / "pruned")
+        with new_pruned_model(self.work_dir, slim, plan, weights, self.config, self.config.class_names) as part:
+            search.solution.problem.save(part / "problem.npz")
+            self._export(slim, "pruned", plan, weights, part)
 
     def _report(
         self,

@@ -1,20 +1,72 @@
-"""What the pruning job leaves behind: slim checkpoint and a config that plain MMEngine tools run."""
+"""What pruning leaves behind: plan, slim checkpoint and a config that plain MMEngine tools run, all or none."""
 
 from __future__ import annotations
 
 import copy
+import io
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from mmengine.config import Config
 from torch import nn
 
 from mdp_mmdet3d import __version__
-from mdp_mmdet3d.engine.plan_hook import META_KEY
+from mdp_mmdet3d.engine.checkpoint_check import META_KEY
 from mdp_mmdet3d.files import atomic_path
 from mdp_mmdet3d.surgery.plan import PruningPlan
+from mdp_mmdet3d.together import appear_together
+
+PLAN_FILE, CHECKPOINT_FILE, CONFIG_FILE = "plan.json", "pruned.pth", "pruned_config.py"
+PRUNED_FILES = (
+    PLAN_FILE,
+    CHECKPOINT_FILE,
+    CONFIG_FILE,
+    "problem.npz",
+    "onnx/pruned",
+    "report.json",
+    "structure.png",
+)
+"""What belongs to one plan in a work directory."""
+
+
+@contextmanager
+def new_pruned_model(
+    folder: str | Path, slim: nn.Module, plan: PruningPlan, weights: str, config: Config, class_names: Sequence[str]
+) -> Iterator[Path]:
+    """Write plan, slim checkpoint and config into ``folder``; of an earlier plan, nothing stays.
+
+    Yields:
+        A folder for what else of `PRUNED_FILES` there is to write. When the block ends, everything moves into
+        ``folder``; if anything fails, ``folder`` stays as it was.
+
+    Args:
+        folder: Work directory.
+        slim: The slim model.
+        plan: What was cut.
+        weights: Where the dense weights came from.
+        config: The dense config.
+        class_names: In the order of the score columns.
+
+    Raises:
+        WriteError: The disk is full, or the folder cannot be written.
+    """
+    with appear_together(folder, PRUNED_FILES) as part:
+        plan.save(part / PLAN_FILE)
+        save_slim_checkpoint(part / CHECKPOINT_FILE, slim, plan, weights, class_names)
+        write_slim_config(part / CONFIG_FILE, config)
+        yield part
+
+
+def write_checkpoint(path: str | Path, content: Mapping[str, Any]) -> None:
+    """``torch.save``, atomically, and with the disk's own error where it refuses: torch would hide it."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(buffer.getbuffer())
 
 
 def save_slim_checkpoint(
@@ -37,14 +89,13 @@ def save_slim_checkpoint(
         "time": time.strftime("%Y-%m-%dT%H:%M:%S"),
     }
     state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
-    with atomic_path(path) as temporary:
-        torch.save({"meta": meta, "state_dict": state}, temporary)
+    write_checkpoint(path, {"meta": meta, "state_dict": state})
 
 
 def write_slim_config(
-    path: str | Path, config: Config, plan: str = "plan.json", checkpoint: str = "pruned.pth"
+    path: str | Path, config: Config, plan: str = PLAN_FILE, checkpoint: str = CHECKPOINT_FILE
 ) -> None:
-    """Write a config of the slim model; plan and checkpoint are looked for beside it.
+    """Write a config of the slim model; plan and checkpoint are looked for beside it, data where it lies now.
 
     Args:
         path: Target ``.py`` file.
@@ -52,7 +103,7 @@ def write_slim_config(
         plan: File name of the plan.
         checkpoint: File name of the slim checkpoint.
     """
-    content = copy.deepcopy(config.to_dict())
+    content = _anchored(copy.deepcopy(config.to_dict()))
     for key in ("prune", "checkpoint", "work_dir", "resume"):
         content.pop(key, None)
     content["model"] = {"type": "MDPSlimModel", "architecture": content["model"], "plan": "{{ fileDirname }}/" + plan}
@@ -68,3 +119,20 @@ def write_slim_config(
     content["custom_hooks"] = hooks
     with atomic_path(path) as temporary:
         Config(content).dump(temporary)
+
+
+def _anchored(value: Any, roots: frozenset[str] = frozenset()) -> Any:
+    """Relative ``data_root`` folders, and files below them, made absolute: the config is read from elsewhere later."""
+    if isinstance(value, (list, tuple)):
+        return type(value)(_anchored(item, roots) for item in value)
+    if not isinstance(value, dict):
+        return value
+    root = value.get("data_root")
+    if isinstance(root, str) and root and "://" not in root:
+        roots |= {root}
+    anchored = {key: _anchored(item, roots) for key, item in value.items()}
+    for key in ("data_root", "ann_file"):
+        path = value.get(key)
+        if isinstance(path, str) and any(path == known or path.startswith(f"{known}/") for known in roots):
+            anchored[key] = str(Path(path).absolute())
+    return anchored

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
+from mdp_mmdet3d.engine.checkpoint_check import META_KEY, check_resume, check_start, meta_of, plan_hash_of
 from mdp_mmdet3d.errors import StructureMismatchError
 from mdp_mmdet3d.surgery.plan import PruningPlan
-
-META_KEY = "mdp_plan"
 
 
 def plan_of(model: Any) -> PruningPlan | None:
@@ -20,19 +21,22 @@ def plan_of(model: Any) -> PruningPlan | None:
     return getattr(model.module if is_model_wrapper(model) else model, "mdp_plan", None)
 
 
-def check_meta(meta: dict[str, Any], plan: PruningPlan) -> None:
+def check_meta(meta: Mapping[str, Any], plan: PruningPlan, name: str = "the checkpoint") -> None:
     """Raise `StructureMismatchError` if a checkpoint's meta carries another plan than ``plan``."""
-    stored = meta.get(META_KEY)
-    if stored is not None and stored.get("hash") != plan.hash:
+    stored = plan_hash_of(meta, name)
+    if stored is not None and stored != plan.hash:
         raise StructureMismatchError(
-            f"the checkpoint was saved with plan {stored.get('hash')}, the config names plan {plan.hash}; "
+            f"{name} was saved with plan {stored}, the config names plan {plan.hash}; "
             "use the plan.json that lies beside the checkpoint"
         )
 
 
 @HOOKS.register_module()
 class PlanHook(Hook):
-    """Write the plan into every checkpoint's meta and check it when one is loaded."""
+    """Write the plan into every checkpoint's meta; check what is loaded, before MMEngine loads what happens to fit.
+
+    ``tools/train.py`` gives it to trainings of dense models too.
+    """
 
     priority = "VERY_HIGH"
 
@@ -43,7 +47,24 @@ class PlanHook(Hook):
             checkpoint.setdefault("meta", {})[META_KEY] = plan.to_dict()
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Refuse a checkpoint that was saved with another plan."""
-        plan = plan_of(runner.model)
+        """Refuse a checkpoint that was saved with another plan, of another model or, to go on with, without its state.
+
+        Raises:
+            StructureMismatchError, FileFormatError: See `check_meta`, `check_start` and `check_resume`.
+        """
+        name = f"checkpoint {runner._load_from}" if runner._load_from else "the checkpoint"
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        plan = plan_of(model)
         if plan is not None:
-            check_meta(checkpoint.get("meta") or {}, plan)
+            check_meta(meta_of(checkpoint, name), plan, name)
+        if runner._resume:
+            check_resume(checkpoint, model, name)
+        elif plan is None:
+            check_start(checkpoint, model, name)
+
+
+def add_plan_hook(config: Config) -> None:
+    """Give a training a `PlanHook`, in place, unless it has one."""
+    hooks = list(config.get("custom_hooks") or ())
+    if not any(hook.get("type") == PlanHook.__name__ for hook in hooks):
+        config.custom_hooks = [*hooks, {"type": PlanHook.__name__}]

@@ -16,9 +16,9 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
+from mdp_mmdet3d.engine.checkpoint_check import meta_of, plan_hash_of
 from mdp_mmdet3d.engine.importance_hook import Collection, space_of, unwrapped
-from mdp_mmdet3d.engine.outputs import save_slim_checkpoint, write_slim_config
-from mdp_mmdet3d.engine.plan_hook import META_KEY
+from mdp_mmdet3d.engine.outputs import CHECKPOINT_FILE, CONFIG_FILE, PLAN_FILE, new_pruned_model
 from mdp_mmdet3d.engine.settings import PruneSettings, budget_ms
 from mdp_mmdet3d.errors import FileFormatError, MdpError, StructureMismatchError
 from mdp_mmdet3d.files import read_json
@@ -139,11 +139,12 @@ class LiveMask:
 def _is_written(folder: Path, plan: PruningPlan) -> bool:
     """Whether the folder holds this plan, a slim checkpoint of it and the config."""
     try:
-        stored = PruningPlan.load(folder / "plan.json").hash
-        meta = torch.load(folder / "pruned.pth", map_location="cpu", weights_only=True)["meta"]
-    except (MdpError, OSError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError):
+        stored = PruningPlan.load(folder / PLAN_FILE).hash
+        checkpoint = torch.load(folder / CHECKPOINT_FILE, map_location="cpu", weights_only=True)
+        saved = plan_hash_of(meta_of(checkpoint, CHECKPOINT_FILE), CHECKPOINT_FILE)
+    except (MdpError, OSError, RuntimeError, EOFError, AttributeError, pickle.UnpicklingError):
         return False
-    return stored == meta[META_KEY]["hash"] == plan.hash and (folder / "pruned_config.py").is_file()
+    return stored == saved == plan.hash and (folder / CONFIG_FILE).is_file()
 
 
 @HOOKS.register_module()
@@ -269,15 +270,13 @@ class MDPPruneHook(Hook):
         runner.message_hub.update_info(PLAN_INFO, plan.to_dict())
 
     def _write(self, runner: Runner, plan: PruningPlan) -> None:
-        folder = Path(runner.work_dir)
         slim = apply_plan(copy.deepcopy(unwrapped(runner.model)), plan)
         classes = runner.cfg.get("class_names") or runner.train_dataloader.dataset.metainfo["classes"]
-        plan.save(folder / "plan.json")
         weights = f"{runner.experiment_name}@iter{runner.iter + 1}"
-        save_slim_checkpoint(folder / "pruned.pth", slim, plan, weights, classes)
         config = copy.deepcopy(runner.cfg)
         config.custom_hooks = [h for h in config.get("custom_hooks") or () if h.get("type") != type(self).__name__]
-        write_slim_config(folder / "pruned_config.py", config)
+        with new_pruned_model(runner.work_dir, slim, plan, weights, config, classes):
+            pass  # nothing else belongs to a plan that is found while training
 
     def after_train(self, runner: Runner) -> None:
         """Say so if the training was too short."""

@@ -10,11 +10,10 @@ import torch
 from mmengine.registry import MODELS
 from torch import nn
 
+from mdp_mmdet3d.engine.checkpoint_check import listed, state_differences
 from mdp_mmdet3d.errors import StructureMismatchError
 from mdp_mmdet3d.surgery.apply import apply_plan
 from mdp_mmdet3d.surgery.plan import PruningPlan
-
-NAMED_DIFFERENCES = 5  # how many differing keys an error lists
 
 
 @MODELS.register_module()
@@ -76,15 +75,9 @@ def _check_state(module: nn.Module, state: Mapping[str, Any], prefix: str, *_: A
         if name.startswith(prefix) and isinstance(value, torch.Tensor)
     }
     expected = {name: tuple(value.shape) for name, value in module.state_dict().items()}
-    differences = [
-        f"{name}: expected {expected.get(name, 'nothing')}, found {found.get(name, 'nothing')}"
-        for name in sorted(expected.keys() | found.keys())
-        if expected.get(name) != found.get(name)
-    ]
+    differences = [line for _, line in state_differences(expected, found)]
     if differences:
-        more = len(differences) - NAMED_DIFFERENCES
         raise StructureMismatchError(
-            "the checkpoint does not fit this pruned model; it was saved with another plan or is dense.\n  "
-            + "\n  ".join(differences[:NAMED_DIFFERENCES])
-            + (f"\n  ... and {more} more" if more > 0 else "")
+            "the checkpoint does not fit this pruned model; it was saved with another plan or is dense.\n"
+            + listed(differences)
         )

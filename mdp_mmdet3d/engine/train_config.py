@@ -71,7 +71,7 @@ def choose_start(config: Config, resume: str | None) -> None:
             checkpoint in the work directory, or starts anew where there is none; else the checkpoint to go on from.
 
     Raises:
-        MdpError: The file to start from does not exist.
+        MdpError: The file to start from does not exist, or the one to go on from is damaged.
     """
     checkpoint = latest_checkpoint(config.work_dir) if resume == "auto" else resume
     config.resume = checkpoint is not None
@@ -79,6 +79,11 @@ def choose_start(config: Config, resume: str | None) -> None:
         config.load_from = str(checkpoint)
     if config.get("load_from") and not Path(config.load_from).is_file():
         raise MdpError(f"checkpoint {config.load_from} does not exist")
+    if checkpoint is not None and not zipfile.is_zipfile(checkpoint):
+        raise MdpError(
+            f"{checkpoint} is truncated or no checkpoint; go on from another one, or with --resume alone from the "
+            "latest complete one in the work directory"
+        )
 
 
 def check_loaders(config: Config) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mdp_mmdet3d.engine.checkpoint_check import described, meta_of
 from mdp_mmdet3d.engine.plan_hook import check_meta
 from mdp_mmdet3d.engine.safe_loading import register_safe_globals
 from mdp_mmdet3d.errors import FileFormatError, StructureMismatchError
@@ -66,7 +67,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         path: A file of ``torch.save``: a mapping with ``state_dict``, or a bare state dict.
 
     Returns:
-        A mapping with at least ``state_dict`` (without wrapper prefixes) and ``meta``.
+        A mapping with at least ``state_dict`` (without wrapper prefixes) and ``meta``, which is empty (with a warning)
+        where the file's is no dictionary.
 
     Raises:
         FileFormatError: The file is missing, truncated, needs code to load, or holds no state dict.
@@ -84,15 +86,15 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise FileFormatError(f"{path} is truncated or no checkpoint ({_first_line(error)})") from error
     if not isinstance(data, Mapping):
         raise FileFormatError(f"checkpoint {path} holds a {type(data).__name__} instead of a state dict")
-    data = dict(data) if "state_dict" in data else {"state_dict": data}
+    if "state_dict" not in data:
+        _check_state_dict(data, f"checkpoint {path} has no entry state_dict and is no state dict itself")
+        data = {"state_dict": data}
     state = data["state_dict"]
-    if not isinstance(state, Mapping) or not state or not all(isinstance(v, Tensor) for v in state.values()):
-        keys = ", ".join(str(key) for key in list(data)[:5])
-        raise FileFormatError(f"checkpoint {path} holds no state dict; its keys: {keys}")
+    _check_state_dict(state, f"checkpoint {path}: its entry state_dict is no state dict")
     for prefix in WRAPPER_PREFIXES:
         if all(key.startswith(prefix) for key in state):
             state = {key.removeprefix(prefix): value for key, value in state.items()}
-    return {**data, "state_dict": dict(state), "meta": dict(data.get("meta") or {})}
+    return {**data, "state_dict": dict(state), "meta": meta_of(data, f"checkpoint {path}")}
 
 
 def load_checkpoint(model: nn.Module, path: str | Path) -> LoadReport:
@@ -108,6 +110,8 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> LoadReport:
     """
     checkpoint = read_checkpoint(path)
     eps = checkpoint["meta"].get("streampetr_eps")
+    if eps is not None and not isinstance(eps, (int, float)):
+        raise FileFormatError(f"checkpoint {path}: its meta.streampetr_eps is {eps!r}, not a number")
     if eps is not None and eps != model.pts_bbox_head.eps:
         raise StructureMismatchError(
             f"checkpoint {path} was trained with eps={eps:g}, the model has {model.pts_bbox_head.eps:g}: set "
@@ -115,7 +119,7 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> LoadReport:
         )
     plan = getattr(model, "mdp_plan", None)
     if plan is not None:
-        check_meta(checkpoint["meta"], plan)
+        check_meta(checkpoint["meta"], plan, f"checkpoint {path}")
     return load_state_dict(model, checkpoint["state_dict"], what=str(path))
 
 
@@ -187,6 +191,17 @@ def convert_awml(
             value = value[order]
         converted[key] = value
     return converted
+
+
+def _check_state_dict(state: Any, complaint: str) -> None:
+    """Raise `FileFormatError`, with what is there, unless ``state`` is tensors by name."""
+    if not isinstance(state, Mapping):
+        raise FileFormatError(f"{complaint}: it is a {type(state).__name__}")
+    if not state or not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()):
+        raise FileFormatError(
+            f"{complaint}: it holds {described(state)}. If one of these is the weights by name, save that one alone "
+            "with torch.save and load it"
+        )
 
 
 def _check_structure(state: Mapping[str, Tensor], own: Mapping[str, Tensor], what: str) -> None:

@@ -14,7 +14,7 @@ from nuscenes.eval.detection.data_classes import DetectionBox
 from nuscenes.eval.detection.utils import detection_name_to_rel_attributes
 
 from mdp_mmdet3d.errors import FileFormatError
-from mdp_mmdet3d.files import atomic_path
+from mdp_mmdet3d.together import appear_together
 
 MAX_BOXES_PER_SAMPLE = 500
 META = {"use_camera": True, "use_lidar": False, "use_radar": False, "use_map": False, "use_external": False}
@@ -54,12 +54,12 @@ def write_submission(
         for token in tokens
     }
     content = {"meta": {**META, "use_external": use_external}, "results": best}
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(content), encoding="utf-8")
-        check_submission(temporary, tokens)
     archive = path.with_suffix(".zip")
-    with atomic_path(archive) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as stream:
-        stream.write(path, arcname=path.name)
+    with appear_together(path.parent, (path.name, archive.name)) as part:
+        (part / path.name).write_text(json.dumps(content), encoding="utf-8")
+        check_submission(part / path.name, tokens)
+        with zipfile.ZipFile(part / archive.name, "w", zipfile.ZIP_DEFLATED) as stream:
+            stream.write(part / path.name, arcname=path.name)
     return archive
 
 

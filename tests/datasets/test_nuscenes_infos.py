@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
+import os
 import pickle
 import sys
 from functools import partial
@@ -14,7 +16,7 @@ import pytest
 from mdp_mmdet3d.datasets import nuscenes_infos
 from mdp_mmdet3d.datasets.conventions import CAMERAS
 from mdp_mmdet3d.datasets.nuscenes_infos import annotate_infos, create_infos, projected_bbox
-from mdp_mmdet3d.errors import FileFormatError, MissingDatasetError
+from mdp_mmdet3d.errors import FileFormatError, MissingDatasetError, WriteError
 
 LINKS = {"scene_token", "prev", "next"}
 
@@ -200,3 +202,21 @@ def test_the_split_follows_the_official_scene_names(ours, mini_nusc):
     for split, content in ours.items():
         official = nuscenes_infos.create_splits_scenes()[f"mini_{split}"]
         assert {names[record["scene_token"]] for record in content["data_list"]} <= set(official)
+
+
+def test_info_files_of_a_data_set_are_written_all_or_none(mini_root, monkeypatch):
+    before = {split: (mini_root / f"nuscenes_infos_{split}.pkl").read_bytes() for split in ("train", "val")}
+    dump = nuscenes_infos._dump
+
+    def full_at_the_second(content, path):
+        if "val" in path.name:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        dump({**content, "changed": True}, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(nuscenes_infos, "_dump", full_at_the_second)
+        with pytest.raises(WriteError, match="No space left on device"):
+            create_infos(mini_root)
+    for split, content in before.items():
+        assert (mini_root / f"nuscenes_infos_{split}.pkl").read_bytes() == content
+    assert not list(mini_root.glob(".*"))

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import errno
+import os
+
 import numpy as np
 import onnxruntime as ort
 import pytest
 import yaml
 
+from mdp_mmdet3d.deploy import autoware
 from mdp_mmdet3d.deploy.autoware import MODEL_PARAMETERS, NODE_PARAMETERS, NodeSettings, package_autoware
 from mdp_mmdet3d.deploy.decode import decode, last_level
 from mdp_mmdet3d.deploy.errors import DeploymentError
 from mdp_mmdet3d.deploy.stream import HostMemory, StreamRunner
 from mdp_mmdet3d.deploy.streampetr import export_streampetr
+from mdp_mmdet3d.errors import WriteError
 
 from .conftest import CLASS_NAMES, INPUT_SIZE, make_frames
 
@@ -142,3 +147,15 @@ def test_what_the_node_cannot_run_is_refused(package, tiny_deployment, tmp_path)
         package_autoware(deployment, tmp_path / "out", NodeSettings(precision="int8"))
     with pytest.raises(DeploymentError, match="not empty"):
         package_autoware(deployment, folder)
+
+
+def test_a_package_that_cannot_be_written_is_not_there(package, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(autoware, "readme", full)
+        with pytest.raises(WriteError, match=r"cannot write .*package: No space left on device"):
+            package_autoware(package[0], tmp_path / "package")
+    assert not list(tmp_path.iterdir())
+    assert package_autoware(package[0], tmp_path / "package") == package[2]

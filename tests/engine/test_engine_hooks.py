@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import json
 import os
@@ -22,7 +23,7 @@ import projects.streampetr  # noqa: F401
 from mdp_mmdet3d.engine.importance_hook import space_of
 from mdp_mmdet3d.engine.prune_hook import LiveMask, load_latency, solve_plan
 from mdp_mmdet3d.engine.settings import PruneSettings
-from mdp_mmdet3d.errors import InfeasibleBudgetError, MdpError, StructureMismatchError
+from mdp_mmdet3d.errors import InfeasibleBudgetError, MdpError, StructureMismatchError, WriteError
 from mdp_mmdet3d.files import write_json
 from mdp_mmdet3d.importance.collect import collect_importance
 from mdp_mmdet3d.importance.table import ImportanceTable
@@ -312,8 +313,10 @@ def test_resuming_a_schedule_ends_at_the_same_plan(make_config, latency_dir, tmp
 
 
 @pytest.mark.slow
-def test_a_plan_without_its_checkpoint_is_repaired_on_resuming(make_config, latency_dir, tmp_path, monkeypatch) -> None:
-    from mdp_mmdet3d.engine import prune_hook as module
+def test_a_plan_and_its_checkpoint_appear_together_and_are_repaired_on_resuming(
+    make_config, latency_dir, tmp_path, monkeypatch
+) -> None:
+    from mdp_mmdet3d.engine import outputs
     from mdp_mmdet3d.engine.plan_hook import check_meta
 
     def config(iterations: int = 9) -> Config:
@@ -331,15 +334,28 @@ def test_a_plan_without_its_checkpoint_is_repaired_on_resuming(make_config, late
         plan = PruningPlan.load(tmp_path / "w" / "plan.json")
         check_meta(torch.load(tmp_path / "w" / "pruned.pth", weights_only=True)["meta"], plan)
 
-    def killed(*_) -> None:
-        raise ConnectionError("as if killed between plan.json and pruned.pth")
+    def full(*_) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "save_slim_checkpoint", killed)
-        with pytest.raises(ConnectionError):
+        patch.setattr(outputs, "write_slim_config", full)
+        with pytest.raises(WriteError, match="No space left on device"):
             train(config())
-    assert (tmp_path / "w" / "plan.json").exists() and not (tmp_path / "w" / "pruned.pth").exists()
+    assert not [name for name in outputs.PRUNED_FILES if (tmp_path / "w" / name).exists()]
     resume(3)
+    assert_pair()
+    # What belonged to an earlier plan goes with it, but only when the new one is complete.
+    stale = tmp_path / "w" / "problem.npz"
+    stale.touch()
+    before = (tmp_path / "w" / "plan.json").read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(outputs, "save_slim_checkpoint", full)
+        with pytest.raises(WriteError):
+            resume(3, budget=0.8)
+    assert (tmp_path / "w" / "plan.json").read_bytes() == before and stale.exists()
+    assert_pair()
+    resume(3, budget=0.8)
+    assert (tmp_path / "w" / "plan.json").read_bytes() != before and not stale.exists()
     assert_pair()
     # A schedule that is over repairs what was damaged later.
     resume(3, stop=False)

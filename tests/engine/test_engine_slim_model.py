@@ -103,6 +103,7 @@ def test_missing_key_is_refused(run_dir):
 def test_hook_writes_and_checks_the_plan(run_dir, plans):
     class FakeRunner:
         model = build(run_dir[0])
+        _load_from, _resume = "x.pth", False
 
     checkpoint = {}
     hook = PlanHook()
@@ -110,7 +111,7 @@ def test_hook_writes_and_checks_the_plan(run_dir, plans):
     assert PruningPlan.from_dict(checkpoint["meta"][META_KEY]).hash == plans[0].hash
     hook.after_load_checkpoint(FakeRunner, checkpoint)
     checkpoint["meta"][META_KEY]["hash"] = plans[1].hash
-    with pytest.raises(StructureMismatchError, match="saved with plan"):
+    with pytest.raises(StructureMismatchError, match=r"x\.pth was saved with plan"):
         hook.after_load_checkpoint(FakeRunner, checkpoint)
 
 

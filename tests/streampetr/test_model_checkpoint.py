@@ -139,6 +139,40 @@ def test_missing_and_broken_files_are_named(tmp_path: Path) -> None:
             read_checkpoint(tmp_path / f"{name}.pth")
 
 
+def test_what_a_checkpoint_holds_instead_of_weights_is_said(tmp_path: Path) -> None:
+    weights = {"a": torch.zeros(2), "b": torch.zeros(2)}
+    for content, message in (
+        (
+            {"model": weights, "epoch": 3},
+            r"no entry state_dict and is no .*: it holds model \(2 tensors\), epoch \(int\)",
+        ),
+        ({"state_dict": [1, 2], "epoch": 3}, r"its entry state_dict is no state dict: it is a list"),
+        ({"state_dict": {}}, r"its entry state_dict is no state dict: it holds nothing"),
+        ({"state_dict": {**weights, "c": 1}}, r"it holds a \(tensor \(2,\)\), b \(tensor \(2,\)\), c \(int\)"),
+        ({1: torch.zeros(2)}, r"it holds 1 \(tensor \(2,\)\)"),
+    ):
+        torch.save(content, tmp_path / "x.pth")
+        with pytest.raises(FileFormatError, match=message) as error:
+            read_checkpoint(tmp_path / "x.pth")
+        assert "its keys: state_dict" not in str(error.value)
+
+
+@pytest.mark.parametrize("meta", ["by me", 3, [1]])
+def test_a_meta_that_is_no_dictionary_is_left_out_with_a_warning(build_small, tmp_path: Path, meta, caplog) -> None:
+    model = build_small()
+    torch.save({"state_dict": full_state(model), "meta": meta}, tmp_path / "x.pth")
+    assert read_checkpoint(tmp_path / "x.pth")["meta"] == {}
+    load_checkpoint(build_small(), tmp_path / "x.pth")
+    assert f"x.pth: its meta is a {type(meta).__name__}" in caplog.text
+
+
+def test_entries_of_the_meta_that_are_none_are_named(build_small, tmp_path: Path) -> None:
+    model = build_small()
+    torch.save({"state_dict": full_state(model), "meta": {"streampetr_eps": "1e-5"}}, tmp_path / "x.pth")
+    with pytest.raises(FileFormatError, match=r"meta\.streampetr_eps is '1e-5', not a number"):
+        load_checkpoint(model, tmp_path / "x.pth")
+
+
 class Exploit:
     def __reduce__(self):
         return os.mkdir, ("exploited",)

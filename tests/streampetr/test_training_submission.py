@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import zipfile
 
 import pytest
 
-from mdp_mmdet3d.errors import FileFormatError
+from mdp_mmdet3d.errors import FileFormatError, WriteError
 from projects.streampetr.submission import check_submission, write_submission
 
 
@@ -48,3 +50,17 @@ def test_samples_of_another_split_and_missing_ones_are_refused(tmp_path) -> None
     write_submission({"a": [box("a")]}, ["a"], tmp_path / "s.json")
     with pytest.raises(FileFormatError, match="must hold exactly the samples of the split; 1 are missing"):
         check_submission(tmp_path / "s.json", ["a", "b"])
+
+
+def test_file_and_archive_are_written_both_or_neither(tmp_path, monkeypatch) -> None:
+    write_submission({"a": [box("a")]}, ["a"], tmp_path / "s.json")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def full(*_, **__) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(zipfile.ZipFile, "write", full)
+    with pytest.raises(WriteError, match="No space left on device"):
+        write_submission({"a": [box("a", score=0.9)]}, ["a"], tmp_path / "s.json")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert sorted(before) == ["s.json", "s.zip"]

@@ -1,6 +1,8 @@
 # The easy miniature nuScenes at its own size, without augmentation:
 #   python tools/create_mini_nuscenes.py data/mini_easy --easy
-data_root = "{{$MINI_NUSCENES_ROOT:data/mini_easy}}"
+data_root = "{{$MINI_NUSCENES_ROOT:REPOSITORY/data/mini_easy}}".replace(
+    "REPOSITORY", "{{ fileDirname }}".rsplit("/", 3)[0]
+)
 class_names = ["car", "truck", "bus", "pedestrian", "traffic_cone"]
 metainfo = dict(classes=class_names)
 point_cloud_range = [-25.6, -25.6, -5.0, 25.6, 25.6, 3.0]

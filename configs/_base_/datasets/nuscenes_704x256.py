@@ -1,5 +1,5 @@
 # nuScenes (or the miniature one) as a stream of six 704x256 images. NUSCENES_ROOT names another folder.
-data_root = "{{$NUSCENES_ROOT:data/nuscenes}}"
+data_root = "{{$NUSCENES_ROOT:REPOSITORY/data/nuscenes}}".replace("REPOSITORY", "{{ fileDirname }}".rsplit("/", 3)[0])
 point_cloud_range = [-51.2, -51.2, -5.0, 51.2, 51.2, 3.0]
 class_names = [
     "car",

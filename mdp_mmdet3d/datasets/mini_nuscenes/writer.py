@@ -19,6 +19,7 @@ from mdp_mmdet3d.datasets.mini_nuscenes.spec import MiniNuScenesSpec
 from mdp_mmdet3d.datasets.mini_nuscenes.tables import Tables
 from mdp_mmdet3d.datasets.nuscenes_infos import create_infos
 from mdp_mmdet3d.errors import MdpError
+from mdp_mmdet3d.together import replace_folder
 
 LOCATIONS = ("singapore-onenorth", "boston-seaport", "singapore-queenstown", "singapore-hollandvillage")
 TILE_M = 420.0
@@ -69,7 +70,7 @@ def write_mini_nuscenes(
     _write_maps(part, tables, roads, logs)
     tables.write(part / spec.version)
     create_infos(part, spec.version)
-    _replace(out, part)
+    replace_folder(part, out)
     return out
 
 
@@ -159,15 +160,3 @@ def _write_maps(root: Path, tables: Tables, roads: dict[str, list[Road]], logs: 
         if not cv2.imwrite(str(root / filename), mask):
             raise MdpError(f"could not write {root / filename}; is the disk full?")
         tables.add("map", location, category="semantic_prior", filename=filename, log_tokens=logs[location])
-
-
-def _replace(out: Path, part: Path) -> None:
-    """Move the finished folder into place; a previous one stays until then."""
-    old = out.with_name(out.name + ".old")
-    if old.exists():
-        shutil.rmtree(old)
-    if out.exists():
-        out.rename(old)
-    part.rename(out)
-    if old.exists():
-        shutil.rmtree(old)
