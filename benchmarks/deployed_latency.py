@@ -38,7 +38,7 @@ def main() -> None:
     print("| deployment | median ms | min ms | p90 ms | IQR ms | encoder ms | head ms | FPS | speed-up |")
     print("|---|---|---|---|---|---|---|---|---|")
     for name, item in stats.items():
-        figures = (item.median_ms, item.minimum_ms, item.p90_ms, item.spread_ms, item.encoder_ms, item.head_ms)
+        figures = (item.median_ms, item.minimum_ms, item.p90_ms, item.spread_ms, *item.engines_ms.values())
         milliseconds = " | ".join(f"{value:.1f}" for value in figures)
         print(f"| {name} | {milliseconds} | {item.fps:.2f} | {speedup(baseline, item):.3f} |")
     print(", ".join(f"{key}: {value}" for key, value in device_fingerprint(args.threads).items()))

@@ -38,8 +38,7 @@ from rich.table import Table
 from scipy.stats import spearmanr
 from torch import nn
 
-from mdp_mmdet3d.deploy.streampetr import export_streampetr
-from mdp_mmdet3d.engine.inputs import build_dense
+from mdp_mmdet3d.adapters import Adapter, adapter_of
 from mdp_mmdet3d.engine.settings import PruneSettings
 from mdp_mmdet3d.engine.wholes import plan_of_structure
 from mdp_mmdet3d.files import write_json
@@ -57,7 +56,6 @@ from mdp_mmdet3d.latency.measure import measure_latency
 from mdp_mmdet3d.latency.structures import random_structure
 from mdp_mmdet3d.latency.work import operator_work
 from mdp_mmdet3d.space import OperatorSignature, PruningSpace
-from mdp_mmdet3d.space.trace import trace_space
 from mdp_mmdet3d.surgery.apply import apply_plan
 
 Run = dict[str, Any]  # milliseconds per engine: "kernels_ms", "wall_ms" (each round), and "reference_ms" of its group
@@ -102,7 +100,7 @@ class Whole:
     dense: nn.Module
     space: PruningSpace
     backend: OnnxRuntimeBackend
-    class_names: list[str]
+    adapter: Adapter
     folder: Path
     loads: int
     rounds: int
@@ -165,7 +163,7 @@ class Whole:
 
     def _export(self, structure: Structure, name: str) -> None:
         slim = apply_plan(copy.deepcopy(self.dense), plan_of_structure(self.space, structure))
-        export_streampetr(slim, self.folder / name, class_names=self.class_names, plan_hash=name, weights="random")
+        self.adapter.export(slim, self.folder / name, plan_hash=name, weights="random")
         del slim
         gc.collect()
 
@@ -262,8 +260,9 @@ def main() -> None:
     MMLogger.get_instance("mdp", log_level="WARNING")  # initialisers are talkative
     config = Config.fromfile(args.config)
     s = PruneSettings.from_config(config.get("prune", {}))
-    dense, weights = build_dense(config, None)
-    space = trace_space(dense, s.input_shape, s.space_options)
+    adapter = adapter_of(config, s.input_shape, s.adapter)
+    dense, weights = adapter.build(None)
+    space = adapter.trace(dense, s.space_options)
     backend, table_path = OnnxRuntimeBackend(), args.work_dir / "latency_table.json"
     table = measure_latency(space, backend, table_path)
 
@@ -286,8 +285,8 @@ def main() -> None:
 
     dense_path = args.work_dir / DENSE
     if not dense_path.exists():
-        export_streampetr(dense, dense_path, class_names=list(config.class_names), weights=weights)
-    whole = Whole(dense, space, backend, list(config.class_names), args.work_dir, args.loads, args.rounds, console)
+        adapter.export(dense, dense_path, plan_hash=None, weights=weights)
+    whole = Whole(dense, space, backend, adapter, args.work_dir, args.loads, args.rounds, console)
     runs = whole.measure(structures, args.work_dir / "whole.json", args.groups)
     if runs is None:
         return

@@ -22,32 +22,42 @@ from typing import Any
 
 import torch
 from mini_steps import Steps
+from mmengine.config import Config
 from mmengine.logging import MMLogger
 from rich.console import Console
+from rich.progress import Progress
 
 from mdp_mmdet3d import __version__
+from mdp_mmdet3d.adapters import adapter_of
+from mdp_mmdet3d.config_file import read_config
 from mdp_mmdet3d.deploy.macs import count_macs
-from mdp_mmdet3d.deploy.measure import device_fingerprint
-from mdp_mmdet3d.deploy.streampetr import export_streampetr
-from mdp_mmdet3d.engine.config_file import read_config
-from mdp_mmdet3d.engine.inputs import build_dense, deployment_frames
-from mdp_mmdet3d.engine.job import MEASURED_FRAMES, TABLE_FILE, PruneJob
+from mdp_mmdet3d.deploy.measure import LatencyStats, device_fingerprint
 from mdp_mmdet3d.engine.optimise import PlanSearch
 from mdp_mmdet3d.engine.outputs import save_slim_checkpoint, write_slim_config
-from mdp_mmdet3d.engine.recovery import FIGURES, model_identity
+from mdp_mmdet3d.engine.recovery import model_identity
 from mdp_mmdet3d.engine.settings import PruneSettings
+from mdp_mmdet3d.engine.steps import (
+    MEASURED_FRAMES,
+    TABLE_FILE,
+    export_model,
+    find_importance,
+    find_space,
+    find_wholes,
+    frame_engine_files,
+    measure_models,
+)
 from mdp_mmdet3d.errors import InfeasibleBudgetError, MdpError
 from mdp_mmdet3d.files import read_json, write_json
 from mdp_mmdet3d.latency.backends.onnxruntime import OnnxRuntimeBackend
 from mdp_mmdet3d.latency.measure import measure_latency
 from mdp_mmdet3d.latency.predict import LatencyModel
-from mdp_mmdet3d.report.summary import FRAME_ENGINES, TRAINING_ONLY
 from mdp_mmdet3d.solver.baselines import halp, uniform_path
 from mdp_mmdet3d.solver.build import LATENCY, Ranking, build_problem, select
 from mdp_mmdet3d.surgery.apply import apply_plan
 from mdp_mmdet3d.surgery.plan import PruningPlan
 
 SCHEMA_VERSION = 1
+FIGURES = ("mAP", "NDS")
 METHODS = ("mdp", "halp", "uniform")
 TRIES = 10  # plans that are measured to find the right one
 PROPOSALS = 40  # turns of a knob for that
@@ -133,22 +143,34 @@ def tune(propose: Propose, measure: Callable[[PruningPlan], float], share: float
     return replace(best, tries=tuple(tries))
 
 
-class Comparison(PruneJob):
-    """The pruning job's machinery, with other methods beside MDP."""
+class Comparison:
+    """The steps of a pruning job, with other methods beside MDP."""
+
+    def __init__(
+        self, config: Config, settings: PruneSettings, work_dir: Path, checkpoint: str, console: Console
+    ) -> None:
+        self.config, self.settings, self.work_dir = config, settings, work_dir
+        self.checkpoint, self.console = checkpoint, console
+        self.adapter = adapter_of(config, settings.input_shape, settings.adapter)
 
     def prepare(self) -> None:
         """Importance, latency table, whole networks: what all methods start from, reused if it is there."""
         self.work_dir.mkdir(parents=True, exist_ok=True)
-        self.dense, self.weights = build_dense(self.config, self.checkpoint)
-        self.frames = deployment_frames(self.config, self.dense, MEASURED_FRAMES)
-        self.space = self._space(self.dense)
-        self.importance = self._importance(self.dense, self.space, self.weights)
-        self._export(self.dense, "dense", None, self.weights)
-        wholes = self._wholes(self.space, self.dense, self.frames, self.weights)
+        adapter, settings, folder, say = self.adapter, self.settings, self.work_dir, self.console.print
+        self.dense, self.weights = adapter.build(self.checkpoint)
+        self.frames = adapter.frames(self.dense, MEASURED_FRAMES)
+        self.space = find_space(adapter, self.dense, settings, folder / "space.json", say)
+        self.importance = find_importance(
+            adapter, self.dense, self.space, self.weights, settings.frames, folder / "importance.npz", say
+        )
+        export_model(adapter, self.dense, folder / "onnx" / "dense", None, self.weights, say)
+        wholes = find_wholes(adapter, self.dense, self.space, settings, folder, self.weights, self.side_by_side, say)
         self.reference_ms = sum(wholes[0].stages_ms.values())
         self.backend = OnnxRuntimeBackend()
         table = measure_latency(self.space, self.backend, self.work_dir / TABLE_FILE)
-        self.latency = self._explained(LatencyModel.fit(self.space, table, wholes))
+        self.latency = LatencyModel.fit(self.space, table, wholes)
+        for line in self.latency.explanation:
+            self.console.print(line)
         self.dense_ms: list[float] = []
 
     def propose(self, method: str) -> Propose:
@@ -162,12 +184,11 @@ class Comparison(PruneJob):
                 self.work_dir / TABLE_FILE,
                 0.0,
                 self.settings.time_limit_s,
-                self.console,
+                self.console.print,
             )
 
             def mdp(knob: float) -> PruningPlan:
-                search.budget_ms = knob * self.reference_ms
-                plan = search.solve()
+                plan = search.solve(knob * self.reference_ms)
                 kept = search.solution.result.objective / search.solution.problem.dense.value
                 return replace(plan, info={**plan.info, "method": method, "importance_kept": kept})
 
@@ -219,7 +240,7 @@ class Comparison(PruneJob):
         found = tune(self.propose(method), measure, share)
         slim = self.cut(found.plan, folder)
         found.plan.save(folder / "plan.json")
-        save_slim_checkpoint(folder / "pruned.pth", slim, found.plan, self.weights, self.config.class_names)
+        save_slim_checkpoint(folder / "pruned.pth", slim, found.plan, self.weights, self.adapter.class_names)
         write_slim_config(folder / "pruned_config.py", self.config)
         write_json(
             folder / "tuned.json",
@@ -229,8 +250,7 @@ class Comparison(PruneJob):
                 "plan_hash": found.plan.hash,
                 "share": found.share,
                 "tries": [list(turn) for turn in found.tries],
-                "params": sum(p.numel() for n, p in slim.named_parameters() if not n.startswith(TRAINING_ONLY)),
-                "macs": sum(count_macs(folder / "onnx" / engine) for engine in FRAME_ENGINES),
+                **self.size(slim, folder / "onnx"),
                 "importance_kept": found.plan.info["importance_kept"],
                 "removed_blocks": sorted(found.plan.removed),
                 "widths": {d.name: [found.plan.width(d.name, d.size), d.size] for d in self.space.dimensions},
@@ -241,16 +261,23 @@ class Comparison(PruneJob):
 
     def cut(self, plan: PruningPlan, folder: Path) -> torch.nn.Module:
         """The slim model of a plan, exported."""
-        slim = apply_plan(build_dense(self.config, self.checkpoint)[0], plan)
-        export_streampetr(
-            slim,
-            folder / "onnx",
-            class_names=list(self.config.class_names),
-            input_size=self.settings.input_size,
-            plan_hash=plan.hash,
-            weights=self.weights,
-        )
+        slim = apply_plan(self.adapter.build(self.checkpoint)[0], plan)
+        self.adapter.export(slim, folder / "onnx", plan_hash=plan.hash, weights=self.weights)
         return slim
+
+    def size(self, model: torch.nn.Module, folder: Path) -> dict[str, int]:
+        """Parameters that are deployed, and multiply-accumulates per frame."""
+        unused = self.adapter.training_only
+        return {
+            "params": sum(p.numel() for n, p in model.named_parameters() if not n.startswith(unused)),
+            "macs": sum(count_macs(path) for path in frame_engine_files(folder, self.adapter.once)),
+        }
+
+    def side_by_side(self, folders: Mapping[str, Path]) -> dict[str, LatencyStats]:
+        """Latencies of deployments in turns."""
+        return measure_models(
+            folders, self.frames, self.settings.rounds, Progress(console=self.console, transient=True)
+        )
 
     def share(self, folder: Path) -> float:
         """Latency of a plan relative to the dense model, each in turn; median of `SESSIONS`.
@@ -266,7 +293,7 @@ class Comparison(PruneJob):
 
     def against_dense(self, folder: Path) -> tuple[float, float]:
         """Latency relative to the dense model beside it, and that of the dense model, ms."""
-        stats = self._side_by_side({"dense": self.work_dir / "onnx" / "dense", "pruned": folder / "onnx"}, self.frames)
+        stats = self.side_by_side({"dense": self.work_dir / "onnx" / "dense", "pruned": folder / "onnx"})
         return stats["pruned"].settled_ms / stats["dense"].settled_ms, stats["dense"].settled_ms
 
 
@@ -275,7 +302,7 @@ def summary(results: Sequence[Path]) -> dict[str, Any]:
     content = [read_json(path, what="accuracy", schema_version=SCHEMA_VERSION) for path in results]
     out: dict[str, Any] = {}
     for figure in FIGURES:
-        values = [item[figure] for item in content]
+        values = [item["figures"][figure] for item in content]
         out[figure] = {
             "runs": values,
             "mean": statistics.mean(values),
@@ -374,8 +401,7 @@ def compare(args: argparse.Namespace, console: Console) -> dict[str, Any]:
         latency = {"latency_ms": shares[name] * dense_ms, "measured_share": shares[name]}
         if name == "dense":
             size = {
-                "params": sum(p.numel() for n, p in job.dense.named_parameters() if not n.startswith(TRAINING_ONLY)),
-                "macs": sum(count_macs(job.work_dir / "onnx" / "dense" / engine) for engine in FRAME_ENGINES),
+                **job.size(job.dense, job.work_dir / "onnx" / "dense"),
                 "importance_kept": 1.0,
             }
         else:

@@ -16,8 +16,9 @@ from mmengine.config import Config
 from mmengine.logging import MMLogger
 from rich.console import Console
 
-from mdp_mmdet3d.engine.config_file import read_config
-from mdp_mmdet3d.engine.recovery import FinetuneSettings, evaluate, finetune, model_identity
+from mdp_mmdet3d.config_file import read_config
+from mdp_mmdet3d.engine.recovery import evaluate, finetune, model_identity
+from mdp_mmdet3d.engine.settings import FinetuneSettings
 from mdp_mmdet3d.errors import MdpError
 from mdp_mmdet3d.files import read_json, write_json
 from mdp_mmdet3d.surgery.plan import PruningPlan
@@ -133,7 +134,7 @@ def run_step(folder: Path) -> None:
             config, checkpoint, folder / "training", FinetuneSettings(**step["finetune"]), step["identity"], console
         )
     state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
-    evaluate(config, state, folder / "accuracy.json", step["identity"], console)
+    evaluate(config, state, folder / "accuracy.json", step["identity"], console, ("mAP", "NDS"))
 
 
 def main() -> int:

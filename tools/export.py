@@ -7,31 +7,19 @@ raw outputs of its heads.
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
-from functools import partial
 from pathlib import Path
 
 import numpy as np
-from mmengine.config import Config, DictAction
+from mmengine.config import DictAction
 from mmengine.logging import MMLogger
-from rich.progress import Progress, TaskID
+from rich.progress import Progress
 from torch import nn
 
-from mdp_mmdet3d.deploy.bundle import write_runtime
-from mdp_mmdet3d.deploy.compare import check_against_pytorch
-from mdp_mmdet3d.deploy.manifest import DeploymentManifest
-from mdp_mmdet3d.deploy.reduce import reduce_precision
-from mdp_mmdet3d.deploy.single_graph import export_single_graph
-from mdp_mmdet3d.deploy.stream import Frame
-from mdp_mmdet3d.deploy.streampetr import export_streampetr
-from mdp_mmdet3d.deploy.synthetic import synthetic_frames
-from mdp_mmdet3d.engine.config_file import read_config
-from mdp_mmdet3d.engine.deployed_accuracy import evaluate_deployment
-from mdp_mmdet3d.engine.inputs import RANDOM, build_dense, deployment_frames
+from mdp_mmdet3d.adapters import RANDOM, Adapter, DeployOptions, InputShape, adapter_of
+from mdp_mmdet3d.config_file import read_config
+from mdp_mmdet3d.engine.settings import PruneSettings
 from mdp_mmdet3d.errors import MdpError
-
-STREAMING = "StreamPETR"
 
 
 def parse_args() -> argparse.Namespace:
@@ -84,8 +72,8 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def load(args: argparse.Namespace) -> tuple[Config, nn.Module, str]:
-    """Config, model and identity of the weights."""
+def load(args: argparse.Namespace) -> tuple[Adapter, nn.Module, str]:
+    """Adapter, model and identity of the weights."""
     path, checkpoint = args.source, args.checkpoint
     if path.is_dir():
         path = args.source / "pruned_config.py"
@@ -93,121 +81,47 @@ def load(args: argparse.Namespace) -> tuple[Config, nn.Module, str]:
     if not path.is_file():
         raise MdpError(f"{path} does not exist; give a config or the work directory of a finished tools/prune.py run")
     config = read_config(path, args.cfg_options)
-    return config, *build_dense(config, checkpoint or config.get("checkpoint"))
-
-
-def frames_for(args: argparse.Namespace, config: Config, model: nn.Module, manifest: DeploymentManifest) -> list[Frame]:
-    if args.frames == "synthetic":
-        return synthetic_frames(manifest, args.num_frames)
-    return deployment_frames(config, model, args.num_frames)
-
-
-def advance(bar: Progress, task: TaskID, done: int, total: int) -> None:
-    bar.update(task, completed=done, total=total)
-
-
-def accuracy(args: argparse.Namespace, config: Config, model: nn.Module, folders: dict[str, Path]) -> dict[str, dict]:
-    """Figures of the test data by precision; empty without --evaluate."""
-    found = {}
-    for precision, folder in folders.items() if args.evaluate else ():
-        with Progress(transient=True) as bar:
-            task = bar.add_task(f"evaluate {precision}", total=None)
-            found[precision] = evaluate_deployment(config, model.data_preprocessor, folder, partial(advance, bar, task))
-        figures = {key: value for key, value in found[precision].items() if isinstance(value, float)}
-        print(
-            f"{precision} on {found[precision]['frames']} frames: "
-            + ", ".join(f"{key} {value:.4f}" for key, value in figures.items())
+    settings = PruneSettings.from_config(config.get("prune", {}))
+    size = args.input_size or config.get("prune", {}).get("input_size") or config.get("input_size")
+    adapter = adapter_of(config, settings.input_shape, settings.adapter)
+    model, weights = adapter.build(checkpoint or config.get("checkpoint"))
+    size = size or config.get("final_shape")
+    if size is None:
+        raise MdpError(
+            f"the size of {type(model).__name__}'s network image is not in the config: give --input-size HEIGHT WIDTH"
         )
-    return found
-
-
-def export_stream(args: argparse.Namespace, config: Config, model: nn.Module, out: Path, common: dict) -> str:
-    """Three engines of StreamPETR, checked over a stream; returns the files of the folder."""
-    if args.num_frames < 1:
-        raise MdpError(f"--num-frames must be at least 1, got {args.num_frames}")
-    fp32 = out if args.precision == "fp32" else out.with_name(out.name + ".fp32")
-    manifest = export_streampetr(
-        model,
-        fp32,
-        class_names=list(config.class_names),
-        source_size=tuple(args.source_size),
-        layout=args.layout,
-        levels=args.levels,
-        prev_exists=args.prev_exists,
-        on_stage=lambda stage: print(f"export {stage}"),
-        **common,
-    )
-    try:
-        frames = frames_for(args, config, model, manifest)
-        check = check_against_pytorch(model, fp32, frames)
-        print(
-            f"against PyTorch over {len(frames)} frames: logits {check['teacher_forced']['logits']:.1e}, "
-            f"boxes {check['teacher_forced']['boxes']:.1e} (teacher-forced)"
-        )
-        if args.precision == "fp32":
-            manifest = manifest.with_checks(out, against_pytorch=check)
-        else:
-            manifest = reduce_precision(fp32, out, args.precision, frames)
-            found = manifest.checks["boxes_against_fp32"]
-            print(
-                f"{args.precision} against fp32: {found['matched_share']:.1%} of {found['boxes']} boxes found "
-                f"within {found['match_distance_m']} m, mean distance {found['mean_distance_m']:.3f} m"
-            )
-            manifest = manifest.with_checks(out, fp32_against_pytorch=check)
-        if figures := accuracy(args, config, model, {"fp32": fp32, args.precision: out}):
-            manifest = manifest.with_checks(out, accuracy=figures)
-    finally:
-        if fp32 != out:
-            shutil.rmtree(fp32, ignore_errors=True)
-    runtime = write_runtime(out / "mdp_runtime.pyz")
-    return f"{', '.join(spec.file for spec in manifest.engines.values())}, init_memory.npz, {runtime.name}"
-
-
-def export_other(args: argparse.Namespace, config: Config, model: nn.Module, out: Path, common: dict) -> str:
-    """One graph of another detector; returns the files of the folder."""
-    if args.evaluate:
-        raise MdpError("--evaluate runs the streaming runtime, which is StreamPETR's; use tools/test.py")
-    classes = config.get("class_names") or config.get("metainfo", {}).get("classes", ())
-    manifest = export_single_graph(
-        model,
-        out,
-        class_names=classes,
-        precision=args.precision,
-        num_cams=config.get("prune", {}).get("num_cams", 1),
-        **common,
-    )
-    for name, check in manifest.checks.items():
-        difference = max(check["difference"].values())
-        print(f"{name.replace('_', ' ')} on noise: largest difference of an output {difference:.1e}")
-    return ", ".join(spec.file for spec in manifest.engines.values())
+    adapter.shape = InputShape(adapter.shape.num_cams, *size)
+    return adapter, model, weights
 
 
 def main() -> int:
     args = parse_args()
     MMLogger.get_instance("mdp", log_level="WARNING")  # initialisers are talkative
     try:
-        config, model, weights = load(args)
+        adapter, model, weights = load(args)
         if weights == RANDOM:
             print("RANDOM WEIGHTS: no checkpoint was given; latencies are real, boxes mean nothing")
         plan = getattr(model, "mdp_plan", None)
         base = args.source if args.source.is_dir() else Path("work_dirs") / args.source.stem
         out = args.out or base / "export" / args.precision
-        streams = type(model).__name__ == STREAMING
-        size = args.input_size or config.get("prune", {}).get("input_size") or config.get("input_size")
-        if size is None and streams:
-            size = config.get("final_shape", (256, 704))
-        if size is None:
-            raise MdpError(
-                f"the size of {type(model).__name__}'s network image is not in the config: "
-                "give --input-size HEIGHT WIDTH"
+        with Progress(transient=True) as bar:
+            task = bar.add_task("", visible=False)
+            options = DeployOptions(
+                precision=args.precision,
+                simplify=args.simplify,
+                synthetic=args.frames == "synthetic",
+                num_frames=args.num_frames,
+                evaluate=args.evaluate,
+                source_size=tuple(args.source_size),
+                layout=args.layout,
+                levels=args.levels,
+                prev_exists=args.prev_exists,
+                on_progress=lambda what, done, total: bar.update(
+                    task, description=what, completed=done, total=total, visible=True
+                ),
             )
-        common = {
-            "input_size": tuple(size),
-            "simplify": args.simplify,
-            "plan_hash": plan.hash if plan else None,
-            "weights": weights,
-        }
-        files = (export_stream if streams else export_other)(args, config, model, out, common)
+            plan_hash = plan.hash if plan else None
+            files = adapter.deploy(model, out, options, plan_hash=plan_hash, weights=weights, say=print)
     except MdpError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

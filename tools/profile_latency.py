@@ -111,17 +111,17 @@ def plan_points(space: PruningSpace, plan: PruningPlan, lacking: Path | None) ->
 def measure(args: argparse.Namespace, console: Console) -> None:
     from mmengine.logging import MMLogger
 
-    from mdp_mmdet3d.engine.config_file import read_config
-    from mdp_mmdet3d.engine.inputs import build_dense
+    from mdp_mmdet3d.adapters import adapter_of
+    from mdp_mmdet3d.config_file import read_config
     from mdp_mmdet3d.engine.settings import PruneSettings
     from mdp_mmdet3d.latency.bundle import write_bundle
     from mdp_mmdet3d.latency.measure import measure_latency
-    from mdp_mmdet3d.space.trace import trace_space
 
     MMLogger.get_instance("mdp", log_level="WARNING")  # initialisers are talkative
     config = read_config(args.config)
     s = PruneSettings.from_config(config.get("prune", {}))
-    space = trace_space(build_dense(config, None)[0], s.input_shape, s.space_options)
+    adapter = adapter_of(config, s.input_shape, s.adapter)
+    space = adapter.trace(adapter.build(None)[0], s.space_options)
     widths: dict[str, int] = {}
     removed: set[str] = set()
     if args.plan is not None:

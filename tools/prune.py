@@ -14,7 +14,7 @@ from mmengine.config import DictAction
 from mmengine.logging import MMLogger
 from rich.console import Console
 
-from mdp_mmdet3d.engine.config_file import read_config
+from mdp_mmdet3d.config_file import read_config
 from mdp_mmdet3d.engine.job import PruneJob
 from mdp_mmdet3d.engine.settings import PRECISIONS, PruneSettings
 from mdp_mmdet3d.errors import MdpError

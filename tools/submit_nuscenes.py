@@ -12,7 +12,7 @@ from mmengine.config import Config, DictAction
 from mmengine.runner import Runner
 
 import mdp_mmdet3d.engine  # noqa: F401  registers the slim model and lets checkpoints load safely
-from mdp_mmdet3d.engine.config_file import read_config
+from mdp_mmdet3d.config_file import read_config
 from mdp_mmdet3d.errors import MdpError
 from projects.streampetr.checkpoint import load_checkpoint
 from projects.streampetr.submission import write_submission

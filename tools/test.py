@@ -12,11 +12,12 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
 import mdp_mmdet3d.engine  # noqa: F401  registers the slim model and lets checkpoints load safely
-from mdp_mmdet3d.engine.config_file import read_config
+from mdp_mmdet3d.adapters import adapter_of
+from mdp_mmdet3d.config_file import read_config
 from mdp_mmdet3d.engine.cpu_processes import prepare_cpu_processes
+from mdp_mmdet3d.engine.settings import PruneSettings
 from mdp_mmdet3d.engine.train_config import check_loaders
 from mdp_mmdet3d.errors import MdpError
-from projects.streampetr.checkpoint import load_checkpoint
 
 
 def parse_args() -> argparse.Namespace:
@@ -46,7 +47,9 @@ def main() -> int:
         config = configure(args)
         prepare_cpu_processes(config)
         runner = Runner.from_cfg(config)
-        load_checkpoint(runner.model.module if is_model_wrapper(runner.model) else runner.model, args.checkpoint)
+        settings = PruneSettings.from_config(config.get("prune", {}))
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        adapter_of(config, settings.input_shape, settings.adapter).load(model, args.checkpoint)
         runner.test()
     except MdpError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -11,7 +11,7 @@ from mmengine.config import Config, DictAction
 from mmengine.runner import Runner
 
 import mdp_mmdet3d.engine  # noqa: F401  registers the hooks and lets checkpoints load safely
-from mdp_mmdet3d.engine.config_file import read_config
+from mdp_mmdet3d.config_file import read_config
 from mdp_mmdet3d.engine.cpu_processes import prepare_cpu_processes, process_failure
 from mdp_mmdet3d.engine.plan_hook import add_plan_hook
 from mdp_mmdet3d.engine.train_config import add_optional_hooks, check_loaders, choose_start

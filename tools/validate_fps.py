@@ -15,6 +15,7 @@ if __name__ == "__main__":  # on a vehicle the repository is not installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mdp_mmdet3d.deploy.host import host_fingerprint, host_state
+from mdp_mmdet3d.deploy.load import Runner, load_runner
 from mdp_mmdet3d.deploy.stream import BACKENDS, StreamRunner
 from mdp_mmdet3d.deploy.validate import Requirement, Validation, validate
 from mdp_mmdet3d.errors import MdpError
@@ -52,12 +53,16 @@ def prediction_ms(args: argparse.Namespace) -> float | None:
         raise MdpError(f"{args.report} has no prediction ({error!r}); give --predicted-ms") from error
 
 
-def stream_of(runner: StreamRunner, frames: str, count: int):
+def stream_of(runner: Runner, frames: str, count: int):
     """At least ``count`` frames; a short drive is repeated as new scenes."""
     if frames == "synthetic":
-        from mdp_mmdet3d.deploy.synthetic import repeat_frames, synthetic_frames
+        from mdp_mmdet3d.deploy.synthetic import repeat_frames, synthetic_frames, synthetic_images
 
-        return repeat_frames(synthetic_frames(runner.manifest, count=8))
+        streams = isinstance(runner, StreamRunner)
+        made: list = (synthetic_frames if streams else synthetic_images)(runner.manifest, count=8)
+        return repeat_frames(made)
+    if not isinstance(runner, StreamRunner):
+        raise MdpError(f"--frames {frames}: a recorded drive is for a streaming deployment; a single graph takes noise")
     from mdp_mmdet3d.deploy.drive import load_drive
     from mdp_mmdet3d.deploy.preprocess import preprocess
     from mdp_mmdet3d.deploy.synthetic import repeat_frames
@@ -106,8 +111,8 @@ def main() -> int:
             deadline_ms = 1e3 / args.fps if args.fps > 0 else 0.0
         requirement = Requirement(args.fps, deadline_ms, args.allowed_misses)
         predicted_ms = prediction_ms(args)
-        runner = StreamRunner(args.deployment, args.threads, args.backend)
-        dense = StreamRunner(args.dense, args.threads, args.backend) if args.dense else None
+        runner = load_runner(args.deployment, args.threads, args.backend)
+        dense = load_runner(args.dense, args.threads, args.backend) if args.dense else None
         before = host_state()
         stream = stream_of(runner, args.frames, args.num_frames + args.warmup)
         result = validate(
@@ -125,7 +130,7 @@ def main() -> int:
                     "deployment": {
                         "folder": str(args.deployment),
                         "precision": manifest.precision,
-                        "layout": manifest.layout,
+                        "layout": getattr(manifest, "layout", None),
                         "plan_hash": manifest.plan_hash,
                         "weights": manifest.weights,
                     },

@@ -13,24 +13,23 @@ from typing import Any
 import onnxruntime as ort
 
 from mdp_mmdet3d.deploy.errors import DeploymentError
-from mdp_mmdet3d.deploy.stream import Frame, StreamRunner
+from mdp_mmdet3d.deploy.load import Runner, load_runner
 
 LOADS = 4  # of every candidate; see `measure_interleaved`
 
 
 @dataclass(frozen=True)
 class LatencyStats:
-    """Per-frame latency of one candidate; every field in milliseconds except ``rounds``.
+    """Per-frame latency of one candidate; every time in milliseconds.
 
     Attributes:
         settled_ms: Median of the fastest quarter of the rounds: what the device does while nothing else runs. Other
             processes only ever add time, so this repeats between sessions where the median does not.
-        median_ms: Median over rounds of encoder and head together.
+        median_ms: Median over rounds of all engines together.
         minimum_ms: Fastest round.
         p90_ms: 90th percentile.
         spread_ms: Inter-quartile range.
-        encoder_ms: Settled time of the image encoder alone.
-        head_ms: Settled time of the head alone.
+        engines_ms: Settled time of every engine alone, by name.
         rounds: Timed rounds.
         samples_ms: Every round in the order of measuring; the k-th of two candidates were taken side by side.
     """
@@ -40,15 +39,14 @@ class LatencyStats:
     minimum_ms: float
     p90_ms: float
     spread_ms: float
-    encoder_ms: float
-    head_ms: float
+    engines_ms: Mapping[str, float]
     rounds: int
     samples_ms: tuple[float, ...]
 
     @classmethod
-    def from_samples(cls, encoder_ms: Sequence[float], head_ms: Sequence[float]) -> LatencyStats:
-        """Summarise at least two rounds."""
-        total = [encoder + head for encoder, head in zip(encoder_ms, head_ms)]
+    def from_samples(cls, engines_ms: Mapping[str, Sequence[float]]) -> LatencyStats:
+        """Summarise at least two rounds of every engine."""
+        total = [sum(times) for times in zip(*engines_ms.values())]
         lower, _, upper = statistics.quantiles(total, n=4, method="inclusive")
         return cls(
             settled_ms=settled(total),
@@ -56,8 +54,7 @@ class LatencyStats:
             minimum_ms=min(total),
             p90_ms=statistics.quantiles(total, n=10, method="inclusive")[-1],
             spread_ms=upper - lower,
-            encoder_ms=settled(encoder_ms),
-            head_ms=settled(head_ms),
+            engines_ms={name: settled(times) for name, times in engines_ms.items()},
             rounds=len(total),
             samples_ms=tuple(total),
         )
@@ -78,8 +75,8 @@ def settled(samples_ms: Sequence[float]) -> float:
 
 
 def measure_interleaved(
-    candidates: Mapping[str, str | Path | StreamRunner],
-    frames: Sequence[Frame],
+    candidates: Mapping[str, str | Path | Runner],
+    frames: Sequence[Any],
     *,
     rounds: int = 16,
     loads: int = LOADS,
@@ -87,9 +84,9 @@ def measure_interleaved(
     threads: int = 1,
     on_round: Callable[[int, int], None] | None = None,
 ) -> dict[str, LatencyStats]:
-    """Time image encoder and head per frame, all candidates taking turns in this process.
+    """Time the engines that run every frame, all candidates taking turns in this process.
 
-    The position embedding is computed once, from the first frame's rig, as on a vehicle. In every round each
+    What a stream needs once (the position embedding of a rig) is computed ahead, as on a vehicle. In every round each
     candidate runs the same frame; who goes first rotates, so a drifting clock touches all alike. Folders are loaded
     several times and the rounds spread over the loads: a session may be up to 10 % slower than another one of the same
     network for as long as it lives, presumably for where its memory lies (``docs/latency.md``).
@@ -116,14 +113,13 @@ def measure_interleaved(
         )
     loads = min(loads, rounds) if all(isinstance(item, str | Path) for item in candidates.values()) else 1
     names = list(candidates)
-    encoder_ms: dict[str, list[float]] = {name: [] for name in names}
-    head_ms: dict[str, list[float]] = {name: [] for name in names}
+    engines_ms: dict[str, dict[str, list[float]]] = {name: {} for name in names}
     done = 0
     for load in range(loads):
         shift = load % len(names)
         runners = {name: _loaded(candidates[name], threads) for name in names[shift:] + names[:shift]}
         for runner in runners.values():
-            runner.set_rig(frames[0].intrinsics, frames[0].lidar2img)
+            runner.start(frames[0])
         for index in range(warmup + rounds // loads + (load < rounds % loads)):
             position = index % len(frames)
             first = index % len(names)
@@ -132,17 +128,17 @@ def measure_interleaved(
                     runners[name].reset()
                 output = runners[name].step(frames[position])
                 if index >= warmup:
-                    encoder_ms[name].append(output.encoder_ms)
-                    head_ms[name].append(output.head_ms)
+                    for engine, elapsed_ms in output.engines_ms.items():
+                        engines_ms[name].setdefault(engine, []).append(elapsed_ms)
             done += 1
             if on_round:
                 on_round(done, loads * warmup + rounds)
         del runners, runner
-    return {name: LatencyStats.from_samples(encoder_ms[name], head_ms[name]) for name in names}
+    return {name: LatencyStats.from_samples(engines_ms[name]) for name in names}
 
 
-def _loaded(candidate: str | Path | StreamRunner, threads: int) -> StreamRunner:
-    return StreamRunner(candidate, threads) if isinstance(candidate, str | Path) else candidate
+def _loaded(candidate: str | Path | Runner, threads: int) -> Runner:
+    return load_runner(candidate, threads) if isinstance(candidate, str | Path) else candidate
 
 
 def speedup(dense: LatencyStats, pruned: LatencyStats) -> float:

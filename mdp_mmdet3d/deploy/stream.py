@@ -89,6 +89,11 @@ class StreamOutput:
     encoder_ms: float
     head_ms: float
 
+    @property
+    def engines_ms(self) -> dict[str, float]:
+        """Wall-clock milliseconds of the engines that run every frame."""
+        return {"image_encoder": self.encoder_ms, "head": self.head_ms}
+
 
 class StreamRunner:
     """Runs an exported StreamPETR over a stream of frames.
@@ -157,9 +162,13 @@ class StreamRunner:
         self._rig_outputs = self._position.run({name: feeds[name] for name in self._position.inputs})
         self._rig = rig
 
+    def start(self, frame: Frame) -> None:
+        """What is computed once, before a stream: the position embedding of the frame's rig."""
+        self.set_rig(frame.intrinsics, frame.lidar2img)
+
     def run(self, frame: Frame) -> StreamOutput:
         """Set the frame's rig if it differs from the last one, then `step`."""
-        self.set_rig(frame.intrinsics, frame.lidar2img)
+        self.start(frame)
         return self.step(frame)
 
     def step(self, frame: Frame) -> StreamOutput:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
+from mdp_mmdet3d.deploy.graph_manifest import GraphManifest
 from mdp_mmdet3d.deploy.manifest import DeploymentManifest
 from mdp_mmdet3d.deploy.stream import Frame
 
@@ -47,11 +49,22 @@ def synthetic_frames(manifest: DeploymentManifest, count: int, seed: int = 0) ->
     return frames
 
 
-def repeat_frames(frames: Sequence[Frame]) -> Iterator[Frame]:
-    """Endless stream: every pass over ``frames`` is a scene of its own."""
+def synthetic_images(manifest: GraphManifest, count: int, seed: int = 0) -> list[np.ndarray]:
+    """``count`` images of noise for a single graph."""
+    rng = np.random.default_rng(seed)
+    shape = manifest.engines["model"].inputs[0].shape
+    return [rng.standard_normal(shape, dtype=np.float32) for _ in range(count)]
+
+
+def repeat_frames(frames: Sequence[Any]) -> Iterator[Any]:
+    """Endless stream: every pass over ``frames`` is a scene of its own; images of a single graph have no scene."""
     index = 0
     while frames:
-        yield from (replace(frame, scene_token=f"{frame.scene_token}#{index}") for frame in frames)
+        yield from (
+            frames
+            if not isinstance(frames[0], Frame)
+            else (replace(frame, scene_token=f"{frame.scene_token}#{index}") for frame in frames)
+        )
         index += 1
 
 

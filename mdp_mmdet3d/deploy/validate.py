@@ -11,7 +11,7 @@ import numpy as np
 
 from mdp_mmdet3d.deploy.errors import DeploymentError
 from mdp_mmdet3d.deploy.host import resident_mib
-from mdp_mmdet3d.deploy.stream import Frame, StreamRunner
+from mdp_mmdet3d.deploy.load import Runner
 
 SCHEMA_VERSION = 1
 MEMORY_SLACK_MIB = 64.0
@@ -45,13 +45,11 @@ class Candidate:
     """Latencies of one deployment, every frame in the order of the stream.
 
     Attributes:
-        encoder_ms: Image encoder.
-        head_ms: Head and the host's work on the memory.
+        engines_ms: Of every engine, host work on the memory included.
         frame_ms: From the network input in memory to decoded boxes.
     """
 
-    encoder_ms: list[float] = field(default_factory=list)
-    head_ms: list[float] = field(default_factory=list)
+    engines_ms: dict[str, list[float]] = field(default_factory=dict)
     frame_ms: list[float] = field(default_factory=list)
 
     def summary(self) -> dict[str, float]:
@@ -67,10 +65,15 @@ class Candidate:
             "mean_ms": float(values.mean()),
             "jitter_ms": float(values.std()),
             "largest_step_ms": float(np.abs(np.diff(values)).max()) if len(values) > 1 else 0.0,
-            "encoder_p50_ms": float(np.median(self.encoder_ms)),
-            "head_p50_ms": float(np.median(self.head_ms)),
+            **{engine_key(name): float(np.median(times)) for name, times in self.engines_ms.items()},
             "throughput_fps": float(1e3 / values.mean()),
         }
+
+
+def engine_key(engine: str) -> str:
+    """Name of an engine's median in ``fps.json``: ``encoder_p50_ms``, ``head_p50_ms``, ``model_p50_ms``."""
+    name = engine[len("image_") :] if engine.startswith("image_") else engine
+    return f"{name}_p50_ms"
 
 
 @dataclass(frozen=True)
@@ -108,13 +111,13 @@ class Validation:
 
 
 def validate(
-    runner: StreamRunner,
-    frames: Iterator[Frame],
+    runner: Runner,
+    frames: Iterator[Any],
     count: int,
     requirement: Requirement,
     *,
     warmup: int = 10,
-    dense: StreamRunner | None = None,
+    dense: Runner | None = None,
     on_frame: Callable[[int, int], None] | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Validation:
@@ -147,13 +150,14 @@ def validate(
             start_mib = peak_mib = resident_mib()
         for item, found in candidates if index % 2 == 0 else candidates[::-1]:
             start = clock()
-            output = item.run(frame)
+            item.start(frame)
+            output = item.step(frame)
             item.decode(output)
             elapsed_ms = 1e3 * (clock() - start)
             if index >= warmup:
                 found.frame_ms.append(elapsed_ms)
-                found.encoder_ms.append(output.encoder_ms)
-                found.head_ms.append(output.head_ms)
+                for name, engine_ms in output.engines_ms.items():
+                    found.engines_ms.setdefault(name, []).append(engine_ms)
         if index >= warmup:
             peak_mib = max(peak_mib, resident_mib())
         if on_frame:

@@ -4,12 +4,12 @@ Importing it (``custom_imports = dict(imports=["mdp_mmdet3d.engine"])``) registe
 hooks.
 """
 
+from mdp_mmdet3d.checkpoint.safe_loading import register_safe_globals
 from mdp_mmdet3d.engine.finite_optim import FiniteOptimWrapper
 from mdp_mmdet3d.engine.importance_hook import ImportanceHook
 from mdp_mmdet3d.engine.plan_hook import PlanHook
 from mdp_mmdet3d.engine.plan_logger_hook import PlanLoggerHook
 from mdp_mmdet3d.engine.prune_hook import MDPPruneHook
-from mdp_mmdet3d.engine.safe_loading import register_safe_globals
 from mdp_mmdet3d.engine.slim_model import MDPSlimModel
 
 register_safe_globals()

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from mmengine.config import Config
 from mmengine.dist import all_reduce, is_main_process
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
@@ -16,11 +17,11 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
+from mdp_mmdet3d.adapters import adapter_of
 from mdp_mmdet3d.engine.settings import PruneSettings
 from mdp_mmdet3d.errors import MdpError, StructureMismatchError
 from mdp_mmdet3d.importance.table import ImportanceTable
 from mdp_mmdet3d.importance.taylor import TaylorAccumulator
-from mdp_mmdet3d.space.trace import trace_space
 from mdp_mmdet3d.space.types import PruningSpace
 
 
@@ -29,10 +30,11 @@ def unwrapped(model: nn.Module) -> nn.Module:
     return model.module if is_model_wrapper(model) else model
 
 
-def space_of(model: nn.Module, settings: PruneSettings) -> PruningSpace:
+def space_of(model: nn.Module, config: Config, settings: PruneSettings) -> PruningSpace:
     """Pruning space of a model that is being trained; the model is not touched."""
+    adapter = adapter_of(config, settings.input_shape, settings.adapter)
     with torch.no_grad():
-        return trace_space(copy.deepcopy(unwrapped(model)).eval(), settings.input_shape, settings.space_options)
+        return adapter.trace(copy.deepcopy(unwrapped(model)).eval(), settings.space_options)
 
 
 def loss_scale(runner: Runner) -> float:
@@ -136,7 +138,7 @@ class ImportanceHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Trace the pruning space, and take up a resumed collection."""
-        self._space = space_of(runner.model, PruneSettings.from_config(runner.cfg.get("prune", {})))
+        self._space = space_of(runner.model, runner.cfg, PruneSettings.from_config(runner.cfg.get("prune", {})))
         state = self._loaded if runner.iter > 0 else None
         self._loaded = None
         if state is not None:

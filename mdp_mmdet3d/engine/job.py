@@ -3,49 +3,50 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from mmengine.config import Config
 from rich.console import Console
 from rich.progress import Progress
 from torch import nn
 
-from mdp_mmdet3d.deploy.compare import StreamDifference, compare_stream
+from mdp_mmdet3d.adapters import RANDOM, Adapter, adapter_of
 from mdp_mmdet3d.deploy.folders import check_target
-from mdp_mmdet3d.deploy.manifest import MANIFEST_FILE, DeploymentManifest
-from mdp_mmdet3d.deploy.measure import LOADS, LatencyStats, device_fingerprint, measure_interleaved, speedup
-from mdp_mmdet3d.deploy.stream import Frame
-from mdp_mmdet3d.deploy.streampetr import export_streampetr
+from mdp_mmdet3d.deploy.measure import LatencyStats, device_fingerprint, speedup
 from mdp_mmdet3d.engine.calibration import load_calibration, save_calibration
-from mdp_mmdet3d.engine.inputs import RANDOM, build_dense, data_identity, deployment_frames, importance_batches
 from mdp_mmdet3d.engine.optimise import PlanSearch
 from mdp_mmdet3d.engine.outputs import new_pruned_model
 from mdp_mmdet3d.engine.recovery import recover
 from mdp_mmdet3d.engine.settings import PruneSettings, budget_ms, parse_budget
+from mdp_mmdet3d.engine.steps import (
+    MEASURED_FRAMES,
+    TABLE_FILE,
+    export_model,
+    find_importance,
+    find_space,
+    find_wholes,
+    frame_engine_files,
+    measure_models,
+)
 from mdp_mmdet3d.engine.target import load_target_table, table_identity, target_model, target_points
-from mdp_mmdet3d.engine.wholes import load_wholes, measure_wholes, stages_ms
-from mdp_mmdet3d.errors import FileFormatError, MdpError, StructureMismatchError
+from mdp_mmdet3d.errors import MdpError
 from mdp_mmdet3d.files import digest, write_json
-from mdp_mmdet3d.importance.collect import collect_importance
 from mdp_mmdet3d.importance.table import ImportanceTable
 from mdp_mmdet3d.latency.backends.onnxruntime import OnnxRuntimeBackend
 from mdp_mmdet3d.latency.measure import measure_latency
-from mdp_mmdet3d.latency.predict import LatencyModel, Measured
+from mdp_mmdet3d.latency.predict import LatencyModel
 from mdp_mmdet3d.latency.table import LatencyTable
 from mdp_mmdet3d.report.structure import plot_structure
-from mdp_mmdet3d.space.trace import trace_space
 from mdp_mmdet3d.space.types import PruningSpace
 from mdp_mmdet3d.surgery.apply import apply_plan
 from mdp_mmdet3d.surgery.plan import PruningPlan
 
-TABLE_FILE = "latency_table.json"
 CALIBRATION_FILE = "calibration.json"
-MEASURED_FRAMES = 4  # distinct frames that an end-to-end measurement cycles through
 COMPARED_FRAMES = 3  # frames on which ONNX Runtime is compared with PyTorch
 
 
@@ -115,33 +116,37 @@ class PruneJob:
         self.work_dir.mkdir(parents=True, exist_ok=True)
         stages = Stages(self.console)
         with stages("model"):
-            dense, weights = build_dense(self.config, self.checkpoint)
+            adapter = adapter_of(self.config, self.settings.input_shape, self.settings.adapter)
+            dense, weights = adapter.build(self.checkpoint)
             if weights == RANDOM:
                 self.console.print(
                     "  [bold red]RANDOM WEIGHTS[/bold red]: no checkpoint was given. The line runs and "
                     "the latencies are real, but which parts stay means nothing. Use --checkpoint."
                 )
-            frames = deployment_frames(self.config, dense, max(MEASURED_FRAMES, COMPARED_FRAMES))
+            frames = adapter.frames(dense, max(MEASURED_FRAMES, COMPARED_FRAMES))
         with stages("pruning space"):
-            space = self._space(dense)
+            space = find_space(adapter, dense, self.settings, self.work_dir / "space.json", self._say)
         target = self._target_table(space)
         with stages("importance"):
-            importance = self._importance(dense, space, weights)
+            importance = find_importance(
+                adapter, dense, space, weights, self.settings.frames, self.work_dir / "importance.npz", self._say
+            )
         with stages("export dense"):
-            self._export(dense, "dense", None, weights)
+            export_model(adapter, dense, self.work_dir / "onnx" / "dense", None, weights, self._say)
         if target is None or self.latency_table is None:
-            found = self._prune_here(space, importance, dense, frames, weights, stages)
+            found = self._prune_here(adapter, space, importance, dense, frames, weights, stages)
         else:
-            found = self._prune_for_target(space, importance, self.latency_table, target, weights, stages)
+            found = self._prune_for_target(adapter, space, importance, self.latency_table, target, weights, stages)
         with stages("check"):
             differences = {
-                name: compare_stream(model, self.work_dir / "onnx" / name, frames[:COMPARED_FRAMES])
+                name: adapter.compare(model, self.work_dir / "onnx" / name, frames[:COMPARED_FRAMES])
                 for name, model in (("dense", dense), ("pruned", found.slim))
             }
         plot_structure(self.work_dir / "structure.png", space, found.plan)
         recovered = recover(
             self.config,
             self.work_dir,
+            headline=adapter.headline,
             evaluate_models=self.settings.evaluate,
             settings=self.settings.finetuning,
             dense=dense,
@@ -151,22 +156,25 @@ class PruneJob:
             console=self.console,
             stages=stages,
         )
-        report = {**self._report(space, importance, found, differences, weights, stages, dense), **recovered}
+        report = {**self._report(adapter, space, importance, found, differences, weights, stages, dense), **recovered}
         write_json(self.work_dir / "report.json", report)
         return report
 
     def _prune_here(
         self,
+        adapter: Adapter,
         space: PruningSpace,
         importance: ImportanceTable,
         dense: nn.Module,
-        frames: list[Frame],
+        frames: list[Any],
         weights: str,
         stages: Stages,
     ) -> Pruned:
         """Measure on this machine, solve, measure the result, and calibrate until it meets the budget."""
         with stages("whole networks"):
-            wholes = self._wholes(space, dense, frames, weights)
+            wholes = find_wholes(
+                adapter, dense, space, self.settings, self.work_dir, weights, partial(self._measure, frames), self._say
+            )
         reference_ms = sum(wholes[0].stages_ms.values())
         budget = budget_ms(self.settings.budget, reference_ms)
         with stages("latency table"):
@@ -190,16 +198,16 @@ class PruneJob:
             self.work_dir / TABLE_FILE,
             budget,
             self.settings.time_limit_s,
-            self.console,
+            self._say,
             {"latency_device": str(table.device)},
             calibrations,
         )
         for refinement in range(self.settings.refinements + 1):
             with stages("solve"):
                 plan = search.solve()
-            slim = self._cut(plan, weights, search, stages)
+            slim = self._cut(adapter, plan, weights, search, stages)
             with stages("measure"):
-                stats = self._measure(("dense", "pruned"), frames)
+                stats = self._measure(frames, {name: self.work_dir / "onnx" / name for name in ("dense", "pruned")})
             drift = stats["dense"].settled_ms / reference_ms
             measured = stats["pruned"].settled_ms / drift
             deviation = measured / budget - 1
@@ -209,13 +217,14 @@ class PruneJob:
             )
             if finished or abs(deviation) <= self.settings.tolerance or refinement == self.settings.refinements:
                 break
-            found_ms = stages_ms(stats["pruned"])
+            found_ms = stats["pruned"].engines_ms
             search.calibrate({stage: ms * measured / sum(found_ms.values()) for stage, ms in found_ms.items()})
         save_calibration(self.work_dir / CALIBRATION_FILE, identity, search.latency, search.calibrations)
         return Pruned(search, plan, slim, stats, drift)
 
     def _prune_for_target(
         self,
+        adapter: Adapter,
         space: PruningSpace,
         importance: ImportanceTable,
         path: Path,
@@ -238,12 +247,12 @@ class PruneJob:
             path,
             budget_ms(self.settings.budget, dense_ms),
             self.settings.time_limit_s,
-            self.console,
+            self._say,
             {"latency_device": str(table.device), "latency_table": table_identity(path, table)},
         )
         with stages("solve"):
             plan = search.solve()
-        return Pruned(search, plan, self._cut(plan, weights, search, stages))
+        return Pruned(search, plan, self._cut(adapter, plan, weights, search, stages))
 
     def _target_table(self, space: PruningSpace) -> LatencyTable | None:
         """The given table if it is of another device; one of this device joins the work directory's."""
@@ -283,123 +292,37 @@ class PruneJob:
         self.console.print(f"  {self.latency_table} is of this machine: measuring goes on from it", highlight=False)
         return None
 
-    def _space(self, dense: nn.Module) -> PruningSpace:
-        space = trace_space(dense, self.settings.input_shape, self.settings.space_options)
-        path = self.work_dir / "space.json"
-        if path.exists() and PruningSpace.load(path).fingerprint != space.fingerprint:
-            raise StructureMismatchError(f"{self.work_dir} holds a run of another model; give another --work-dir")
-        space.save(path)
-        self.console.print(
-            f"  {len(space.dimensions)} dimensions, {len(space.blocks)} removable blocks, "
-            f"{len(space.terms)} cost terms; {len(space.not_prunable)} parts left alone (space.json)"
-        )
-        return space
+    def _say(self, line: str) -> None:
+        """Print a line of the step that is running."""
+        self.console.print(f"  {line}")
 
-    def _importance(self, dense: nn.Module, space: PruningSpace, weights: str) -> ImportanceTable:
-        path = self.work_dir / "importance.npz"
-        data = data_identity(self.config)
-        if path.exists():
-            table = ImportanceTable.load(path, space)
-            if (table.weights, table.data, table.requested) == (weights, data, self.settings.frames):
-                self.console.print(f"  reused: {table.batches} frames")
-                return table
-            self.console.print("  collected again: other weights, data or number of frames")
-        return collect_importance(
-            dense,
-            space,
-            importance_batches(self.config),
-            path,
-            num_batches=self.settings.frames,
-            weights=weights,
-            data=data,
-        )
-
-    def _export(
-        self, model: nn.Module, name: str, plan: PruningPlan | None, weights: str, work_dir: Path | None = None
-    ) -> None:
-        folder = (work_dir or self.work_dir) / "onnx" / name
-        if plan is None and (folder / MANIFEST_FILE).exists():
-            try:
-                if DeploymentManifest.load(folder).weights == weights:
-                    self.console.print("  reused")
-                    return
-            except FileFormatError as error:
-                self.console.print(f"  exported again: {error}")
-        export_streampetr(
-            model,
-            folder,
-            class_names=list(self.config.class_names),
-            input_size=self.settings.input_size,
-            plan_hash=plan.hash if plan else None,
-            weights=weights,
-            on_stage=lambda stage: self.console.print(f"  {stage}"),
-        )
-
-    def _measure(self, names: Sequence[str], frames: list[Frame]) -> dict[str, LatencyStats]:
-        return self._side_by_side({name: self.work_dir / "onnx" / name for name in names}, frames)
-
-    def _side_by_side(self, folders: Mapping[str, Path], frames: list[Frame]) -> dict[str, LatencyStats]:
-        torch.set_flush_denormal(True)  # OrtEngine asks for it too, but the export's onnxslim had the first session
-        with Progress(console=self.console, transient=True) as bar:
-            task = bar.add_task("end to end", total=None)
-            return measure_interleaved(
-                folders,
-                frames[:MEASURED_FRAMES],
-                rounds=self.settings.rounds,
-                on_round=lambda done, total: bar.update(task, completed=done, total=total),
-            )
-
-    def _wholes(self, space: PruningSpace, dense: nn.Module, frames: list[Frame], weights: str) -> list[Measured]:
-        """Whole networks measured in one session: the reference that table and budget are tied to."""
-        path = self.work_dir / "whole_latency.json"
-        identity = {
-            "device": device_fingerprint(),
-            "fingerprint": space.fingerprint,
-            "input_size": list(self.settings.input_size),
-            "count": self.settings.calibration_networks,
-            "loads": LOADS,
-        }
-        points = load_wholes(path, identity)
-        if points is None:
-            points = measure_wholes(
-                path,
-                identity,
-                space,
-                dense,
-                self.work_dir / "onnx",
-                lambda model, name, plan: self._export(model, name, plan, weights),
-                lambda names: self._measure(names, frames),
-                count=self.settings.calibration_networks,
-            )
-        dense_ms = sum(points[0].stages_ms.values())
-        self.console.print(
-            f"  dense: {dense_ms:.1f} ms = {1e3 / dense_ms:.2f} FPS; {len(points)} networks for calibration"
-        )
-        return points
+    def _measure(self, frames: list[Any], folders: Mapping[str, Path]) -> dict[str, LatencyStats]:
+        return measure_models(folders, frames, self.settings.rounds, Progress(console=self.console, transient=True))
 
     def _explained(self, model: LatencyModel) -> LatencyModel:
         for line in model.explanation:
             self.console.print(f"  {line}")
         return model
 
-    def _cut(self, plan: PruningPlan, weights: str, search: PlanSearch, stages: Stages) -> nn.Module:
+    def _cut(self, adapter: Adapter, plan: PruningPlan, weights: str, search: PlanSearch, stages: Stages) -> nn.Module:
         with stages("cut and export"):
-            slim = apply_plan(build_dense(self.config, self.checkpoint)[0], plan)
-            self._save(slim, plan, weights, search)
+            slim = apply_plan(adapter.build(self.checkpoint)[0], plan)
+            self._save(adapter, slim, plan, weights, search)
         return slim
 
-    def _save(self, slim: nn.Module, plan: PruningPlan, weights: str, search: PlanSearch) -> None:
+    def _save(self, adapter: Adapter, slim: nn.Module, plan: PruningPlan, weights: str, search: PlanSearch) -> None:
         check_target(self.work_dir / "onnx" / "pruned")
-        with new_pruned_model(self.work_dir, slim, plan, weights, self.config, self.config.class_names) as part:
+        with new_pruned_model(self.work_dir, slim, plan, weights, self.config, adapter.class_names) as part:
             search.solution.problem.save(part / "problem.npz")
-            self._export(slim, "pruned", plan, weights, part)
+            export_model(adapter, slim, part / "onnx" / "pruned", plan, weights, self._say)
 
     def _report(
         self,
+        adapter: Adapter,
         space: PruningSpace,
         importance: ImportanceTable,
         found: Pruned,
-        differences: dict[str, StreamDifference],
+        differences: dict[str, dict[str, float]],
         weights: str,
         stages: Stages,
         dense: nn.Module,
@@ -410,7 +333,13 @@ class PruneJob:
         # A share of the dense latency means the dense latency of this session.
         relative = parse_budget(self.settings.budget)[1] == "share"
         figures = {
-            name: model_figures(model, self.work_dir / "onnx" / name, stats[name] if stats else None, predicted)
+            name: model_figures(
+                model,
+                frame_engine_files(self.work_dir / "onnx" / name, adapter.once),
+                stats[name] if stats else None,
+                predicted,
+                adapter.training_only,
+            )
             for name, model, predicted in (
                 ("dense", dense, search.dense_predicted_ms),
                 ("pruned", found.slim, search.predicted_ms),
@@ -437,7 +366,7 @@ class PruneJob:
             calibration_points=len(search.latency.points),
             latency_model=list(search.latency.explanation),
             breakdown_ms=search.breakdown(),
-            differences={name: {"logits": d.max_logits, "boxes": d.max_boxes} for name, d in differences.items()},
+            differences=differences,
             weights=weights,
             device=device_fingerprint() if stats else asdict(device),
             latency_table=search.provenance.get("latency_table"),

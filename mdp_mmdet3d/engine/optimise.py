@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
-
-from rich.console import Console
 
 from mdp_mmdet3d.errors import InfeasibleBudgetError
 from mdp_mmdet3d.importance.table import ImportanceTable
@@ -37,10 +35,10 @@ class PlanSearch:
         latency: What each part costs; replaced as measuring and calibration go on.
         backend: Measures entries that the plan uses and the table lacks; None where the table is of another device:
             then such entries stay interpolated.
-        table_path: Where the table is kept.
+        table_path: Where the table is kept; None without a backend.
         budget_ms: End-to-end budget per frame.
         time_limit_s: Limit of one solve.
-        console: Where progress is printed.
+        say: Receives a line per solution.
         provenance: Further facts for the plan's ``info``.
     """
 
@@ -48,10 +46,10 @@ class PlanSearch:
     importance: ImportanceTable
     latency: LatencyModel
     backend: Backend | None
-    table_path: Path
+    table_path: Path | None
     budget_ms: float
     time_limit_s: float
-    console: Console
+    say: Callable[[str], None] = lambda line: None
     provenance: Mapping[str, Any] = field(default_factory=dict)
     calibrations: int = 0
     _solution: RankedSolution | None = field(default=None, repr=False)
@@ -65,24 +63,29 @@ class PlanSearch:
             raise RuntimeError("solve() has not been called")
         return self._solution
 
-    def solve(self) -> PruningPlan:
+    def solve(self, budget_ms: float | None = None) -> PruningPlan:
         """Solve until every table entry that the plan uses was measured, once if nothing can be measured.
+
+        Args:
+            budget_ms: Another budget from here on.
 
         Raises:
             InfeasibleBudgetError: No structure meets the budget.
         """
+        if budget_ms is not None:
+            self.budget_ms = budget_ms
         for _ in range(ACTIVE_ROUNDS):
             self._solution = solve_ranked(self.space, self.importance, self.latency, self._solve_once)
             plan = self.plan()
             widths, removed = plan.widths(self.space), set(plan.removed)
             missing = [p for p in entries_of(self.space, widths, removed) if self.latency.table.get(*p) is None]
             result = self.solution.result
-            self.console.print(
-                f"  {result.status.value}: value {result.objective:.6g}, gap {result.gap:.1e}, "
+            self.say(
+                f"{result.status.value}: value {result.objective:.6g}, gap {result.gap:.1e}, "
                 f"{result.costs[LATENCY]:.1f} of {self.budget_ms:.1f} ms, "
                 f"{result.seconds.get('total', 0.0):.1f} s; {len(missing)} entries not measured yet"
             )
-            if not missing or self.backend is None:
+            if not missing or self.backend is None or self.table_path is None:
                 break
             table = measure_latency(
                 self.space,

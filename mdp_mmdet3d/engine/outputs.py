@@ -15,7 +15,7 @@ from mmengine.config import Config
 from torch import nn
 
 from mdp_mmdet3d import __version__
-from mdp_mmdet3d.engine.checkpoint_check import META_KEY
+from mdp_mmdet3d.checkpoint.check import META_KEY
 from mdp_mmdet3d.files import atomic_path
 from mdp_mmdet3d.surgery.plan import PruningPlan
 from mdp_mmdet3d.together import appear_together

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from mmengine.config import Config
@@ -11,24 +10,14 @@ from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
-from mdp_mmdet3d.engine.checkpoint_check import META_KEY, check_resume, check_start, meta_of, plan_hash_of
-from mdp_mmdet3d.errors import StructureMismatchError
+from mdp_mmdet3d.checkpoint.check import META_KEY, check_resume, check_start, meta_of
+from mdp_mmdet3d.checkpoint.load import check_meta
 from mdp_mmdet3d.surgery.plan import PruningPlan
 
 
 def plan_of(model: Any) -> PruningPlan | None:
     """Plan of a slim model, also behind DDP; None for a dense one."""
     return getattr(model.module if is_model_wrapper(model) else model, "mdp_plan", None)
-
-
-def check_meta(meta: Mapping[str, Any], plan: PruningPlan, name: str = "the checkpoint") -> None:
-    """Raise `StructureMismatchError` if a checkpoint's meta carries another plan than ``plan``."""
-    stored = plan_hash_of(meta, name)
-    if stored is not None and stored != plan.hash:
-        raise StructureMismatchError(
-            f"{name} was saved with plan {stored}, the config names plan {plan.hash}; "
-            "use the plan.json that lies beside the checkpoint"
-        )
 
 
 @HOOKS.register_module()

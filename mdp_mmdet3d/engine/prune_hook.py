@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
-from mdp_mmdet3d.engine.checkpoint_check import meta_of, plan_hash_of
+from mdp_mmdet3d.checkpoint.check import meta_of, plan_hash_of
 from mdp_mmdet3d.engine.importance_hook import Collection, space_of, unwrapped
+from mdp_mmdet3d.engine.optimise import PlanSearch
 from mdp_mmdet3d.engine.outputs import CHECKPOINT_FILE, CONFIG_FILE, PLAN_FILE, new_pruned_model
 from mdp_mmdet3d.engine.settings import PruneSettings, budget_ms
 from mdp_mmdet3d.errors import FileFormatError, MdpError, StructureMismatchError
@@ -25,9 +27,6 @@ from mdp_mmdet3d.files import read_json
 from mdp_mmdet3d.importance.table import ImportanceTable
 from mdp_mmdet3d.latency.predict import LatencyModel, Measured
 from mdp_mmdet3d.latency.table import LatencyTable
-from mdp_mmdet3d.solver import SolveOptions, solve
-from mdp_mmdet3d.solver.build import LATENCY
-from mdp_mmdet3d.solver.rerank import solve_ranked
 from mdp_mmdet3d.space.types import BlockKind, PruningSpace
 from mdp_mmdet3d.surgery.apply import apply_plan, keep_masks
 from mdp_mmdet3d.surgery.masking import silence_block
@@ -76,24 +75,9 @@ def solve_plan(
     Raises:
         InfeasibleBudgetError: No structure meets the budget.
     """
-    solution = solve_ranked(
-        space,
-        importance,
-        latency,
-        lambda problem: solve(problem, {LATENCY: budget}, SolveOptions(time_limit_s=time_limit_s)),
-    )
-    kept, removed = solution.selection
-    result = solution.result
-    plan = PruningPlan.from_selection(space, kept, removed)
-    info = {
-        "budget_ms": budget,
-        "predicted_ms": result.costs[LATENCY],
-        "status": result.status.value,
-        "objective": result.objective,
-        "bound": result.bound,
-        "interpolated_entries": latency.interpolated_entries(plan.widths(space), set(plan.removed)),
-    }
-    return PruningPlan.from_selection(space, kept, removed, info)
+    search = PlanSearch(space, importance, latency, None, None, budget, time_limit_s)
+    plan = search.solve()
+    return replace(plan, info={**plan.info, "interpolated_entries": len(search.interpolated_points)})
 
 
 def _uniform(space: PruningSpace) -> ImportanceTable:
@@ -201,7 +185,7 @@ class MDPPruneHook(Hook):
             InfeasibleBudgetError: No structure meets the budget.
         """
         self._settings = PruneSettings.from_config(runner.cfg.get("prune", {}))
-        self._space = space_of(runner.model, self._settings)
+        self._space = space_of(runner.model, runner.cfg, self._settings)
         self._latency, self._dense_ms = load_latency(self.latency_dir, self._space)
         self._target_ms = budget_ms(self.budget if self.budget is not None else self._settings.budget, self._dense_ms)
         # An impossible budget must not show only after the importance was collected.

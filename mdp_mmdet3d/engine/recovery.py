@@ -11,12 +11,13 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
@@ -25,51 +26,14 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor, nn
 
-from mdp_mmdet3d.engine.config_file import check_keys
 from mdp_mmdet3d.engine.cpu_processes import prepare_cpu_processes
-from mdp_mmdet3d.engine.inputs import file_digest
+from mdp_mmdet3d.engine.settings import FinetuneSettings
 from mdp_mmdet3d.engine.train_config import add_optional_hooks, choose_start
 from mdp_mmdet3d.errors import FileFormatError, MdpError
-from mdp_mmdet3d.files import digest, read_json, write_json
+from mdp_mmdet3d.files import digest, file_sha256, read_json, write_json
 from mdp_mmdet3d.surgery.plan import PruningPlan
 
 SCHEMA_VERSION = 1
-FIGURES = ("mAP", "NDS")
-
-
-@dataclass(frozen=True)
-class FinetuneSettings:
-    """What ``prune = dict(finetune=dict(...))`` of a config may hold.
-
-    Attributes:
-        iterations: Optimizer steps.
-        lr: Learning rate of the optimizer; it rises to it linearly and falls to 0 along a cosine. A model that was
-            trained from nothing loses what its attention has learned at the rate of its training's start.
-        warmup: Steps of the rise.
-        seed: Of data order and denoising noise.
-        save_interval: Steps between checkpoints that an interrupted run goes on from.
-    """
-
-    iterations: int
-    lr: float = 1e-4
-    warmup: int = 20
-    seed: int = 0
-    save_interval: int = 50
-
-    @classmethod
-    def from_config(cls, section: Mapping[str, Any]) -> FinetuneSettings:
-        """Read the section; raises `MdpError` on an unknown key (naming the nearest) or a bad value."""
-        check_keys(section, [f.name for f in fields(cls)], "prune.finetune")
-        if "iterations" not in section:
-            raise MdpError("prune.finetune needs iterations, e.g. finetune=dict(iterations=300, lr=1e-4)")
-        settings = cls(**section)
-        for name, least in (("iterations", 1), ("warmup", 0), ("seed", 0), ("save_interval", 1)):
-            value = getattr(settings, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise MdpError(f"prune.finetune.{name} = {value!r} must be a whole number of at least {least}")
-        if not isinstance(settings.lr, (int, float)) or not 0 < settings.lr < 1:
-            raise MdpError(f"prune.finetune.lr = {settings.lr!r} must lie between 0 and 1")
-        return settings
 
 
 def model_identity(config: Config, weights: str, plan_hash: str | None) -> dict[str, Any]:
@@ -77,7 +41,7 @@ def model_identity(config: Config, weights: str, plan_hash: str | None) -> dict[
 
     Args:
         config: The dense config.
-        weights: Identity of the dense weights (`build_dense`).
+        weights: Identity of the dense weights (`Adapter.build`).
         plan_hash: Of the plan that was cut out; None for the dense model.
     """
     parts = {
@@ -94,7 +58,7 @@ def model_identity(config: Config, weights: str, plan_hash: str | None) -> dict[
         )
     }
     infos = {
-        key: file_digest(path)
+        key: file_sha256(path)[:16]
         for key in ("train_dataloader", "test_dataloader")
         if (path := _info_file(config, key)) is not None and path.is_file()
     }
@@ -102,7 +66,12 @@ def model_identity(config: Config, weights: str, plan_hash: str | None) -> dict[
 
 
 def evaluate(
-    config: Config, state: Mapping[str, Tensor], path: Path, identity: Mapping[str, Any], console: Console
+    config: Config,
+    state: Mapping[str, Tensor],
+    path: Path,
+    identity: Mapping[str, Any],
+    console: Console,
+    headline: Sequence[str],
 ) -> dict[str, Any]:
     """Evaluate a model on ``config.test_dataloader``, or read what an earlier run found.
 
@@ -112,16 +81,18 @@ def evaluate(
         path: JSON file of the result; what the devkit prints goes into a log beside it.
         identity: What the result depends on (`model_identity`).
         console: Shows the progress.
+        headline: Names of the metrics that stand for accuracy, without the evaluator's prefix; of nuScenes' those over
+            the classes of the data set, where the evaluator is ``ClassSetNuScenesMetric``. Empty: all numbers.
 
     Returns:
-        ``mAP`` and ``NDS`` of the nuScenes devkit (over the classes of the data set where the evaluator is
-        ``ClassSetNuScenesMetric``), and ``metrics``: all that the evaluator returned.
+        ``figures``: the headline metrics; ``metrics``: all that the evaluator returned.
 
     Raises:
         MdpError: The config cannot evaluate, or its evaluator does not give these figures.
     """
     if (result := _kept(path, identity, "accuracy")) is not None:
-        return result
+        # Files of earlier releases hold the headline metrics beside the others.
+        return result if "figures" in result else {**result, "figures": {name: result[name] for name in headline}}
     if any(config.get(key) is None for key in ("test_dataloader", "test_cfg", "test_evaluator")):
         raise MdpError("prune.evaluate needs test_dataloader, test_cfg and test_evaluator in the config")
     folder = path.with_suffix("")
@@ -140,11 +111,13 @@ def evaluate(
     with _runner(config, folder, console) as runner:
         runner.model.load_state_dict(state)
         runner.register_hook(_Bar(console, path.stem, len(runner.test_dataloader)))
-        metrics = {key: float(value) for key, value in runner.test().items()}
+        metrics = {
+            key: float(value) for key, value in runner.test().items() if isinstance(value, (int, float, np.number))
+        }
     result = {
         "schema_version": SCHEMA_VERSION,
         "identity": dict(identity),
-        **_figures(metrics),
+        "figures": _figures(metrics, headline),
         "metrics": {key: None if math.isnan(value) else value for key, value in metrics.items()},
     }
     write_json(path, result)
@@ -226,6 +199,7 @@ def recover(
     config: Config,
     work_dir: Path,
     *,
+    headline: Sequence[str],
     evaluate_models: bool,
     settings: FinetuneSettings | None,
     dense: nn.Module,
@@ -240,6 +214,7 @@ def recover(
     Args:
         config: The dense config.
         work_dir: Holds ``pruned.pth`` and ``pruned_config.py``.
+        headline: As for `evaluate`.
         evaluate_models: Whether to evaluate the dense, the pruned and, if there is one, the fine-tuned model.
         settings: How to fine-tune; None not to.
         dense: The dense model with its weights.
@@ -250,7 +225,7 @@ def recover(
         stages: Announces and times a stage.
 
     Returns:
-        For the report: ``accuracy`` (mAP and NDS of ``dense``, ``pruned``, ``finetuned``) and ``finetune`` (its
+        For the report: ``accuracy`` (headline metrics of ``dense``, ``pruned``, ``finetuned``) and ``finetune`` (its
         settings and checkpoint), where asked for.
     """
     report: dict[str, Any] = {}
@@ -261,9 +236,10 @@ def recover(
         if not evaluate_models:
             return
         with stages("evaluate"):
-            result = evaluate(config, state, work_dir / "accuracy" / f"{name}.json", identity, console)
-            report.setdefault("accuracy", {})[name] = {figure: result[figure] for figure in FIGURES}
-            console.print(f"  {name}: mAP {result['mAP']:.3f}, NDS {result['NDS']:.3f}")
+            path = work_dir / "accuracy" / f"{name}.json"
+            figures = evaluate(config, state, path, identity, console, headline)["figures"]
+            report.setdefault("accuracy", {})[name] = figures
+            console.print(f"  {name}: " + ", ".join(f"{figure} {value:.3f}" for figure, value in figures.items()))
 
     judge("dense", config, dense.state_dict(), model_identity(config, weights, None))
     judge("pruned", slim_config, slim.state_dict(), slim_identity)
@@ -360,14 +336,15 @@ def _check_trainable(config: Config) -> None:
         )
 
 
-def _figures(metrics: Mapping[str, float]) -> dict[str, float]:
+def _figures(metrics: Mapping[str, float], headline: Sequence[str]) -> dict[str, float]:
     figures = {}
-    for name in FIGURES:
-        found = [metrics[key] for end in (f"/{name}_set", f"/{name}") for key in metrics if key.endswith(end)]
+    for name in headline or [key for key, value in metrics.items() if not math.isnan(value)]:
+        ends = (f"/{name}_set", f"/{name}")
+        found = [metrics[key] for end in ends for key in metrics if key.endswith(end) or key == name]
         if not found:
             raise MdpError(
                 f"prune.evaluate: the config's test_evaluator gave no {name}, only "
-                f"{', '.join(list(metrics)[:5])}; use NuScenesMetric"
+                f"{', '.join(list(metrics)[:5])}; give it a metric that does"
             )
         figures[name] = found[0]
     return figures

@@ -7,14 +7,47 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from mdp_mmdet3d.engine.config_file import check_keys
-from mdp_mmdet3d.engine.recovery import FinetuneSettings
+from mdp_mmdet3d.config_file import check_keys
 from mdp_mmdet3d.errors import MdpError
-from mdp_mmdet3d.space.builder import SpaceOptions
-from mdp_mmdet3d.space.trace import InputShape
+from mdp_mmdet3d.space.builder import InputShape, SpaceOptions
 
 PRECISIONS = ("float32", "float16")
 _BUDGET = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*(ms|fps)?\s*", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class FinetuneSettings:
+    """What ``prune = dict(finetune=dict(...))`` of a config may hold.
+
+    Attributes:
+        iterations: Optimizer steps.
+        lr: Learning rate of the optimizer; it rises to it linearly and falls to 0 along a cosine. A model that was
+            trained from nothing loses what its attention has learned at the rate of its training's start.
+        warmup: Steps of the rise.
+        seed: Of data order and denoising noise.
+        save_interval: Steps between checkpoints that an interrupted run goes on from.
+    """
+
+    iterations: int
+    lr: float = 1e-4
+    warmup: int = 20
+    seed: int = 0
+    save_interval: int = 50
+
+    @classmethod
+    def from_config(cls, section: Mapping[str, Any]) -> FinetuneSettings:
+        """Read the section; raises `MdpError` on an unknown key (naming the nearest) or a bad value."""
+        check_keys(section, [f.name for f in fields(cls)], "prune.finetune")
+        if "iterations" not in section:
+            raise MdpError("prune.finetune needs iterations, e.g. finetune=dict(iterations=300, lr=1e-4)")
+        settings = cls(**section)
+        for name, least in (("iterations", 1), ("warmup", 0), ("seed", 0), ("save_interval", 1)):
+            value = getattr(settings, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise MdpError(f"prune.finetune.{name} = {value!r} must be a whole number of at least {least}")
+        if not isinstance(settings.lr, (int, float)) or not 0 < settings.lr < 1:
+            raise MdpError(f"prune.finetune.lr = {settings.lr!r} must lie between 0 and 1")
+        return settings
 
 
 @dataclass(frozen=True)
@@ -25,7 +58,7 @@ class PruneSettings:
         budget: Share of the dense latency (0.55), ``"120ms"`` or ``"8fps"``.
         frames: Frames of the importance data loader to use.
         input_size: Height and width in pixels of the network image at deployment.
-        num_cams: Camera images.
+        num_cams: Camera images of a frame; 0: as the adapter says (6 for StreamPETR, else 1).
         max_options: Counts per dimension at most.
         channel_multiple: Smallest step of channels and hidden widths.
         head_width_multiple: Step of the q/k and v width of a head.
@@ -42,13 +75,14 @@ class PruneSettings:
         calibration_networks: Whole networks that the latency model is fitted to, the dense one included.
         time_limit_s: Limit of one solve.
         evaluate: Whether to evaluate the dense and the pruned model, and the fine-tuned one.
-        finetune: How to fine-tune the pruned model (keys of `recovery.FinetuneSettings`); None not to.
+        adapter: Adapter of the model and its arguments, ``dict(type=...)``; None looks for one by the model's class.
+        finetune: How to fine-tune the pruned model (keys of `FinetuneSettings`); None not to.
     """
 
     budget: float | str = 0.55
     frames: int = 16
     input_size: tuple[int, int] = (256, 704)
-    num_cams: int = 6
+    num_cams: int = 0
     max_options: int = 8
     channel_multiple: int = 16
     head_width_multiple: int = 8
@@ -63,6 +97,7 @@ class PruneSettings:
     time_limit_s: float = 300.0
     evaluate: bool = False
     finetune: Mapping[str, Any] | None = None
+    adapter: Mapping[str, Any] | None = None
 
     @classmethod
     def from_config(cls, section: Mapping[str, Any]) -> PruneSettings:
@@ -97,8 +132,12 @@ class PruneSettings:
             raise MdpError(f"prune.evaluate = {self.evaluate!r} must be True or False")
         if self.finetune is not None and not isinstance(self.finetune, Mapping):
             raise MdpError(f"prune.finetune = {self.finetune!r} must be a dict such as dict(iterations=300, lr=1e-4)")
+        if self.adapter is not None and (not isinstance(self.adapter, Mapping) or "type" not in self.adapter):
+            raise MdpError(
+                f"prune.adapter = {self.adapter!r} must be a dict with a type, e.g. dict(type='SingleGraph')"
+            )
         _ = self.finetuning
-        positive = ("frames", "num_cams", "max_options", "channel_multiple", "head_width_multiple", "time_limit_s")
+        positive = ("frames", "max_options", "channel_multiple", "head_width_multiple", "time_limit_s")
         for name in positive:
             value = getattr(self, name)
             if not isinstance(value, (int, float)) or isinstance(value, bool) or value <= 0:

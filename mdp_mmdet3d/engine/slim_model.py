@@ -10,7 +10,8 @@ import torch
 from mmengine.registry import MODELS
 from torch import nn
 
-from mdp_mmdet3d.engine.checkpoint_check import listed, state_differences
+from mdp_mmdet3d.checkpoint.check import listed, state_differences
+from mdp_mmdet3d.config_file import without_pretrained
 from mdp_mmdet3d.errors import StructureMismatchError
 from mdp_mmdet3d.surgery.apply import apply_plan
 from mdp_mmdet3d.surgery.plan import PruningPlan
@@ -42,20 +43,6 @@ def MDPSlimModel(architecture: dict, plan: str | Path | dict, **inherited: Any) 
     model = apply_plan(MODELS.build(config), content)
     model.mdp_plan = content
     return load_strictly(model)
-
-
-def without_pretrained(config: Any) -> Any:
-    """Copy of a model config without initialisation from checkpoint files."""
-    if isinstance(config, Mapping):
-        return {
-            key: without_pretrained(value)
-            for key, value in config.items()
-            if not (key == "init_cfg" and isinstance(value, Mapping) and value.get("type") == "Pretrained")
-            and not (key == "pretrained" and isinstance(value, str))
-        }
-    if isinstance(config, (list, tuple)):
-        return type(config)(without_pretrained(value) for value in config)
-    return config
 
 
 def load_strictly(model: nn.Module) -> nn.Module:

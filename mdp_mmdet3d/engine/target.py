@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from mdp_mmdet3d.deploy.validate import engine_key
 from mdp_mmdet3d.engine.wholes import load_wholes, save_wholes
 from mdp_mmdet3d.errors import FileFormatError, MdpError, StructureMismatchError
 from mdp_mmdet3d.files import file_sha256, read_json
@@ -92,7 +93,7 @@ def target_points(work_dir: Path, space: PruningSpace, table: LatencyTable, adde
     if added is None:
         return points
     data = read_json(added, what="FPS validation", schema_version=FPS_VERSION)
-    new = _validated(data, added, table.device.precision)
+    new = _validated(data, added, table.device.precision, {term.stage for term in space.frame_terms()})
     known = [point.stages_ms for point in points]
     if all(stages_ms in known for _, stages_ms in new):
         return points
@@ -104,13 +105,15 @@ def target_points(work_dir: Path, space: PruningSpace, table: LatencyTable, adde
     return points
 
 
-def _validated(data: Mapping[str, Any], path: Path, precision: str) -> list[tuple[str | None, dict[str, float]]]:
+def _validated(
+    data: Mapping[str, Any], path: Path, precision: str, stages: Iterable[str]
+) -> list[tuple[str | None, dict[str, float]]]:
     """Plan hash (None: dense) and milliseconds per engine of what was validated."""
     try:
         found, plan_hash = data["deployment"]["precision"], data["deployment"]["plan_hash"]
-        new: list[tuple[str | None, dict[str, float]]] = [(plan_hash, _stages(data["latency"]))]
+        new: list[tuple[str | None, dict[str, float]]] = [(plan_hash, _stages(data["latency"], stages))]
         if data["dense_latency"]:
-            new.append((None, _stages(data["dense_latency"])))
+            new.append((None, _stages(data["dense_latency"], stages)))
     except (KeyError, TypeError, ValueError) as error:
         raise FileFormatError(
             f"FPS validation {path} is damaged ({error!r}); run tools/validate_fps.py --json again"
@@ -134,5 +137,5 @@ def _plan_of(path: Path, plan_hash: str, validation: Path) -> PruningPlan:
     return plan
 
 
-def _stages(latency: Mapping[str, Any]) -> dict[str, float]:
-    return {"image_encoder": float(latency["encoder_p50_ms"]), "head": float(latency["head_p50_ms"])}
+def _stages(latency: Mapping[str, Any], stages: Iterable[str]) -> dict[str, float]:
+    return {stage: float(latency[engine_key(stage)]) for stage in stages}

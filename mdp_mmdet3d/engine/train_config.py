@@ -11,7 +11,7 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.logging import print_log
 
-from mdp_mmdet3d.engine.config_file import check_keys
+from mdp_mmdet3d.config_file import check_keys
 from mdp_mmdet3d.errors import MdpError
 
 SECTIONS: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {

@@ -22,11 +22,6 @@ from mdp_mmdet3d.surgery.plan import PruningPlan
 SCHEMA_VERSION = 1
 
 
-def stages_ms(stats: LatencyStats) -> dict[str, float]:
-    """Settled milliseconds per engine that runs every frame."""
-    return {"image_encoder": stats.encoder_ms, "head": stats.head_ms}
-
-
 def plan_of_structure(space: PruningSpace, structure: Structure) -> PruningPlan:
     """A plan with these widths; which elements stay does not matter for latency."""
     kept = {d.name: (tuple(range(structure.widths[d.name])),) * d.copies for d in space.dimensions}
@@ -97,7 +92,8 @@ def measure_wholes(
         for name in names[1:]:
             shutil.rmtree(folder / name, ignore_errors=True)
     points = [
-        Measured(dict(s.widths), tuple(sorted(s.removed)), stages_ms(stats[name])) for name, s in zip(names, structures)
+        Measured(dict(s.widths), tuple(sorted(s.removed)), dict(stats[name].engines_ms))
+        for name, s in zip(names, structures)
     ]
     save_wholes(path, identity, points)
     return points

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.progress import Progress
-from torch import nn
+from torch import Tensor, nn
 
 from mdp_mmdet3d.errors import MdpError
 from mdp_mmdet3d.files import read_npz, write_npz
@@ -30,6 +30,7 @@ def collect_importance(
     weights: str,
     data: str = "",
     progress: bool = True,
+    losses: Callable[[nn.Module, Mapping[str, Any]], Tensor] | None = None,
 ) -> ImportanceTable:
     """Accumulate the Taylor importance of every element over a stream of frames.
 
@@ -46,10 +47,12 @@ def collect_importance(
         weights: Where the model's weights come from.
         data: Where the batches come from; like the weights it is kept in the table.
         progress: Show a progress bar, or a line now and then where there is no terminal.
+        losses: The scalar to differentiate, of model and batch; `model_loss` by default.
 
     Raises:
         MdpError: There were no batches, or none had finite gradients.
     """
+    losses = losses or model_loss
     partial = Path(path).with_suffix(".partial.npz")
     identity = {
         "schema_version": SCHEMA_VERSION,
@@ -78,11 +81,10 @@ def collect_importance(
                 continue
             with torch.no_grad():
                 for earlier in replay if _continues(batch) else ():
-                    _losses(model, earlier)
+                    losses(model, earlier)
             replay = []
             model.zero_grad(set_to_none=True)
-            loss, _ = model.parse_losses(_losses(model, batch))
-            loss.backward()
+            losses(model, batch).backward()
             accumulator.finish_batch()
             write_npz(partial, identity, accumulator.state())
             bar.update(task, advance=1)
@@ -100,9 +102,10 @@ def collect_importance(
     return table
 
 
-def _losses(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:
+def model_loss(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
+    """Training loss of one batch, by MMEngine's conventions."""
     data = model.data_preprocessor(dict(batch), False)
-    return model(**data, mode="loss")
+    return model.parse_losses(model(**data, mode="loss"))[0]
 
 
 def _continues(batch: Mapping[str, Any]) -> bool:

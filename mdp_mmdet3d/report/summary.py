@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,35 +20,38 @@ from mdp_mmdet3d.space.types import PruningSpace
 from mdp_mmdet3d.surgery.plan import PruningPlan
 
 SCHEMA_VERSION = 1
-TRAINING_ONLY = ("img_roi_head.",)
-FRAME_ENGINES = ("image_encoder.onnx", "head.onnx")
 
 
 def model_figures(
-    model: nn.Module, folder: Path, stats: LatencyStats | None, predicted_ms: float
-) -> dict[str, float | None]:
+    model: nn.Module,
+    engines: Sequence[Path],
+    stats: LatencyStats | None,
+    predicted_ms: float,
+    training_only: tuple[str, ...] = (),
+) -> dict[str, Any]:
     """Size and speed of one exported model.
 
     Args:
         model: Dense or slim.
-        folder: Its deployment folder.
+        engines: ONNX files of the engines that run every frame.
         stats: Its measured latency; None if it was not measured, as for another device.
         predicted_ms: What the latency table says.
+        training_only: Prefixes of parameters that are not deployed.
 
     Returns:
-        ``latency_ms`` (settled, end to end), ``median_ms``, ``p90_ms``, ``predicted_ms``, ``fps``, ``params``,
-        ``macs`` (of the engines that run every frame). What was not measured is None; ``fps`` is predicted then.
+        ``latency_ms`` (settled, end to end), ``median_ms``, ``p90_ms``, ``engines_ms`` (by name), ``predicted_ms``,
+        ``fps``, ``params``, ``macs`` (of the engines that run every frame). What was not measured is None; ``fps`` is
+        predicted then.
     """
     return {
         "latency_ms": stats and stats.settled_ms,
         "median_ms": stats and stats.median_ms,
         "p90_ms": stats and stats.p90_ms,
-        "encoder_ms": stats and stats.encoder_ms,
-        "head_ms": stats and stats.head_ms,
+        "engines_ms": stats and dict(stats.engines_ms),
         "predicted_ms": predicted_ms,
         "fps": stats.fps if stats else 1e3 / predicted_ms,
-        "params": sum(p.numel() for n, p in model.named_parameters() if not n.startswith(TRAINING_ONLY)),
-        "macs": sum(count_macs(folder / engine) for engine in FRAME_ENGINES),
+        "params": sum(p.numel() for n, p in model.named_parameters() if not n.startswith(training_only)),
+        "macs": sum(count_macs(engine) for engine in engines),
     }
 
 
@@ -58,7 +61,7 @@ def build_report(
     importance: ImportanceTable,
     plan: PruningPlan,
     solution: RankedSolution,
-    figures: Mapping[str, Mapping[str, float | None]],
+    figures: Mapping[str, Mapping[str, Any]],
     seconds: Mapping[str, float],
     **facts: Any,
 ) -> dict[str, Any]:
@@ -135,7 +138,8 @@ def print_summary(report: Mapping[str, Any], console: Console) -> None:
     if "accuracy" in report:
         console.print(_accuracy_table(report))
     worst = report["differences"]["pruned"]
-    console.print(f"ONNX Runtime against PyTorch (pruned): logits {worst['logits']:.1e}, boxes {worst['boxes']:.1e}")
+    figures = ", ".join(f"{name} {value:.1e}" for name, value in worst.items())
+    console.print(f"ONNX Runtime against PyTorch (pruned): {figures}")
     if report["weights"] == "random":
         console.print("[bold red]weights: random[/bold red]: the line works; accuracy means nothing")
 
@@ -181,15 +185,15 @@ def _device(device: Mapping[str, Any]) -> str:
 def _accuracy_table(report: Mapping[str, Any]) -> Table:
     """Accuracy beside latency; fine-tuning changes weights only, so the fine-tuned model runs as fast as the pruned."""
     table = Table(title="accuracy on the validation set")
-    for column in ("", "mAP", "NDS", "latency (ms)"):
+    metrics = list(dict.fromkeys(metric for figures in report["accuracy"].values() for metric in figures))
+    for column in ("", *metrics, "latency (ms)"):
         table.add_column(column, justify="left" if not column else "right")
     names = {"dense": "dense", "pruned": "pruned", "finetuned": "pruned, fine-tuned"}
     for name, figures in report["accuracy"].items():
         latency_ms = report["dense" if name == "dense" else "pruned"].get("latency_ms")
         table.add_row(
             names[name],
-            f"{figures['mAP']:.3f}",
-            f"{figures['NDS']:.3f}",
+            *(f"{figures[metric]:.3f}" if metric in figures else "" for metric in metrics),
             "" if latency_ms is None else f"{latency_ms:.1f}",
         )
     return table

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
@@ -55,12 +55,28 @@ class SpaceOptions:
         return any(fnmatchcase(name, pattern) for pattern in self.freeze)
 
 
+@dataclass(frozen=True)
+class InputShape:
+    """Shape of one frame at deployment.
+
+    Attributes:
+        num_cams: Camera images N; 0: as the adapter says.
+        height: Pixels of the network image.
+        width: Pixels of the network image.
+    """
+
+    num_cams: int
+    height: int
+    width: int
+
+
 class SpaceBuilder:
     """What adapters write to; `finish` checks it and makes the immutable `PruningSpace`."""
 
-    def __init__(self, model: nn.Module, options: SpaceOptions) -> None:
+    def __init__(self, model: nn.Module, options: SpaceOptions, refused: Mapping[str, str] | None = None) -> None:
         self.model = model
         self.options = options
+        self.refused = dict(refused or {})  # dimensions and blocks that a check found wrong, and why
         self.dimensions: dict[str, Dimension] = {}
         self.blocks: dict[str, Block] = {}
         self.terms: dict[str, CostTerm] = {}
@@ -68,8 +84,8 @@ class SpaceBuilder:
 
     def add_block(self, name: str, kind: BlockKind, parent: str | None = None) -> None:
         """Add a removable unit, parents first."""
-        if self.options.matches(name):
-            self.leave(name, "frozen by the config")
+        if self.options.matches(name) or name in self.refused:
+            self.leave(name, self.refused.get(name, "frozen by the config"))
             return
         if parent is not None and parent not in self.blocks:
             parent = None
@@ -109,6 +125,9 @@ class SpaceBuilder:
         counts = self.options.counts(size, multiple or self.options.channel_multiple)
         if self.options.matches(name) or len(counts) == 1:
             self.leave(name, "frozen by the config" if self.options.matches(name) else f"{size} is the smallest step")
+            return size
+        if name in self.refused:
+            self.leave(name, self.refused[name])
             return size
         if name in self.dimensions:
             raise MdpError(f"dimension {name!r} is defined twice; an adapter is wrong")
@@ -150,7 +169,7 @@ class SpaceBuilder:
         """Note what is not prunable and why."""
         self.left_alone[module] = reason
 
-    def finish(self, model_name: str, fingerprint: str) -> PruningSpace:
+    def finish(self, model_name: str, fingerprint: str, once: tuple[str, ...] = ()) -> PruningSpace:
         """Check members against the model's tensors and freeze everything."""
         tensors = self.model.state_dict(keep_vars=True)
         for dimension in self.dimensions.values():
@@ -169,4 +188,5 @@ class SpaceBuilder:
             blocks=tuple(self.blocks.values()),
             terms=tuple(self.terms.values()),
             not_prunable=tuple(NotPrunable(m, r) for m, r in self.left_alone.items()),
+            once=once,
         )

@@ -15,7 +15,14 @@ from mdp_mmdet3d.space.types import DimensionKind, TensorAxis
 TRACE_SIZE = 128  # pixels; channel coupling does not depend on the image size
 
 
-def add_conv_dimensions(builder: SpaceBuilder, encoder: nn.Module, in_channels: int = 3) -> None:
+def add_conv_dimensions(
+    builder: SpaceBuilder,
+    encoder: nn.Module,
+    in_channels: int = 3,
+    *,
+    size: int = TRACE_SIZE,
+    outputs_are_read: bool = True,
+) -> None:
     """Add one dimension per group of coupled convolution channels.
 
     Args:
@@ -23,25 +30,35 @@ def add_conv_dimensions(builder: SpaceBuilder, encoder: nn.Module, in_channels: 
         encoder: Maps (B, in_channels, H, W) to the feature maps that are consumed outside; its submodules are
             submodules of the builder's model.
         in_channels: Channels of the input image.
+        size: Pixels of either side of the image that is traced.
+        outputs_are_read: Whether more of the builder's model reads what ``encoder`` returns; else channels that nothing
+            reads are outputs of the model, and stay.
     """
     names = {module: name for name, module in builder.model.named_modules()}
     with _traceable(encoder):
         graph = tp.DependencyGraph().build_dependency(
-            encoder, example_inputs=(torch.zeros(1, in_channels, TRACE_SIZE, TRACE_SIZE),), verbose=False
+            encoder, example_inputs=(torch.zeros(1, in_channels, size, size),), verbose=False
         )
         for group in graph.get_all_groups(root_module_types=(nn.Conv2d,)):
-            _add_group(builder, graph, group, names)
+            _add_group(builder, graph, group, names, outputs_are_read)
 
 
-def _add_group(builder: SpaceBuilder, graph: tp.DependencyGraph, group: tp.Group, names: dict[nn.Module, str]) -> None:
+def _add_group(
+    builder: SpaceBuilder,
+    graph: tp.DependencyGraph,
+    group: tp.Group,
+    names: dict[nn.Module, str],
+    outputs_are_read: bool,
+) -> None:
     root = names[group[0].dep.target.module]
     size = len(group[0].idxs)
     members: list[TensorAxis] = []
     norms: list[tuple[TensorAxis, ...]] = []
     producers: list[tuple[TensorAxis, ...]] = []
+    consumed = False
     for item in group:
         module = item.dep.target.module
-        if module not in names or not isinstance(module, (nn.Conv2d, nn.modules.batchnorm._BatchNorm)):
+        if module not in names or not isinstance(module, (nn.Conv2d, nn.Linear, nn.modules.batchnorm._BatchNorm)):
             if isinstance(module, nn.Module) and next(module.parameters(), None) is not None:
                 builder.leave(f"{root}.out", f"coupled with {type(module).__name__}, which is not supported")
                 return
@@ -50,7 +67,13 @@ def _add_group(builder: SpaceBuilder, graph: tp.DependencyGraph, group: tp.Group
         if offset is None:
             builder.leave(f"{root}.out", f"its channels are not contiguous in {name}")
             return
-        if isinstance(module, nn.Conv2d):
+        if isinstance(module, nn.Linear):  # behind a global pooling
+            if module.in_features != size or graph.is_out_channel_pruning_fn(item.dep.handler):
+                builder.leave(f"{root}.out", f"coupled with the linear layer {name} otherwise than by its columns")
+                return
+            members.append(TensorAxis(f"{name}.weight", 1, offset))
+            consumed = True
+        elif isinstance(module, nn.Conv2d):
             if graph.is_out_channel_pruning_fn(item.dep.handler):
                 if module.groups != 1:
                     builder.leave(f"{root}.out", f"coupled with the grouped convolution {name}")
@@ -65,10 +88,14 @@ def _add_group(builder: SpaceBuilder, graph: tp.DependencyGraph, group: tp.Group
                 return
             else:
                 members.append(TensorAxis(f"{name}.weight", 1, offset))
+                consumed = True
         else:
             affine = tuple(TensorAxis(f"{name}.{leaf}", 0, offset) for leaf in ("weight", "bias"))
             members += [*affine, *(TensorAxis(f"{name}.{leaf}", 0, offset) for leaf in ("running_mean", "running_var"))]
             norms.append(affine)
+    if not (consumed or outputs_are_read):
+        builder.leave(f"{root}.out", "nothing reads its channels: they are an output of the model")
+        return
     builder.add_dimension(
         f"{root}.out", DimensionKind.CHANNELS, size, dict.fromkeys(members), dict.fromkeys(norms or producers)
     )

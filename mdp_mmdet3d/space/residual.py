@@ -72,11 +72,12 @@ def add_conv_term(
     *,
     relu: bool = False,
     residual: bool = False,
+    term: str | None = None,
 ) -> None:
-    """Add the cost of one convolution with its folded norm and fused neighbours."""
+    """Add the cost of one convolution with its folded norm and fused neighbours; ``term`` names a further call."""
     batch, _, height, width = shapes[conv]
     builder.add_term(
-        name,
+        term or name,
         stage,
         "conv",
         (

@@ -1,6 +1,6 @@
 """StreamPETR for MMDetection3D 1.4: streaming multi-camera 3D detection (arXiv 2303.11926)."""
 
-from . import pruning  # registers the pruning adapter
+from .adapter import StreamPETRAdapter
 from .assigner import StreamPETRHungarianAssigner
 from .augmentation import LoadImageObjects, RandomResizeCropFlip, RandomRotateScaleWorld
 from .auxiliary_head import AuxiliaryHead2D
@@ -49,6 +49,7 @@ __all__ = [
     "StreamBatchSampler",
     "StreamNuScenesDataset",
     "StreamPETR",
+    "StreamPETRAdapter",
     "StreamPETRBoxCoder",
     "StreamPETRDecoder",
     "StreamPETRHead",
@@ -58,5 +59,4 @@ __all__ = [
     "StreamTrainLoop",
     "VoVNet",
     "frame_inputs",
-    "pruning",
 ]

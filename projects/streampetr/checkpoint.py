@@ -7,22 +7,17 @@ handled here: an auxiliary head that inference does not need, constants, and cou
 from __future__ import annotations
 
 import logging
-import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mdp_mmdet3d.engine.checkpoint_check import described, meta_of
-from mdp_mmdet3d.engine.plan_hook import check_meta
-from mdp_mmdet3d.engine.safe_loading import register_safe_globals
+from mdp_mmdet3d.checkpoint.load import check_meta, check_structure, read_checkpoint
 from mdp_mmdet3d.errors import FileFormatError, StructureMismatchError
 
 logger = logging.getLogger(__name__)
-register_safe_globals()
 
 AUXILIARY_HEAD = "img_roi_head."
 CONSTANTS = (
@@ -34,7 +29,6 @@ CONSTANTS = (
 )
 CLASS_BRANCH = "pts_bbox_head.cls_branches."
 ALIASED_BRANCHES = (CLASS_BRANCH, "pts_bbox_head.reg_branches.")
-WRAPPER_PREFIXES = ("module.", "model.")
 
 OFFICIAL_CLASSES = (
     "car", "truck", "construction_vehicle", "bus", "trailer",
@@ -58,43 +52,6 @@ class LoadReport:
 
     dropped: tuple[str, ...]
     filled: tuple[str, ...]
-
-
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Read a checkpoint without running code from it.
-
-    Args:
-        path: A file of ``torch.save``: a mapping with ``state_dict``, or a bare state dict.
-
-    Returns:
-        A mapping with at least ``state_dict`` (without wrapper prefixes) and ``meta``, which is empty (with a warning)
-        where the file's is no dictionary.
-
-    Raises:
-        FileFormatError: The file is missing, truncated, needs code to load, or holds no state dict.
-    """
-    try:
-        data = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise FileFormatError(f"checkpoint {path} does not exist") from error
-    except pickle.UnpicklingError as error:
-        raise FileFormatError(
-            f"{path} is corrupt or holds more than tensors and plain values ({_first_line(error)}); "
-            "if you trust it, save its state_dict alone with torch.save and load that"
-        ) from error
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
-        raise FileFormatError(f"{path} is truncated or no checkpoint ({_first_line(error)})") from error
-    if not isinstance(data, Mapping):
-        raise FileFormatError(f"checkpoint {path} holds a {type(data).__name__} instead of a state dict")
-    if "state_dict" not in data:
-        _check_state_dict(data, f"checkpoint {path} has no entry state_dict and is no state dict itself")
-        data = {"state_dict": data}
-    state = data["state_dict"]
-    _check_state_dict(state, f"checkpoint {path}: its entry state_dict is no state dict")
-    for prefix in WRAPPER_PREFIXES:
-        if all(key.startswith(prefix) for key in state):
-            state = {key.removeprefix(prefix): value for key, value in state.items()}
-    return {**data, "state_dict": dict(state), "meta": meta_of(data, f"checkpoint {path}")}
 
 
 def load_checkpoint(model: nn.Module, path: str | Path) -> LoadReport:
@@ -143,7 +100,7 @@ def load_state_dict(model: nn.Module, state: Mapping[str, Tensor], what: str = "
     optional = [key for key in own if key in CONSTANTS or key.endswith(".num_batches_tracked")]
     filled = tuple(key for key in optional if key not in state)
     state |= {key: own[key] for key in filled}
-    _check_structure(state, own, what)
+    check_structure(state, own, what, ", or tools/convert_checkpoint.py for an AWML file")
     _check_branches(state, what)
     for key in CONSTANTS:
         if not torch.allclose(state[key].to(own[key]), own[key], rtol=1e-4, atol=1e-6):
@@ -193,33 +150,6 @@ def convert_awml(
     return converted
 
 
-def _check_state_dict(state: Any, complaint: str) -> None:
-    """Raise `FileFormatError`, with what is there, unless ``state`` is tensors by name."""
-    if not isinstance(state, Mapping):
-        raise FileFormatError(f"{complaint}: it is a {type(state).__name__}")
-    if not state or not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()):
-        raise FileFormatError(
-            f"{complaint}: it holds {described(state)}. If one of these is the weights by name, save that one alone "
-            "with torch.save and load it"
-        )
-
-
-def _check_structure(state: Mapping[str, Tensor], own: Mapping[str, Tensor], what: str) -> None:
-    problems = []
-    for key, value in own.items():
-        if key not in state:
-            problems.append(f"{key} expected {tuple(value.shape)}, not found")
-        elif state[key].shape != value.shape:
-            problems.append(f"{key} expected {tuple(value.shape)}, found {tuple(state[key].shape)}")
-    problems += [f"{key} not expected, found {tuple(v.shape)}" for key, v in state.items() if key not in own]
-    if problems:
-        shown = "; ".join(problems[:5])
-        raise StructureMismatchError(
-            f"{what} is of another model, {len(problems)} differences in {len(own)} tensors: {shown}. "
-            "Use the config it was trained with, or tools/convert_checkpoint.py for an AWML file"
-        )
-
-
 def _check_branches(state: Mapping[str, Tensor], what: str) -> None:
     for prefix in ALIASED_BRANCHES:
         for key, value in state.items():
@@ -231,7 +161,3 @@ def _check_branches(state: Mapping[str, Tensor], what: str) -> None:
                     f"{what}: {key} differs from {first}, but one branch serves all levels; the checkpoint "
                     "comes from a model with separate branches"
                 )
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0] or type(error).__name__

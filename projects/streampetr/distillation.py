@@ -14,8 +14,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
-from mdp_mmdet3d.engine.config_file import read_config
-from mdp_mmdet3d.engine.slim_model import without_pretrained
+from mdp_mmdet3d.config_file import read_config, without_pretrained
 from mdp_mmdet3d.errors import MdpError, StructureMismatchError
 
 from .checkpoint import load_checkpoint

@@ -7,12 +7,11 @@ from mmdet.models.backbones.resnet import ResNet
 from torch import Tensor, nn
 
 from mdp_mmdet3d.space.attention import add_attention
-from mdp_mmdet3d.space.builder import SpaceBuilder
+from mdp_mmdet3d.space.builder import InputShape, SpaceBuilder
 from mdp_mmdet3d.space.conv import add_conv_dimensions, record_conv_inputs
 from mdp_mmdet3d.space.fpn import add_fpn_terms
 from mdp_mmdet3d.space.mlp import add_fan_out, add_hidden, add_mlp
 from mdp_mmdet3d.space.residual import add_residual_blocks, add_residual_terms
-from mdp_mmdet3d.space.trace import InputShape, register_adapter
 from mdp_mmdet3d.space.types import BlockKind, TensorAxis
 
 HEAD = "pts_bbox_head"
@@ -31,7 +30,6 @@ class ImageEncoder(nn.Module):
         return self.neck(self.backbone(images))[0]
 
 
-@register_adapter("StreamPETR")
 def add_streampetr(builder: SpaceBuilder, model: nn.Module, shape: InputShape) -> None:
     """Fill ``builder`` with the dimensions, blocks and terms of a dense StreamPETR."""
     features = _add_encoder(builder, model, shape)

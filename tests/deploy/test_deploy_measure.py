@@ -15,7 +15,7 @@ class FakeRunner:
     def __init__(self, name, log, latencies):
         self.name, self.log, self.latencies = name, log, iter(latencies)
 
-    def set_rig(self, intrinsics, lidar2img):
+    def start(self, frame):
         self.log.append((self.name, "rig"))
 
     def reset(self):
@@ -40,9 +40,9 @@ def test_candidates_take_turns_and_warm_up_is_discarded(stream):
     assert stats["pruned"].samples_ms == (5, 10, 15, 20)
     assert stats["dense"].median_ms == 26
     assert stats["dense"].minimum_ms == 11
-    assert stats["dense"].encoder_ms == 20  # settled: median of the fastest three
+    assert stats["dense"].engines_ms["image_encoder"] == 20  # settled: median of the fastest three
     assert stats["dense"].settled_ms == 21
-    assert stats["dense"].head_ms == 1
+    assert stats["dense"].engines_ms["head"] == 1
     assert speedup(stats["dense"], stats["pruned"]) == pytest.approx(np.median([11 / 5, 21 / 10, 31 / 15, 41 / 20]))
     assert rounds == [(i, 6) for i in range(1, 7)]
     steps = [entry for entry in log if isinstance(entry[1], float)]
@@ -66,7 +66,7 @@ def test_folders_are_loaded_several_times_in_another_order_and_warm_up_each_time
         log.append((folder, "load"))
         return FakeRunner(folder, log, [900, 10, 20])
 
-    monkeypatch.setattr(measure, "StreamRunner", load)
+    monkeypatch.setattr(measure, "load_runner", load)
     rounds = []
     stats = measure_interleaved(
         {"dense": "d", "pruned": "p"},
@@ -86,7 +86,7 @@ def test_folders_are_loaded_several_times_in_another_order_and_warm_up_each_time
 
 
 def test_statistics_of_known_samples():
-    stats = LatencyStats.from_samples(encoder_ms=[1, 2, 3, 4, 5], head_ms=[9, 8, 7, 6, 15])
+    stats = LatencyStats.from_samples({"image_encoder": [1, 2, 3, 4, 5], "head": [9, 8, 7, 6, 15]})
     assert stats.samples_ms == (10, 10, 10, 10, 20)
     assert (stats.median_ms, stats.minimum_ms, stats.spread_ms, stats.rounds) == (10, 10, 0, 5)
     assert stats.p90_ms == pytest.approx(16)
@@ -96,7 +96,7 @@ def test_statistics_of_known_samples():
 
 def test_speedup_needs_common_rounds():
     with pytest.raises(DeploymentError, match="one call"):
-        speedup(LatencyStats.from_samples([1, 2], [0, 0]), LatencyStats.from_samples([1, 2, 3], [0, 0, 0]))
+        speedup(LatencyStats.from_samples({"model": [1, 2]}), LatencyStats.from_samples({"model": [1, 2, 3]}))
 
 
 @pytest.mark.parametrize("kwargs", [{"candidates": {}}, {"frames": []}, {"rounds": 1}, {"loads": 0}, {"warmup": -1}])

@@ -14,11 +14,11 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from torch import nn
 
+from mdp_mmdet3d.adapters.single_graph_export import export_single_graph
 from mdp_mmdet3d.deploy.errors import DeploymentError
 from mdp_mmdet3d.deploy.graph_manifest import GraphManifest, load_manifest
 from mdp_mmdet3d.deploy.manifest import DeploymentManifest
 from mdp_mmdet3d.deploy.ort_engine import OrtEngine
-from mdp_mmdet3d.deploy.single_graph import export_single_graph
 from mdp_mmdet3d.errors import FileFormatError
 from mdp_mmdet3d.space.types import DimensionKind, TensorAxis
 from mdp_mmdet3d.surgery.apply import fingerprint

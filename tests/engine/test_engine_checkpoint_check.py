@@ -9,7 +9,7 @@ import torch
 from mmengine.config import Config
 from torch import nn
 
-from mdp_mmdet3d.engine.checkpoint_check import check_resume, check_start, described, meta_of, plan_hash_of
+from mdp_mmdet3d.checkpoint.check import check_resume, check_start, described, meta_of, plan_hash_of
 from mdp_mmdet3d.engine.plan_hook import add_plan_hook
 from mdp_mmdet3d.errors import FileFormatError, StructureMismatchError
 

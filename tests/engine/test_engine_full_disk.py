@@ -19,15 +19,15 @@ import torch
 from mmengine.config import Config
 from rich.console import Console
 
+from mdp_mmdet3d.adapters import InputShape, trace_space
+from mdp_mmdet3d.checkpoint.load import check_meta
 from mdp_mmdet3d.deploy.manifest import DeploymentManifest
 from mdp_mmdet3d.deploy.streampetr import export_streampetr
 from mdp_mmdet3d.engine.job import PruneJob
 from mdp_mmdet3d.engine.outputs import PRUNED_FILES, new_pruned_model
-from mdp_mmdet3d.engine.plan_hook import check_meta
 from mdp_mmdet3d.engine.settings import PruneSettings
 from mdp_mmdet3d.errors import WriteError
 from mdp_mmdet3d.files import file_sha256, write_json
-from mdp_mmdet3d.space.trace import InputShape, trace_space
 from mdp_mmdet3d.surgery.apply import apply_plan
 from mdp_mmdet3d.surgery.plan import PruningPlan
 

@@ -316,8 +316,8 @@ def test_resuming_a_schedule_ends_at_the_same_plan(make_config, latency_dir, tmp
 def test_a_plan_and_its_checkpoint_appear_together_and_are_repaired_on_resuming(
     make_config, latency_dir, tmp_path, monkeypatch
 ) -> None:
+    from mdp_mmdet3d.checkpoint.load import check_meta
     from mdp_mmdet3d.engine import outputs
-    from mdp_mmdet3d.engine.plan_hook import check_meta
 
     def config(iterations: int = 9) -> Config:
         made = make_config(tmp_path / "w", [prune_hook(latency_dir)], iterations, lr=1e-3)

@@ -5,6 +5,7 @@ import json
 import pytest
 from rich.console import Console
 
+from mdp_mmdet3d.adapters import InputShape, trace_space
 from mdp_mmdet3d.engine.job import PruneJob
 from mdp_mmdet3d.engine.settings import PruneSettings
 from mdp_mmdet3d.engine.target import load_target_table, target_model, target_points
@@ -13,7 +14,6 @@ from mdp_mmdet3d.latency import LatencyTable, NotMeasuredError, entries_of, smal
 from mdp_mmdet3d.latency.backends.fake import FakeBackend
 from mdp_mmdet3d.latency.measure import measure_latency
 from mdp_mmdet3d.report.summary import print_summary, print_target_steps
-from mdp_mmdet3d.space.trace import InputShape, trace_space
 from mdp_mmdet3d.surgery.plan import PruningPlan
 
 

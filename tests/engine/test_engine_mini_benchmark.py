@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from mdp_mmdet3d.engine.recovery import FinetuneSettings
+from mdp_mmdet3d.engine.settings import FinetuneSettings
 from mdp_mmdet3d.errors import InfeasibleBudgetError, MdpError
 from mdp_mmdet3d.files import write_json
 from mdp_mmdet3d.solver import ProblemDimension, ProblemTerm, PruningProblem

@@ -12,12 +12,12 @@ from mmengine.config import Config
 from rich.console import Console
 
 import mdp_mmdet3d.engine  # noqa: F401
+from mdp_mmdet3d.adapters import InputShape, adapter_of
 from mdp_mmdet3d.datasets.mini_nuscenes import easy_spec, write_mini_nuscenes
 from mdp_mmdet3d.engine import recovery
-from mdp_mmdet3d.engine.inputs import build_dense
 from mdp_mmdet3d.engine.job import PruneJob
-from mdp_mmdet3d.engine.recovery import FinetuneSettings, evaluate, finetune, model_identity
-from mdp_mmdet3d.engine.settings import PruneSettings
+from mdp_mmdet3d.engine.recovery import evaluate, finetune, model_identity
+from mdp_mmdet3d.engine.settings import FinetuneSettings, PruneSettings
 from mdp_mmdet3d.errors import FileFormatError, MdpError
 from mdp_mmdet3d.report.summary import print_summary
 
@@ -48,7 +48,7 @@ def config(tmp_path_factory):
 @pytest.fixture(scope="module")
 def dense(config, tmp_path_factory):
     """A dense model and its checkpoint."""
-    model, _ = build_dense(config, None)
+    model, _ = adapter_of(config, InputShape(6, 64, 176)).build(None)
     path = tmp_path_factory.mktemp("dense") / "dense.pth"
     torch.save({"state_dict": model.state_dict(), "meta": {}}, path)
     return model, path
@@ -120,14 +120,14 @@ def test_interrupted_fine_tuning_ends_where_an_uninterrupted_one_does(config, de
 def test_accuracy_is_that_of_the_weights_and_kept_with_its_identity(config, dense, tmp_path, monkeypatch):
     identity = model_identity(config, "w", None)
     path = tmp_path / "dense.json"
-    result = evaluate(config, dense[0].state_dict(), path, identity, QUIET)
+    result = evaluate(config, dense[0].state_dict(), path, identity, QUIET, ("mAP", "NDS"))
     assert any(key.endswith("car_AP_dist_2.0") for key in result["metrics"])
-    assert evaluate(config, {}, path, identity, QUIET) == result
+    assert evaluate(config, {}, path, identity, QUIET, ("mAP", "NDS")) == result
     with pytest.raises(RuntimeError, match="Missing key"):
-        evaluate(config, {}, path, model_identity(config, "other weights", None), QUIET)
+        evaluate(config, {}, path, model_identity(config, "other weights", None), QUIET, ("mAP", "NDS"))
     path.write_text("{")
     with pytest.raises(FileFormatError, match=r"accuracy .*dense\.json is truncated"):
-        evaluate(config, {}, path, identity, QUIET)
+        evaluate(config, {}, path, identity, QUIET, ("mAP", "NDS"))
 
 
 def test_identity_depends_on_weights_plan_config_and_data(config, tmp_path):
@@ -151,7 +151,7 @@ def test_configs_that_cannot_evaluate_or_train_are_named(config, dense, tmp_path
     without = Config(config.to_dict())
     without.test_evaluator = None
     with pytest.raises(MdpError, match=r"prune\.evaluate needs test_dataloader, test_cfg and test_evaluator"):
-        evaluate(without, {}, tmp_path / "a.json", {}, QUIET)
+        evaluate(without, {}, tmp_path / "a.json", {}, QUIET, ("mAP", "NDS"))
     without = Config(config.to_dict())
     without.optim_wrapper = None
     with pytest.raises(MdpError, match=r"prune\.finetune needs optim_wrapper"):

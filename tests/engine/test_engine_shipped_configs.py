@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from mmengine.config import Config
 
-from mdp_mmdet3d.engine.config_file import read_config
-from mdp_mmdet3d.engine.inputs import build_dense, data_identity
+from mdp_mmdet3d.adapters import InputShape, adapter_of
+from mdp_mmdet3d.config_file import read_config
 from mdp_mmdet3d.engine.outputs import write_slim_config
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -66,7 +66,7 @@ def test_the_named_places_are_the_documented_ones() -> None:
 
 def test_the_demo_finds_its_checkpoint_from_another_folder() -> None:
     config = read_config(ROOT / "configs/streampetr_mini_mdp.py")
-    assert build_dense(config, config.checkpoint)[1].startswith("streampetr_mini.pth@")
+    assert adapter_of(config, InputShape(6, 64, 176)).build(config.checkpoint)[1].startswith("streampetr_mini.pth@")
 
 
 def test_folders_of_the_user_stay_as_given(monkeypatch) -> None:
@@ -115,12 +115,12 @@ def test_data_elsewhere_on_the_net_stay_as_given(elsewhere) -> None:
     config.importance_dataloader = dict(dataset=dataset)
     write_slim_config(elsewhere / "c.py", config)
     assert Config.fromfile(elsewhere / "c.py").test_dataloader.dataset.to_dict() == dataset
-    assert data_identity(config) == "s3://bucket/nuscenes/infos.pkl"
+    assert adapter_of(config, InputShape(6, 64, 176)).data_identity() == "s3://bucket/nuscenes/infos.pkl"
 
 
 def test_one_data_set_has_one_identity_however_it_is_spelled(elsewhere, monkeypatch) -> None:
     found = set()
     for root in ("data/nuscenes", "./data/nuscenes/", str(elsewhere / "data/nuscenes"), "x/../data/nuscenes"):
         monkeypatch.setenv("NUSCENES_ROOT", root)
-        found.add(data_identity(read_config(ROOT / "configs/streampetr_mdp.py")))
+        found.add(adapter_of(read_config(ROOT / "configs/streampetr_mdp.py"), InputShape(6, 64, 176)).data_identity())
     assert found == {str(elsewhere / "data/nuscenes/nuscenes_infos_train.pkl")}

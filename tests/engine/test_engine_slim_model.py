@@ -8,12 +8,12 @@ import torch
 from mmengine.config import Config
 from mmengine.runner import Runner, load_checkpoint
 
+from mdp_mmdet3d.adapters import InputShape, trace_space
+from mdp_mmdet3d.config_file import without_pretrained
 from mdp_mmdet3d.engine import PlanHook
 from mdp_mmdet3d.engine.outputs import save_slim_checkpoint, write_slim_config
 from mdp_mmdet3d.engine.plan_hook import META_KEY
-from mdp_mmdet3d.engine.slim_model import without_pretrained
 from mdp_mmdet3d.errors import FileFormatError, StructureMismatchError
-from mdp_mmdet3d.space.trace import InputShape, trace_space
 from mdp_mmdet3d.surgery.apply import apply_plan
 from mdp_mmdet3d.surgery.plan import PruningPlan
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from mdp_mmdet3d.adapters import InputShape, trace_space
 from mdp_mmdet3d.errors import FileFormatError, StructureMismatchError
 from mdp_mmdet3d.importance.collect import collect_importance
 from mdp_mmdet3d.importance.table import ImportanceTable
@@ -13,7 +14,6 @@ from mdp_mmdet3d.space.attention import add_attention
 from mdp_mmdet3d.space.builder import SpaceBuilder, SpaceOptions
 from mdp_mmdet3d.space.conv import add_conv_dimensions
 from mdp_mmdet3d.space.mlp import add_hidden
-from mdp_mmdet3d.space.trace import InputShape, trace_space
 
 
 class ConvNet(nn.Module):

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
+from mdp_mmdet3d.adapters import InputShape, trace_space
 from mdp_mmdet3d.importance.table import ImportanceTable
 from mdp_mmdet3d.solver import PlanIndices, SolveStatus, solve
 from mdp_mmdet3d.solver.build import LATENCY, Ranking, build_problem, select
 from mdp_mmdet3d.solver.rerank import solve_ranked
-from mdp_mmdet3d.space.trace import InputShape, trace_space
 
 
 class ProductLatency:

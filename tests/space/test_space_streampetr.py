@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from mmengine import Config
 from torch import nn
 
+from mdp_mmdet3d.adapters import InputShape, trace_space
 from mdp_mmdet3d.errors import FileFormatError, MdpError
 from mdp_mmdet3d.space import BlockKind, DimensionKind, PruningSpace
 from mdp_mmdet3d.space.builder import SpaceBuilder, SpaceOptions
 from mdp_mmdet3d.space.conv import add_conv_dimensions
-from mdp_mmdet3d.space.trace import InputShape, trace_space
 
 
 @pytest.fixture(scope="module")

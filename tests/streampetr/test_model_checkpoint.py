@@ -14,6 +14,7 @@ from mmdet3d.registry import MODELS
 from mmengine.config import Config
 from mmengine.logging import MessageHub
 
+from mdp_mmdet3d.checkpoint.load import read_checkpoint
 from mdp_mmdet3d.errors import FileFormatError, StructureMismatchError
 from projects.streampetr.checkpoint import (
     AWML_CLASSES,
@@ -22,7 +23,6 @@ from projects.streampetr.checkpoint import (
     convert_awml,
     load_checkpoint,
     load_state_dict,
-    read_checkpoint,
 )
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -12,9 +12,9 @@ from mmengine.registry import DefaultScope, init_default_scope
 from mmengine.runner import Runner
 
 import mdp_mmdet3d.engine  # noqa: F401
+from mdp_mmdet3d.adapters import InputShape, trace_space
 from mdp_mmdet3d.errors import FileFormatError, MdpError, StructureMismatchError
 from mdp_mmdet3d.space.builder import SpaceOptions
-from mdp_mmdet3d.space.trace import InputShape, trace_space
 from mdp_mmdet3d.surgery.plan import PruningPlan
 from projects.streampetr.distillation import Distillation, DistillationHook, matching_levels
 from projects.streampetr.train_loop import STATE_KEY

@@ -184,8 +184,8 @@ def test_every_published_config_builds_its_pipeline_and_has_its_length() -> None
 def test_a_slim_model_trains_and_refuses_a_dense_checkpoint(mini_config, tmp_path) -> None:
     from mmdet3d.registry import MODELS
 
+    from mdp_mmdet3d.adapters import InputShape, trace_space
     from mdp_mmdet3d.space.builder import SpaceOptions
-    from mdp_mmdet3d.space.trace import InputShape, trace_space
     from mdp_mmdet3d.surgery.plan import PruningPlan
 
     torch.manual_seed(0)

@@ -16,9 +16,8 @@ import torch
 from mmengine.config import Config
 from mmengine.hooks import CheckpointHook
 
-from mdp_mmdet3d.engine.inputs import build_dense
+from mdp_mmdet3d.adapters import InputShape, adapter_of, trace_space
 from mdp_mmdet3d.engine.outputs import new_pruned_model
-from mdp_mmdet3d.space.trace import InputShape, trace_space
 from mdp_mmdet3d.surgery.apply import apply_plan
 from mdp_mmdet3d.surgery.plan import PruningPlan
 
@@ -55,7 +54,7 @@ def dense(mini_config, tmp_path) -> Path:
 def pruned(dense, tmp_path, random_selection) -> Path:
     """Work directory with a pruned model of it."""
     config = Config.fromfile(dense)
-    model, weights = build_dense(config, None)
+    model, weights = adapter_of(config, InputShape(6, 64, 176)).build(None)
     space = trace_space(model, InputShape(6, 64, 176))
     plan = PruningPlan.from_selection(space, *random_selection(space, np.random.default_rng(0)))
     with new_pruned_model(tmp_path / "pruned", apply_plan(model, plan), plan, weights, config, config.class_names):
@@ -108,7 +107,7 @@ def test_what_is_no_training_to_go_on_with_is_named(dense, pruned, tmp_path, tra
 
 def test_weights_with_a_meta_that_is_a_string_are_a_start(dense, tmp_path, train, caplog) -> None:
     config = Config.fromfile(dense)
-    state = build_dense(copy.deepcopy(config), None)[0].state_dict()
+    state = adapter_of(copy.deepcopy(config), InputShape(6, 64, 176)).build(None)[0].state_dict()
     torch.save({"state_dict": state, "meta": "by me"}, tmp_path / "meta.pth")
     assert train(dense, "--work-dir", tmp_path / "d", "--cfg-options", f"load_from={tmp_path / 'meta.pth'}")[0] == 0
     assert "its meta is a str ('by me'), not a dictionary" in caplog.text

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from mdp_mmdet3d.adapters import InputShape, trace_space
 from mdp_mmdet3d.errors import FileFormatError, StructureMismatchError
-from mdp_mmdet3d.space.trace import InputShape, trace_space
 from mdp_mmdet3d.surgery.apply import apply_plan
 from mdp_mmdet3d.surgery.masking import mask_model
 from mdp_mmdet3d.surgery.plan import PruningPlan

@@ -12,8 +12,8 @@ from mmengine.runner import Runner
 from mdp_mmdet3d.deploy.reduce import reduce_precision
 from mdp_mmdet3d.deploy.streampetr import export_streampetr
 from mdp_mmdet3d.deploy.synthetic import synthetic_frames
-from mdp_mmdet3d.engine.deployed_accuracy import evaluate_deployment
 from mdp_mmdet3d.errors import MdpError
+from projects.streampetr.deployed_accuracy import evaluate_deployment
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -36,3 +36,17 @@ def check_keys(keys: Iterable[str], known: Sequence[str], section: str) -> None:
             near = difflib.get_close_matches(key, known, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
             raise MdpError(f"unknown key {key!r} in the config's {section} section; {hint}")
+
+
+def without_pretrained(config: Any) -> Any:
+    """Copy of a model config without initialisation from checkpoint files."""
+    if isinstance(config, Mapping):
+        return {
+            key: without_pretrained(value)
+            for key, value in config.items()
+            if not (key == "init_cfg" and isinstance(value, Mapping) and value.get("type") == "Pretrained")
+            and not (key == "pretrained" and isinstance(value, str))
+        }
+    if isinstance(config, (list, tuple)):
+        return type(config)(without_pretrained(value) for value in config)
+    return config

@@ -1,0 +1,283 @@
+"""The adapter: everything that the line needs to know about one kind of model."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, TASK_UTILS, init_default_scope
+from mmengine.runner import Runner
+from torch import Tensor, nn
+
+from mdp_mmdet3d.checkpoint.load import load_checkpoint
+from mdp_mmdet3d.config_file import without_pretrained
+from mdp_mmdet3d.errors import MdpError
+from mdp_mmdet3d.files import file_sha256
+from mdp_mmdet3d.importance.collect import model_loss
+from mdp_mmdet3d.space.builder import InputShape, SpaceBuilder, SpaceOptions
+from mdp_mmdet3d.space.types import PruningSpace
+from mdp_mmdet3d.surgery.apply import fingerprint
+
+RANDOM = "random"
+HOW_TO = "docs/how-to/new-architecture.md"
+
+A = TypeVar("A", bound="type[Adapter]")
+
+
+@dataclass(frozen=True)
+class DeployOptions:
+    """What ``tools/export.py`` is asked for.
+
+    Attributes:
+        precision: ``"fp32"``, ``"fp16"`` or ``"int8"``.
+        simplify: Let onnxslim fuse nodes and merge equal ones.
+        synthetic: Compare and calibrate on noise and not on the importance data.
+        num_frames: Frames for that.
+        evaluate: Run the engines over the config's test data and keep the metrics.
+        source_size: Camera image of the host (height, width) in pixels.
+        layout: ``"native"`` or that of a public runtime.
+        levels: Decoder levels in the outputs, ``"last"`` or ``"all"``.
+        prev_exists: Give a streaming head an input that starts a stream.
+        on_progress: Called with (what is done, steps done, steps in all) during long work.
+    """
+
+    precision: str = "fp32"
+    simplify: bool = True
+    synthetic: bool = False
+    num_frames: int = 4
+    evaluate: bool = False
+    source_size: tuple[int, int] = (900, 1600)
+    layout: str = "native"
+    levels: str = "last"
+    prev_exists: bool = False
+    on_progress: Callable[[str, int, int], None] = lambda what, done, total: None
+
+
+class Adapter(ABC):
+    """What one kind of model is built from, what of it may be pruned, its data, its deployment.
+
+    Subclasses are registered with `register_adapter` and found by the class of the model (`models`), or named in the
+    config: ``prune=dict(adapter=dict(type="MyAdapter", ...))``. Further keys of that dictionary go to the constructor.
+    The defaults suit a model whose ``forward(mode="loss")`` takes what its data preprocessor returns.
+
+    Args:
+        config: MMEngine config with ``model``; empty where only a model is traced.
+        shape: One frame at deployment.
+
+    Attributes:
+        models: Names of the classes of models that it is for; subclasses of them are meant too.
+        once: Engines that do not run every frame: their terms cost nothing per frame.
+        training_only: Prefixes of parameters that are not deployed.
+        refused: Dimensions and blocks that a check of this object found wrong, with the reason.
+        headline: Names, without prefix, of the metrics that stand for accuracy; all that the evaluator returns if
+            empty. Larger is better.
+        default_cams: Camera images of a frame where the config does not tell.
+    """
+
+    models: ClassVar[tuple[str, ...]] = ()
+    once: ClassVar[tuple[str, ...]] = ()
+    training_only: ClassVar[tuple[str, ...]] = ()
+    headline: ClassVar[tuple[str, ...]] = ()
+    default_cams: ClassVar[int] = 1
+
+    def __init__(self, config: Config, shape: InputShape) -> None:
+        self.config = config
+        self.shape = shape if shape.num_cams else replace(shape, num_cams=self.default_cams)
+        self.refused: dict[str, str] = {}
+
+    # what the model is built from
+
+    def build(self, checkpoint: str | None, seed: int = 0) -> tuple[nn.Module, str]:
+        """The dense model in evaluation mode, and the identity of its weights.
+
+        Args:
+            checkpoint: Weights to load; without them the model is initialised at random from ``seed``.
+            seed: For random weights: equal seeds give equal weights, so that steps can be reused.
+
+        Returns:
+            The model, and ``"random"`` or ``"<file name>@<first 16 hex digits of its SHA-256>"``.
+
+        Raises:
+            FileFormatError: The checkpoint is missing or damaged.
+            StructureMismatchError: It is that of another model.
+        """
+        init_default_scope(self.config.get("default_scope", "mmdet3d"))
+        torch.manual_seed(seed)
+        np.random.seed(seed)  # noqa: NPY002 - MMEngine's initialisers may draw from it
+        model = MODELS.build(copy.deepcopy(without_pretrained(self.config.model)))
+        if checkpoint:
+            self.load(model, checkpoint)
+            return model.eval(), f"{Path(checkpoint).name}@{file_sha256(Path(checkpoint))[:16]}"
+        model.init_weights()
+        return model.eval(), RANDOM
+
+    def load(self, model: nn.Module, path: str) -> None:
+        """Load weights strictly into a dense or pruned model; raises as `build` does."""
+        load_checkpoint(model, path)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """In the order of the score columns; empty if the config does not tell."""
+        config = self.config
+        return tuple(config.get("class_names") or (config.get("metainfo") or {}).get("classes") or ())
+
+    # what may be pruned
+
+    @abstractmethod
+    def add_to_space(self, builder: SpaceBuilder, model: nn.Module) -> None:
+        """Add the dimensions, blocks and cost terms of a dense model."""
+
+    def trace(self, model: nn.Module, options: SpaceOptions | None = None) -> PruningSpace:
+        """Find what may be pruned in a dense model; the model is left as it was.
+
+        Args:
+            model: The dense model.
+            options: How finely and deeply may be pruned.
+
+        Raises:
+            MdpError: The model cannot be traced, or a freeze pattern matches nothing.
+        """
+        builder = SpaceBuilder(model, options or SpaceOptions(), self.refused)
+        level = logging.root.manager.disable
+        try:
+            logging.disable(logging.WARNING)  # torch-pruning warns about parameters that it does not handle
+            self.add_to_space(builder, model)
+        finally:
+            logging.disable(level)
+        name = type(model).__name__
+        known = [*builder.dimensions, *builder.blocks, *builder.left_alone]
+        for pattern in builder.options.freeze:
+            if not any(SpaceOptions(freeze=(pattern,)).matches(item) for item in known):
+                examples = f"; names look like {known[0]!r} and {known[-1]!r}" if known else ""
+                raise MdpError(
+                    f"prune.freeze pattern {pattern!r} matches no dimension and no block of {name}{examples}"
+                )
+        return builder.finish(name, fingerprint(model), self.once)
+
+    # data
+
+    def loader(self) -> Mapping[str, Any]:
+        """Data loader with ground truth that importance and frames come from: ``importance_dataloader``, or else
+        ``train_dataloader``.
+
+        Raises:
+            MdpError: The config has neither.
+        """
+        for key in ("importance_dataloader", "train_dataloader"):
+            if self.config.get(key) is not None:
+                return self.config[key]
+        raise MdpError(
+            "the config has no importance_dataloader and no train_dataloader: define one with ground truth, for "
+            "StreamPETR by inheriting configs/_base_/datasets/nuscenes_704x256.py"
+        )
+
+    def data_identity(self) -> str:
+        """Path of the info file of `loader`'s data set, the same however its root is spelled."""
+        dataset = self.config.get("importance_dataloader", self.config.get("train_dataloader") or {}).get("dataset", {})
+        path = f"{dataset.get('data_root', '')}/{dataset.get('ann_file', '')}"
+        return path if "://" in path else str(Path(path).resolve())
+
+    def importance_batches(self) -> Iterator[Mapping[str, Any]]:
+        """Batches with ground truth, in stream order; raises `MissingDatasetError` if the data is not there."""
+        return iter(Runner.build_dataloader(copy.deepcopy(self.loader()), seed=0))
+
+    def losses(self, model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
+        """The scalar that importance differentiates."""
+        return model_loss(model, batch)
+
+    @abstractmethod
+    def frames(self, model: nn.Module, count: int) -> list[Any]:
+        """Frames as the deployed model takes them, of the importance data.
+
+        Raises:
+            MdpError: There is no data.
+        """
+
+    # deployment
+
+    @abstractmethod
+    def export(
+        self,
+        model: nn.Module,
+        folder: Path,
+        *,
+        plan_hash: str | None,
+        weights: str,
+        on_engine: Callable[[str], None] | None = None,
+        **options: Any,
+    ) -> None:
+        """Write a dense or pruned model as a deployment folder with ``deployment.json``; complete or not at all.
+
+        Args:
+            model: In float32.
+            folder: Folder to write.
+            plan_hash: Hash of the pruning plan, None for a dense model.
+            weights: Where the weights came from.
+            on_engine: Called with the name of each engine before it is exported.
+            **options: Further ones of this kind of model.
+
+        Raises:
+            DeploymentError: The model cannot be exported.
+        """
+
+    @abstractmethod
+    def compare(self, model: nn.Module, folder: Path, frames: Sequence[Any]) -> dict[str, float]:
+        """Largest absolute differences between a model and its deployment over ``frames``, by what is compared."""
+
+    @abstractmethod
+    def deploy(
+        self,
+        model: nn.Module,
+        folder: Path,
+        options: DeployOptions,
+        *,
+        plan_hash: str | None,
+        weights: str,
+        say: Callable[[str], None],
+    ) -> str:
+        """Export as ``tools/export.py`` does: compared with PyTorch, in reduced precision, evaluated where asked for.
+
+        Args:
+            model: Dense or pruned, in float32.
+            folder: Deployment folder to write.
+            options: What is asked for.
+            plan_hash: Hash of the pruning plan, None for a dense model.
+            weights: Where the weights came from.
+            say: Receives a line per result.
+
+        Returns:
+            The files of the folder, for people.
+
+        Raises:
+            DeploymentError: The model cannot be deployed so.
+            MdpError: An option does not fit this kind of model.
+        """
+
+
+def register_adapter(adapter: A) -> A:
+    """Class decorator: register an `Adapter` in MMEngine's ``TASK_UTILS``.
+
+    Raises:
+        MdpError: It leaves out a method that has no default.
+    """
+    if missing := sorted(getattr(adapter, "__abstractmethods__", ())):
+        raise MdpError(
+            f"adapter {adapter.__name__} leaves out {', '.join(missing)}, which have no default; see {HOW_TO}"
+        )
+    TASK_UTILS.register_module(module=adapter)
+    return adapter
+
+
+def registered_adapters() -> list[type[Adapter]]:
+    """All of them, in the order of registration."""
+    return [
+        found for found in TASK_UTILS.module_dict.values() if isinstance(found, type) and issubclass(found, Adapter)
+    ]

@@ -1,0 +1,176 @@
+"""The adapter of any model whose ``forward(mode="tensor")`` runs on images: one graph, traced channels and blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mdp_mmdet3d.adapters.base import HOW_TO, Adapter, DeployOptions, register_adapter
+from mdp_mmdet3d.adapters.single_graph_export import TensorMode, export_single_graph
+from mdp_mmdet3d.deploy.graph_manifest import GraphManifest
+from mdp_mmdet3d.deploy.graph_runner import GraphRunner
+from mdp_mmdet3d.errors import MdpError
+from mdp_mmdet3d.space.blocks import add_residual_branches
+from mdp_mmdet3d.space.builder import SpaceBuilder, SpaceOptions
+from mdp_mmdet3d.space.calls import record_calls
+from mdp_mmdet3d.space.conv import TRACE_SIZE, add_conv_dimensions
+from mdp_mmdet3d.space.fpn import add_upsample_terms
+from mdp_mmdet3d.space.network import add_network_terms, record_input_shapes
+from mdp_mmdet3d.space.types import PruningSpace
+from mdp_mmdet3d.surgery.verify import verify_space, verify_together
+
+ENGINE = "model"
+
+
+@register_adapter
+class SingleGraph(Adapter):
+    """Image classifiers of MMPretrain, detectors of MMDetection, camera detectors of MMDetection3D.
+
+    Pruned are the channels of convolutions that a batch norm, an activation, an addition or a pooling connects, and
+    residual blocks. Every one is verified by itself before it is offered; what fails is left alone with the reason.
+    """
+
+    def add_to_space(self, builder: SpaceBuilder, model: nn.Module) -> None:
+        """Trace channels and blocks at a small size, and price what ran at the deployed one."""
+        small = TensorMode(model, (TRACE_SIZE, TRACE_SIZE))
+        deployed = TensorMode(model, (self.shape.height, self.shape.width))
+        image = self._image(TRACE_SIZE, TRACE_SIZE)
+        calls = [
+            call
+            for call in record_calls(model, lambda: self._run(small, image))
+            if call.name in dict(model.named_modules())
+        ]
+        blocks = add_residual_branches(builder, calls)
+        try:
+            add_conv_dimensions(builder, small, outputs_are_read=False)
+        except Exception as error:  # torch-pruning raises anything on a graph that it cannot follow
+            builder.leave("", f"channels cannot be traced ({type(error).__name__}: {error})")
+        with torch.no_grad():
+            image = self._image(self.shape.height, self.shape.width)
+            shapes = record_input_shapes(model, lambda: self._run(deployed, image))
+        kept = [block for block in blocks if block.name in builder.blocks or block.name in builder.left_alone]
+        add_network_terms(builder, calls, shapes, kept, ENGINE)
+        for name, module in model.named_modules():
+            if hasattr(module, "lateral_convs") and hasattr(module, "fpn_convs"):
+                add_upsample_terms(builder, module, name, shapes, ENGINE)
+
+    def trace(self, model: nn.Module, options: SpaceOptions | None = None) -> PruningSpace:
+        """As `Adapter.trace`, with every dimension and block verified; those that fail are left alone.
+
+        Raises:
+            MdpError: Also where all are right by themselves and not together.
+        """
+        space = super().trace(model, options)
+        image = self._image(TRACE_SIZE, TRACE_SIZE)
+
+        def forward(candidate: nn.Module) -> Sequence[Tensor]:
+            return TensorMode(candidate, (TRACE_SIZE, TRACE_SIZE))(image)
+
+        if failures := verify_space(space, model, forward):
+            self.refused = {**self.refused, **failures}
+            space = super().trace(model, options)
+        if (reason := verify_together(space, model, forward)) is not None:
+            raise MdpError(
+                f"{space.model}: each dimension can be cut by itself, but not all together ({reason}). Leave parts "
+                f"of it alone with prune.freeze, or write an adapter: {HOW_TO}"
+            )
+        return space
+
+    def frames(self, model: nn.Module, count: int) -> list[np.ndarray]:
+        """Images (1, 3, H, W) or (1, N, 3, H, W) of the importance data as the preprocessor makes them, resized to the
+        deployed size.
+        """
+        size = (self.shape.height, self.shape.width)
+        images: list[np.ndarray] = []
+        for batch in self.importance_batches():
+            inputs = model.data_preprocessor(dict(batch), False)["inputs"]
+            inputs = inputs["imgs"] if isinstance(inputs, Mapping) else inputs
+            for image in inputs:
+                stack = image if image.ndim == 4 else image[None]
+                scaled = nn.functional.interpolate(stack.float(), size, mode="bilinear", align_corners=False)
+                images.append(np.ascontiguousarray((scaled if image.ndim == 3 else scaled[None]).numpy()))
+            if len(images) >= count:
+                return images[:count]
+        if not images:
+            raise MdpError("the importance data set has no frames")
+        return images
+
+    def export(
+        self,
+        model: nn.Module,
+        folder: Path,
+        *,
+        plan_hash: str | None,
+        weights: str,
+        on_engine: Callable[[str], None] | None = None,
+        **options: Any,
+    ) -> None:
+        """One ``model.onnx`` with the raw outputs of the heads; ``options`` as in `export_single_graph`."""
+        if on_engine:
+            on_engine(ENGINE)
+        export_single_graph(
+            model,
+            folder,
+            input_size=(self.shape.height, self.shape.width),
+            num_cams=self.shape.num_cams,
+            class_names=self.class_names,
+            plan_hash=plan_hash,
+            weights=weights,
+            **options,
+        )
+
+    def deploy(
+        self,
+        model: nn.Module,
+        folder: Path,
+        options: DeployOptions,
+        *,
+        plan_hash: str | None,
+        weights: str,
+        say: Callable[[str], None],
+    ) -> str:
+        """One graph in fp32 or fp16, compared with PyTorch on noise."""
+        if options.evaluate:
+            raise MdpError("--evaluate runs a streaming runtime, which a single graph does not have; use tools/test.py")
+        self.export(
+            model, folder, plan_hash=plan_hash, weights=weights, precision=options.precision, simplify=options.simplify
+        )
+        manifest = GraphManifest.load(folder)
+        for name, check in manifest.checks.items():
+            difference = max(check["difference"].values())
+            say(f"{name.replace('_', ' ')} on noise: largest difference of an output {difference:.1e}")
+        return ", ".join(spec.file for spec in manifest.engines.values())
+
+    def compare(self, model: nn.Module, folder: Path, frames: Sequence[np.ndarray]) -> dict[str, float]:
+        """Largest difference of an output, relative to the output's largest value where that is above 1."""
+        runner = GraphRunner(folder)
+        wrapper = TensorMode(model.eval(), (self.shape.height, self.shape.width))
+        worst = 0.0
+        for frame in frames:
+            found = runner.run(frame)
+            with torch.no_grad():
+                expected = [value.numpy() for value in wrapper(torch.from_numpy(frame))]
+            for name, values in zip(wrapper.output_names, expected):
+                gap = float(np.abs(found[name] - values).max())
+                worst = float(np.maximum(worst, gap / max(1.0, float(np.abs(values).max()))))
+        return {"outputs": worst}
+
+    def _image(self, height: int, width: int) -> Tensor:
+        shape = (1, 3, height, width) if self.shape.num_cams == 1 else (1, self.shape.num_cams, 3, height, width)
+        return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+    def _run(self, wrapper: TensorMode, image: Tensor) -> Any:
+        try:
+            return wrapper(image)
+        except Exception as error:  # whatever a foreign model raises, the user needs to know what is missing
+            name = type(wrapper.model).__name__
+            raise MdpError(
+                f"{name} has no adapter of its own, and {name}.forward(mode='tensor') does not run on an image of "
+                f"shape {tuple(image.shape)}: {type(error).__name__}: {error}. Set prune.input_size and prune.num_cams "
+                f"to what it takes, or write an adapter (mdp_mmdet3d.adapters.Adapter): {HOW_TO}"
+            ) from error

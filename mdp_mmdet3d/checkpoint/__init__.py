@@ -1,0 +1,1 @@
+"""Checkpoints: read without running code, checked against the model before anything of them is used."""

@@ -1,0 +1,110 @@
+"""Residual blocks of a convolutional network, found by what they do and not by their class."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from mdp_mmdet3d.space.builder import SpaceBuilder
+from mdp_mmdet3d.space.calls import Call
+from mdp_mmdet3d.space.types import BlockKind
+from mdp_mmdet3d.surgery.apply import ShortcutBlock
+from mdp_mmdet3d.surgery.masking import silence_block
+
+SHORTCUT, ACTIVATION = "downsample", "relu"
+TOLERANCE = 1e-5  # relative; float32 sums in the same order
+
+
+@dataclass(frozen=True)
+class ResidualBlock:
+    """A block that computes ``activation(shortcut(x) + branch(x))``.
+
+    Attributes:
+        name: Path.
+        kind: What remains when the branch goes.
+        last: Path of the last convolution of the branch, with which a runtime fuses the addition.
+    """
+
+    name: str
+    kind: BlockKind
+    last: str
+
+
+def find_residual_blocks(calls: Sequence[Call], blocks: Sequence[str] = ()) -> tuple[list[ResidualBlock], list[str]]:
+    """Blocks whose branch can go, and modules that look like one but do something else without it.
+
+    A module is taken for a block if it holds convolutions and, with the last operator of its branch at zero, returns
+    its input (an identity block behind a ReLU) or the activation of its shortcut: on an
+    input of the recorded shape, up to rounding.
+
+    Args:
+        calls: `record_calls` of the dense model.
+        blocks: Paths that are blocks already.
+
+    Returns:
+        The blocks, and paths of modules with a shortcut or an addition that are not understood.
+    """
+    found: list[ResidualBlock] = []
+    doubtful: list[str] = []
+    seen = set(blocks)
+    for call in calls:
+        if call.leaf or call.name in seen or call.input.ndim != 4:
+            continue
+        inside = [c for c in calls if call.first < c.first and c.last < call.last]
+        shortcut = getattr(call.module, SHORTCUT, None)
+        prefix = f"{call.name}.{SHORTCUT}"
+        convs = [
+            c
+            for c in inside
+            if isinstance(c.module, nn.Conv2d) and c.name != prefix and not c.name.startswith(f"{prefix}.")
+        ]
+        if len(convs) < 2 or any(isinstance(m, (nn.ModuleList, nn.Sequential)) for m in (call.module,)):
+            continue
+        kind = _kind(call, shortcut)
+        if kind is not None:
+            found.append(ResidualBlock(call.name, kind, convs[-1].name))
+            seen.add(call.name)
+        elif isinstance(shortcut, nn.Module):
+            doubtful.append(call.name)
+    return found, doubtful
+
+
+def add_residual_branches(builder: SpaceBuilder, calls: Sequence[Call]) -> list[ResidualBlock]:
+    """Add every residual block as removable; what is not understood is left alone with its reason."""
+    found, doubtful = find_residual_blocks(calls)
+    for block in found:
+        builder.add_block(block.name, block.kind)
+    for name in doubtful:
+        builder.leave(name, "it has a shortcut, but without its branch it does not return the shortcut's activation")
+    return found
+
+
+def _kind(call: Call, shortcut: nn.Module | None) -> BlockKind | None:
+    """How the block behaves without its branch, None if not as a residual block."""
+    silent = copy.deepcopy(call.module)
+    with torch.no_grad():
+        x = call.input.clone().abs()  # what a ReLU returns; the recorded input may have been overwritten in place
+        before = x.clone()
+        try:
+            silence_block(silent, call.name)
+            found = silent(x)
+            if shortcut is None:
+                return BlockKind.IDENTITY if _equal(found, before) else None
+            activation = getattr(silent, ACTIVATION, None)
+            if not isinstance(activation, nn.Module):
+                return None
+            remains = ShortcutBlock(silent.get_submodule(SHORTCUT), activation)(before)
+        except Exception:  # whatever a foreign block raises on an input alone, it is not a residual block
+            return None
+    return BlockKind.RESIDUAL_BRANCH if _equal(found, remains) else None
+
+
+def _equal(found: object, expected: Tensor) -> bool:
+    if not isinstance(found, Tensor) or found.shape != expected.shape:
+        return False
+    scale = float(expected.abs().max())
+    return float((found - expected).abs().max()) <= TOLERANCE * max(scale, 1e-12)

@@ -1,0 +1,125 @@
+"""Cost terms of a convolutional network from the calls of its modules: what a runtime fuses with each convolution."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import nn
+
+from mdp_mmdet3d.space.blocks import ResidualBlock
+from mdp_mmdet3d.space.builder import SpaceBuilder
+from mdp_mmdet3d.space.calls import Call
+from mdp_mmdet3d.space.residual import add_conv_term
+
+Shapes = dict[str, list[tuple[int, ...]]]
+
+
+def record_input_shapes(model: nn.Module, forward: Callable[[], Any]) -> Shapes:
+    """Shape of the first input of every call of every convolution, max-pooling and linear layer, by path."""
+    shapes: Shapes = defaultdict(list)
+    kinds = (nn.Conv2d, nn.MaxPool2d, nn.Linear)
+
+    def note(name: str) -> Callable[..., None]:
+        return lambda module, inputs: shapes[name].append(tuple(inputs[0].shape))
+
+    handles = [
+        module.register_forward_pre_hook(note(name))
+        for name, module in model.named_modules()
+        if isinstance(module, kinds)
+    ]
+    try:
+        forward()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return dict(shapes)
+
+
+def add_network_terms(
+    builder: SpaceBuilder, calls: Sequence[Call], shapes: Shapes, blocks: Sequence[ResidualBlock], stage: str
+) -> None:
+    """Add the cost of every convolution, max-pooling and linear layer, once per call.
+
+    Args:
+        builder: Holds dimensions and blocks already.
+        calls: `record_calls` at any image size: tells which norm and activation follow a convolution.
+        shapes: `record_input_shapes` at deployment.
+        blocks: Residual blocks, whose last convolution is fused with the addition.
+        stage: Engine it runs in.
+    """
+    readers: dict[int, list[Call]] = defaultdict(list)
+    for call in calls:
+        if call.leaf:
+            readers[id(call.input)].append(call)
+    lasts = {block.last for block in blocks}
+    counts: dict[str, int] = defaultdict(int)
+    for call in calls:
+        if call.name not in shapes:
+            continue
+        index = counts[call.name]
+        counts[call.name] += 1
+        shape = shapes[call.name][index]
+        term = call.name if index == 0 else f"{call.name}#{index + 1}"
+        if isinstance(call.module, nn.Conv2d):
+            batch, channels, height, width = shape
+            add_conv_term(
+                builder,
+                call.name,
+                call.module,
+                {call.module: (batch, channels, height, width)},
+                stage,
+                relu=call.name in lasts or _has_relu(call, readers),
+                residual=call.name in lasts,
+                term=term,
+            )
+        elif isinstance(call.module, nn.MaxPool2d):
+            _add_pool(builder, term, call, calls, shape, stage)
+        elif isinstance(call.module, nn.Linear):
+            rows = 1
+            for count in shape[:-1]:
+                rows *= count
+            builder.add_term(
+                term,
+                stage,
+                "linear",
+                (builder.width_of(f"{call.name}.weight", 1, shape[-1]), call.module.out_features),
+                tokens=rows,
+                norm="none",
+                activation="none",
+            )
+
+
+def _has_relu(call: Call, readers: dict[int, list[Call]]) -> bool:
+    """Whether a ReLU alone reads the convolution, or the batch norm behind it."""
+    after = readers[id(call.output)]
+    if len(after) >= 1 and isinstance(after[0].module, nn.modules.batchnorm._BatchNorm):
+        after = readers[id(after[0].output)]
+    return any(isinstance(reader.module, nn.ReLU) for reader in after)
+
+
+def _add_pool(
+    builder: SpaceBuilder, term: str, call: Call, calls: Sequence[Call], shape: tuple[int, ...], stage: str
+) -> None:
+    """A max-pooling has the channels of the convolution before it."""
+    pool = call.module
+    simple = all(isinstance(value, int) for value in (pool.kernel_size, pool.stride, pool.padding))
+    before = [c for c in calls if isinstance(c.module, nn.Conv2d) and c.first < call.first]
+    if not simple or pool.dilation != 1 or pool.ceil_mode or not before:
+        builder.leave(term, "a pooling of this kind is not priced by itself; it is part of the fixed latency")
+        return
+    batch, dense, height, width = shape
+    channels = builder.width_of(f"{before[-1].name}.weight", 0, dense)
+    builder.add_term(
+        term,
+        stage,
+        "max_pool",
+        (channels,),
+        batch=batch,
+        height=height,
+        width=width,
+        kernel=pool.kernel_size,
+        stride=pool.stride,
+        padding=pool.padding,
+    )

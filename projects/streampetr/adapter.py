@@ -1,0 +1,98 @@
+"""StreamPETR's adapter: three engines, of which two run every frame, and a memory from frame to frame.
+
+What deployment needs (ONNX and its runtime) is imported where it is used: training does without.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from mdp_mmdet3d.adapters import Adapter, DeployOptions, register_adapter
+from mdp_mmdet3d.errors import MdpError
+from mdp_mmdet3d.space.builder import SpaceBuilder
+
+from .checkpoint import load_checkpoint
+from .pruning import add_streampetr
+
+
+@register_adapter
+class StreamPETRAdapter(Adapter):
+    """Streaming multi-camera detection: the batches are streams, the deployed model takes `deploy.stream.Frame`."""
+
+    models = ("StreamPETR",)
+    once = ("position_embedding",)
+    training_only = ("img_roi_head.",)
+    headline = ("mAP", "NDS")
+    default_cams = 6
+
+    def load(self, model: nn.Module, path: str) -> None:
+        """Official, converted and own checkpoints."""
+        load_checkpoint(model, path)
+
+    def add_to_space(self, builder: SpaceBuilder, model: nn.Module) -> None:
+        """Backbone, neck, embeddings, decoder."""
+        add_streampetr(builder, model, self.shape)
+
+    def frames(self, model: nn.Module, count: int) -> list[Any]:
+        """The first ``count`` frames of the importance data, preprocessed as a host would feed them."""
+        from mdp_mmdet3d.deploy.frames import frame_of
+
+        frames: list[Any] = []
+        for batch in islice(self.importance_batches(), count):
+            data = model.data_preprocessor(dict(batch), False)
+            pairs = zip(data["inputs"]["imgs"], data["data_samples"])
+            frames += [frame_of(imgs, sample.metainfo) for imgs, sample in pairs]
+        if not frames:
+            raise MdpError("the importance data set has no frames")
+        return frames[:count]
+
+    def export(
+        self,
+        model: nn.Module,
+        folder: Path,
+        *,
+        plan_hash: str | None,
+        weights: str,
+        on_engine: Callable[[str], None] | None = None,
+        **options: Any,
+    ) -> None:
+        """Image encoder, position embedding and head; ``options`` as in `export_streampetr`."""
+        from mdp_mmdet3d.deploy.streampetr import export_streampetr
+
+        export_streampetr(
+            model,
+            folder,
+            class_names=self.class_names,
+            input_size=(self.shape.height, self.shape.width),
+            plan_hash=plan_hash,
+            weights=weights,
+            on_stage=on_engine,
+            **options,
+        )
+
+    def deploy(
+        self,
+        model: nn.Module,
+        folder: Path,
+        options: DeployOptions,
+        *,
+        plan_hash: str | None,
+        weights: str,
+        say: Callable[[str], None],
+    ) -> str:
+        """Three engines, initial memory and the runtime as one file."""
+        from .deployment import deploy
+
+        return deploy(self, model, folder, options, say, plan_hash=plan_hash, weights=weights)
+
+    def compare(self, model: nn.Module, folder: Path, frames: Sequence[Any]) -> dict[str, float]:
+        """Logits and box codes over a stream, the engines starting every frame from PyTorch's memory."""
+        from mdp_mmdet3d.deploy.compare import compare_stream
+
+        found = compare_stream(model, folder, frames)
+        return {"logits": found.max_logits, "boxes": found.max_boxes}

@@ -1,0 +1,74 @@
+"""StreamPETR's engines as ``tools/export.py`` writes them: compared over a stream, reduced in precision, evaluated."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from mdp_mmdet3d.adapters import Adapter, DeployOptions
+from mdp_mmdet3d.deploy.bundle import write_runtime
+from mdp_mmdet3d.deploy.compare import check_against_pytorch
+from mdp_mmdet3d.deploy.manifest import DeploymentManifest
+from mdp_mmdet3d.deploy.reduce import reduce_precision
+from mdp_mmdet3d.deploy.synthetic import synthetic_frames
+from mdp_mmdet3d.errors import MdpError
+
+from .deployed_accuracy import evaluate_deployment
+
+
+def deploy(
+    adapter: Adapter, model: nn.Module, folder: Path, options: DeployOptions, say: Callable[[str], None], **facts: Any
+) -> str:
+    """See `Adapter.deploy`; ``facts`` are plan hash and weights."""
+    if options.num_frames < 1:
+        raise MdpError(f"--num-frames must be at least 1, got {options.num_frames}")
+    fp32 = folder if options.precision == "fp32" else folder.with_name(folder.name + ".fp32")
+    adapter.export(
+        model,
+        fp32,
+        source_size=options.source_size,
+        layout=options.layout,
+        levels=options.levels,
+        prev_exists=options.prev_exists,
+        simplify=options.simplify,
+        on_engine=lambda engine: say(f"export {engine}"),
+        **facts,
+    )
+    manifest = DeploymentManifest.load(fp32)
+    try:
+        count = options.num_frames
+        frames = synthetic_frames(manifest, count) if options.synthetic else adapter.frames(model, count)
+        check = check_against_pytorch(model, fp32, frames)
+        figures = ", ".join(f"{name} {check['teacher_forced'][name]:.1e}" for name in ("logits", "boxes"))
+        say(f"against PyTorch over {len(frames)} frames: {figures} (teacher-forced)")
+        if options.precision == "fp32":
+            manifest = manifest.with_checks(folder, against_pytorch=check)
+        else:
+            manifest = reduce_precision(fp32, folder, options.precision, frames)  # type: ignore[arg-type]
+            found = manifest.checks["boxes_against_fp32"]
+            say(
+                f"{options.precision} against fp32: {found['matched_share']:.1%} of {found['boxes']} boxes found "
+                f"within {found['match_distance_m']} m, mean distance {found['mean_distance_m']:.3f} m"
+            )
+            manifest = manifest.with_checks(folder, fp32_against_pytorch=check)
+        if options.evaluate:
+            accuracy = {}
+            for precision, place in {"fp32": fp32, options.precision: folder}.items():
+                on_frame = partial(options.on_progress, f"evaluate {precision}")
+                accuracy[precision] = evaluate_deployment(adapter.config, model.data_preprocessor, place, on_frame)
+                numbers = {k: v for k, v in accuracy[precision].items() if isinstance(v, float)}
+                say(
+                    f"{precision} on {accuracy[precision]['frames']} frames: "
+                    + ", ".join(f"{key} {value:.4f}" for key, value in numbers.items())
+                )
+            manifest = manifest.with_checks(folder, accuracy=accuracy)
+    finally:
+        if fp32 != folder:
+            shutil.rmtree(fp32, ignore_errors=True)
+    runtime = write_runtime(folder / "mdp_runtime.pyz")
+    return f"{', '.join(spec.file for spec in manifest.engines.values())}, init_memory.npz, {runtime.name}"
