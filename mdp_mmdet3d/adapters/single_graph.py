@@ -25,6 +25,7 @@ from mdp_mmdet3d.space.types import PruningSpace
 from mdp_mmdet3d.surgery.verify import verify_space, verify_together
 
 ENGINE = "model"
+VERIFY_SIZE = 64  # pixels: every dimension and block runs twice
 
 
 @register_adapter
@@ -66,10 +67,10 @@ class SingleGraph(Adapter):
             MdpError: Also where all are right by themselves and not together.
         """
         space = super().trace(model, options)
-        image = self._image(TRACE_SIZE, TRACE_SIZE)
+        image = self._image(VERIFY_SIZE, VERIFY_SIZE)
 
         def forward(candidate: nn.Module) -> Sequence[Tensor]:
-            return TensorMode(candidate, (TRACE_SIZE, TRACE_SIZE))(image)
+            return TensorMode(candidate, (VERIFY_SIZE, VERIFY_SIZE))(image)
 
         if failures := verify_space(space, model, forward):
             self.refused = {**self.refused, **failures}
@@ -152,7 +153,7 @@ class SingleGraph(Adapter):
         wrapper = TensorMode(model.eval(), (self.shape.height, self.shape.width))
         worst = 0.0
         for frame in frames:
-            found = runner.run(frame)
+            found = runner.run(frame).tensors
             with torch.no_grad():
                 expected = [value.numpy() for value in wrapper(torch.from_numpy(frame))]
             for name, values in zip(wrapper.output_names, expected):

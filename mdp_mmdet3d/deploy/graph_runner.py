@@ -69,9 +69,9 @@ class GraphRunner:
             raise DeploymentError(f"outputs {bad} of {self.folder} are not finite; check the image and the weights")
         return GraphOutput(tensors, {ENGINE: elapsed_ms})
 
-    def run(self, frame: np.ndarray) -> Mapping[str, np.ndarray]:
-        """Outputs by name."""
-        return self.step(frame).tensors
+    def run(self, frame: np.ndarray) -> GraphOutput:
+        """As `step`: there is nothing to start."""
+        return self.step(frame)
 
     def decode(self, output: GraphOutput) -> Mapping[str, np.ndarray]:
         """Raw outputs: decoding is the host's."""

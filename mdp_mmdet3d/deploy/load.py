@@ -26,6 +26,9 @@ class Runner(Protocol):
     def step(self, frame: Any) -> Any:
         """Run one frame; the output has ``engines_ms``."""
 
+    def run(self, frame: Any) -> Any:
+        """Start where that is due, then `step`."""
+
     def decode(self, output: Any) -> Any:
         """What the host gets."""
 

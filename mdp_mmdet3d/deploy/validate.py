@@ -150,8 +150,7 @@ def validate(
             start_mib = peak_mib = resident_mib()
         for item, found in candidates if index % 2 == 0 else candidates[::-1]:
             start = clock()
-            item.start(frame)
-            output = item.step(frame)
+            output = item.run(frame)
             item.decode(output)
             elapsed_ms = 1e3 * (clock() - start)
             if index >= warmup:

@@ -113,8 +113,12 @@ def _traceable(encoder: nn.Module) -> Iterator[None]:
     """Evaluation mode with gradients on and activation checkpointing off: tracing follows ``grad_fn``."""
     modes = {module: module.training for module in encoder.modules()}
     checkpointed = [m for m in encoder.modules() if getattr(m, "with_cp", False)]
+    # torch-pruning calls eval(), and mmdet's backbones then freeze these stages again
+    stages = {m: m.frozen_stages for m in encoder.modules() if isinstance(getattr(m, "frozen_stages", None), int)}
     frozen = [p for p in encoder.parameters() if not p.requires_grad]
     try:
+        for module in stages:
+            module.frozen_stages = -1
         for module in checkpointed:
             module.with_cp = False
         for parameter in frozen:
@@ -122,6 +126,8 @@ def _traceable(encoder: nn.Module) -> Iterator[None]:
         with torch.enable_grad():
             yield
     finally:
+        for module, count in stages.items():
+            module.frozen_stages = count
         for parameter in frozen:
             parameter.requires_grad_(False)
         for module in checkpointed:

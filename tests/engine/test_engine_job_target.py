@@ -161,7 +161,7 @@ def test_whole_line_for_a_target(tmp_path, tiny_job_config, monkeypatch, capsys)
         raise AssertionError("something was measured on this machine")
 
     monkeypatch.setattr(PruneJob, "_target_table", with_table)
-    monkeypatch.setattr("mdp_mmdet3d.engine.job.measure_interleaved", measured_here)
+    monkeypatch.setattr("mdp_mmdet3d.engine.steps.measure_interleaved", measured_here)
     monkeypatch.setattr("mdp_mmdet3d.engine.job.measure_latency", measured_here)
     monkeypatch.setattr("mdp_mmdet3d.engine.optimise.measure_latency", measured_here)
     table_path = tmp_path / "orin.json"

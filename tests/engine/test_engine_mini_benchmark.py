@@ -99,7 +99,7 @@ def test_uniform_pruning_narrows_all_dimensions_alike():
 
 
 def accuracy(path: Path, mean_ap: float, **more) -> Path:
-    write_json(path, {"schema_version": 1, "mAP": mean_ap, "NDS": mean_ap / 2, **more})
+    write_json(path, {"schema_version": 1, "figures": {"mAP": mean_ap, "NDS": mean_ap / 2}, **more})
     return path
 
 

@@ -153,8 +153,10 @@ def test_freezing_and_its_typos(tiny_model):
         trace_space(tiny_model, InputShape(6, 64, 176), SpaceOptions(freeze=("img_backbon.*",)))
 
 
-def test_unknown_architecture_is_refused():
-    with pytest.raises(MdpError, match=r"no pruning adapter for 'Linear'.*StreamPETR"):
+def test_a_model_without_tensor_mode_is_refused_with_what_it_lacks():
+    with pytest.raises(
+        MdpError, match=r"Linear has no adapter of its own, and Linear\.forward\(mode='tensor'\) does not"
+    ):
         trace_space(nn.Linear(2, 2), InputShape(1, 32, 32))
 
 
