@@ -187,7 +187,15 @@ class Adapter(ABC):
 
     def importance_batches(self) -> Iterator[Mapping[str, Any]]:
         """Batches with ground truth, in stream order; raises `MissingDatasetError` if the data is not there."""
-        return iter(Runner.build_dataloader(copy.deepcopy(self.loader()), seed=0))
+        try:
+            return iter(Runner.build_dataloader(copy.deepcopy(self.loader()), seed=0))
+        except MdpError:
+            raise
+        except Exception as error:  # whatever a data set raises where its files are not what it expects
+            kind = self.loader().get("dataset", {}).get("type")
+            raise MdpError(
+                f"the data set of the importance data ({kind}) cannot be opened: {type(error).__name__}: {error}"
+            ) from error
 
     def losses(self, model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
         """The scalar that importance differentiates."""
