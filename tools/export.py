@@ -142,7 +142,8 @@ def export_stream(args: argparse.Namespace, config: Config, model: nn.Module, ou
         check = check_against_pytorch(model, fp32, frames)
         print(
             f"against PyTorch over {len(frames)} frames: logits {check['teacher_forced']['logits']:.1e}, "
-            f"boxes {check['teacher_forced']['boxes']:.1e} (teacher-forced)"
+            f"boxes {check['teacher_forced']['boxes']:.1e}, memory {check['teacher_forced']['memory']:.1e} "
+            "(teacher-forced)"
         )
         if args.precision == "fp32":
             manifest = manifest.with_checks(out, against_pytorch=check)

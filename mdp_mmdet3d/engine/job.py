@@ -437,7 +437,10 @@ class PruneJob:
             calibration_points=len(search.latency.points),
             latency_model=list(search.latency.explanation),
             breakdown_ms=search.breakdown(),
-            differences={name: {"logits": d.max_logits, "boxes": d.max_boxes} for name, d in differences.items()},
+            differences={
+                name: {"logits": d.max_logits, "boxes": d.max_boxes, "memory": d.max_memory}
+                for name, d in differences.items()
+            },
             weights=weights,
             device=device_fingerprint() if stats else asdict(device),
             latency_table=search.provenance.get("latency_table"),

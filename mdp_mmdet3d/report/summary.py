@@ -135,7 +135,8 @@ def print_summary(report: Mapping[str, Any], console: Console) -> None:
     if "accuracy" in report:
         console.print(_accuracy_table(report))
     worst = report["differences"]["pruned"]
-    console.print(f"ONNX Runtime against PyTorch (pruned): logits {worst['logits']:.1e}, boxes {worst['boxes']:.1e}")
+    figures = ", ".join(f"{name} {value:.1e}" for name, value in worst.items())
+    console.print(f"ONNX Runtime against PyTorch (pruned): {figures}")
     if report["weights"] == "random":
         console.print("[bold red]weights: random[/bold red]: the line works; accuracy means nothing")
 
