@@ -91,16 +91,18 @@ def assert_clock(found: Any, expected: Any, epoch: float = 1.6e9) -> None:
     assert worst <= limit, f"times differ by {worst:.3g} s, {limit:.1g} s are allowed"
 
 
-def assert_decided(found: Any, expected: Any, counts: Sequence[int]) -> None:
+def assert_decided(found: Any, expected: Any, counts: Sequence[int], aligned: int | None = None) -> None:
     """The best ``counts`` queries are the same on every processor: no near-tie at the end of such a selection.
 
     Args:
         found: (..., Q, C) logits of one run.
         expected: Those of the other; both rank the queries.
         counts: Sizes of selections that matter, e.g. rows stored and queries propagated.
+        aligned: Queries in front that are in the same order in both runs, which the margin is measured on; all by
+            default. Those behind may have swapped in the frame before.
     """
     found, expected = array(found), array(expected)
-    margin = tie_margin(found, expected)
+    margin = tie_margin(found[..., :aligned, :], expected[..., :aligned, :])
     ranked = -np.sort(-best_scores(expected), axis=-1)
     for count in counts:
         gap = float((ranked[..., count - 1] - ranked[..., count]).min()) if count < ranked.shape[-1] else np.inf

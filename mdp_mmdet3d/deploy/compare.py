@@ -130,9 +130,7 @@ def _shifted(pose: np.ndarray, origin: np.ndarray) -> np.ndarray:
     return moved
 
 
-def run_reference(
-    model: nn.Module, frame: Frame, memory: MemoryState | None
-) -> tuple[Candidates, MemoryState]:
+def run_reference(model: nn.Module, frame: Frame, memory: MemoryState | None) -> tuple[Candidates, MemoryState]:
     """One frame in PyTorch: its queries, and the memory after it.
 
     Args:

@@ -87,7 +87,9 @@ def test_decoded_boxes(model, recorded, t) -> None:
         bboxes, ranked, labels = (recorded[f"f{t}/dec{b}_{name}"] for name in ("bboxes", "scores", "labels"))
         assert_close(found.scores, ranked, GEOMETRY)
         # Equal probabilities come in any order.
-        rows = [np.column_stack([array(x), 1e3 * array(y)]) for x, y in ((found.bboxes, found.labels), (bboxes, labels))]
+        rows = [
+            np.column_stack([array(x), 1e3 * array(y)]) for x, y in ((found.bboxes, found.labels), (bboxes, labels))
+        ]
         order, choices = pair_rows(*rows, array(ranked), margin=4 * float(np.finfo(np.float32).eps))
         assert_close(found.bboxes, bboxes[order], GEOMETRY, columns=True)
         np.testing.assert_array_equal(found.labels, labels[order])
