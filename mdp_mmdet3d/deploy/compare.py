@@ -194,7 +194,7 @@ def check_against_pytorch(
     if not all(forced[name] <= tolerance for name in ("logits", "boxes", "memory")):
         raise DeploymentError(
             f"{folder} differs from PyTorch by {forced['logits']:.2e} (logits), {forced['boxes']:.2e} (box codes) and "
-            f"{forced['memory']:.2e} (memory after a frame), more than {tolerance:g}: do not deploy it; the ONNX Runtime "
-            "or PyTorch release may be at fault"
+            f"{forced['memory']:.2e} (memory after a frame), more than {tolerance:g}: do not deploy it; the ONNX "
+            "Runtime or PyTorch release may be at fault"
         )
     return result

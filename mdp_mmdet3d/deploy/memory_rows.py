@@ -2,7 +2,8 @@
 
 The head keeps its best queries, best first. Devices round differently, so two queries whose scores differ by less than
 rounding come in either order, and at the end of the selection either of them may be kept. Both are right. A row is
-therefore compared with the query that it holds, and that query must have scored, up to rounding, what its place asks for.
+therefore compared with the query that it holds, and that query must have scored, up to rounding, what its place asks
+for.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ def pair(build_small):
 
 @pytest.fixture
 def logits(pair):
-    """Class logits of the last level, frame by frame, of student and teacher: what both choose propagated queries by."""
+    """Class logits of the last level, frame by frame, of student and teacher: both choose their queries by them."""
     seen = [], []
     for model, frames in zip(pair, seen):
         head = model.pts_bbox_head
