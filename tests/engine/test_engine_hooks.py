@@ -421,5 +421,11 @@ def test_two_processes_find_the_importance_and_plan_of_one(make_config, latency_
     assert run.returncode == 0, run.stderr[-3000:]
     tables = [ImportanceTable.load(tmp_path / name / "importance.npz") for name in ("one", "two")]
     assert_same(tables[1], tables[0], rtol=1e-3)
-    plans = [PruningPlan.load(tmp_path / name / "plan.json") for name in ("one", "two")]
-    assert plans[0].hash == plans[1].hash
+    one, two = (PruningPlan.load(tmp_path / name / "plan.json") for name in ("one", "two"))
+    assert one.removed == two.removed and one.cuts.keys() == two.cuts.keys()
+    for name, cut in one.cuts.items():
+        assert cut.count == two.cuts[name].count
+        # Channels that nearly tie may have changed places; what they are worth is the same.
+        scores = tables[0].total(name)
+        kept = [sum(scores[copy, list(k)].sum() for copy, k in enumerate(c.kept)) for c in (cut, two.cuts[name])]
+        assert kept[1] == pytest.approx(kept[0], rel=1e-3)
