@@ -9,7 +9,7 @@ STEP    := bash tools/step.sh $(LOG)
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 NUSCENES_ROOT ?= data/nuscenes
 
-.PHONY: setup prune prune-mini test test-fast lint clean
+.PHONY: setup prune prune-mini test test-numerics test-fast lint clean
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
@@ -43,6 +43,12 @@ prune-mini: $(STAMP) data/mini_easy/nuscenes_infos_val.pkl
 
 test: $(STAMP)
 	$(PY) -m pytest
+
+# What compares engines, runs or recorded numbers, once more as the plainest processor computes, on one thread and two.
+PLAIN := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41
+test-numerics: $(STAMP)
+	OMP_NUM_THREADS=1 $(PLAIN) $(PY) -m pytest -q -m numerics
+	OMP_NUM_THREADS=2 $(PLAIN) $(PY) -m pytest -q -m "numerics and not slow"
 
 test-fast: $(STAMP)
 	$(PY) -m pytest -m "not slow"

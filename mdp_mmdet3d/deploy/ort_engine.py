@@ -90,6 +90,10 @@ class OrtEngine:
         self._session.run_with_iobinding(self._binding)
         return results
 
+    def to_host(self, value: np.ndarray) -> np.ndarray:
+        """A copy of an output, for which the engine of another backend may have to fetch it."""
+        return np.array(value)
+
     def info(self) -> dict[str, Any]:
         """Version and threads of the runtime."""
         return {"version": ort.__version__, "providers": self._session.get_providers(), "threads": self._threads}

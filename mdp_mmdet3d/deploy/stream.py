@@ -7,7 +7,7 @@ or MMDetection3D.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -225,6 +225,17 @@ class StreamRunner:
     def backend_info(self) -> dict[str, Any]:
         """What runs the engines, with its version."""
         return {"name": self.backend, **self._head.info()}
+
+    def memory_on_host(self) -> HostMemory:
+        """A copy of the memory in host arrays, whatever the engines run on.
+
+        Raises:
+            DeploymentError: There is none: no frame has been run since the last reset.
+        """
+        if self.memory is None:
+            raise DeploymentError("the stream has no memory yet: run a frame first")
+        fields = ("embedding", "reference_point", "egopose", "velo")
+        return replace(self.memory, **{name: self._head.to_host(getattr(self.memory, name)) for name in fields})
 
     def decode(self, output: StreamOutput) -> Detections:
         """Boxes of the last level, best first."""

@@ -167,6 +167,18 @@ class TrtEngine:
         del held  # host memory that was read until now
         return results
 
+    def to_host(self, value: Any) -> np.ndarray:
+        """A copy of an output in host memory, or of an array, which is there already."""
+        if not isinstance(value, DeviceArray):
+            return np.array(value)
+        array = np.empty(value.spec.shape, value.spec.dtype)
+        try:
+            self._cuda.copy(array.ctypes.data, value.address, array.nbytes, DEVICE_TO_HOST)
+            self._cuda.synchronize(self._cuda.stream())
+        except RuntimeError as error:
+            raise DeploymentError(f"{self.path}: {error}") from error
+        return array
+
     def info(self) -> dict[str, Any]:
         """Version and device of the runtime."""
         return {

@@ -91,8 +91,8 @@ class StreamPETRAdapter(Adapter):
         return deploy(self, model, folder, options, say, plan_hash=plan_hash, weights=weights)
 
     def compare(self, model: nn.Module, folder: Path, frames: Sequence[Any]) -> dict[str, float]:
-        """Logits and box codes over a stream, the engines starting every frame from PyTorch's memory."""
+        """Logits, box codes and memory over a stream, the engines starting every frame from PyTorch's memory."""
         from mdp_mmdet3d.deploy.compare import compare_stream
 
         found = compare_stream(model, folder, frames)
-        return {"logits": found.max_logits, "boxes": found.max_boxes}
+        return {"logits": found.max_logits, "boxes": found.max_boxes, "memory": found.max_memory}

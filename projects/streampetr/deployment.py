@@ -44,7 +44,7 @@ def deploy(
         count = options.num_frames
         frames = synthetic_frames(manifest, count) if options.synthetic else adapter.frames(model, count)
         check = check_against_pytorch(model, fp32, frames)
-        figures = ", ".join(f"{name} {check['teacher_forced'][name]:.1e}" for name in ("logits", "boxes"))
+        figures = ", ".join(f"{name} {check['teacher_forced'][name]:.1e}" for name in ("logits", "boxes", "memory"))
         say(f"against PyTorch over {len(frames)} frames: {figures} (teacher-forced)")
         if options.precision == "fp32":
             manifest = manifest.with_checks(folder, against_pytorch=check)

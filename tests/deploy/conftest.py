@@ -47,6 +47,8 @@ def build_tiny(seed: int = 0) -> torch.nn.Module:
                 value.mul_(0.8 + 0.4 * torch.rand_like(value))
             elif "gamma.weight" in name or "beta.weight" in name:
                 value.copy_(0.05 * torch.randn_like(value))
+            elif name.endswith("cls_branches.0.6.weight"):  # scores that differ by more than rounding
+                value.mul_(10.0)
     model.eval()
     return model
 

@@ -13,6 +13,8 @@ from mdp_mmdet3d.deploy.onnx_export import export_onnx
 from mdp_mmdet3d.deploy.precision import to_float16
 from projects.streampetr.attention import MultiheadAttention
 
+from ..numerics import LAYER, assert_close
+
 
 class Wrapped(nn.Module):
     def __init__(self, heads: int, qk: int, v: int) -> None:
@@ -58,12 +60,13 @@ def head_widths(graph):
 @pytest.mark.parametrize(
     ("heads", "qk", "v", "width"), [(3, 20, 12, 24), (2, 24, 32, 32), (2, 32, 8, 32), (5, 4, 4, 16), (2, 16, 17, 24)]
 )
+@pytest.mark.numerics
 def test_padded_attention_has_one_width_and_computes_the_same(tmp_path, heads, qk, v, width, kind, simplify):
     graph = export(tmp_path / "a.onnx", heads, qk, v, kind, simplify)
     padded, names = pad_attention(graph)
     assert len(names) == 1
     assert head_widths(padded) == {width}
-    np.testing.assert_allclose(run(padded), run(graph), atol=1e-6)
+    assert_close(run(padded), run(graph), LAYER)
     assert head_widths(graph) == {qk, v}, "the given graph is left as it is"
     assert pad_attention(padded)[1] == ()
 

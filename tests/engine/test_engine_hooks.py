@@ -33,6 +33,8 @@ from mdp_mmdet3d.latency.predict import LatencyModel
 from mdp_mmdet3d.space.types import BlockKind
 from mdp_mmdet3d.surgery.plan import PruningPlan
 
+from ..numerics import EPS, NETWORK
+
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(Path(__file__).parent))  # for engine_frames, which configs import by name
 importlib.import_module("engine_frames")
@@ -73,10 +75,11 @@ def table_of(runner: Runner, name: str = "importance.npz") -> ImportanceTable:
 
 
 def assert_same(found: ImportanceTable, expected: ImportanceTable, rtol: float = 1e-4) -> None:
+    """Equal scores; what is a small rest of large terms is equal up to rounding of the largest score."""
     assert (found.batches, found.skipped) == (expected.batches, expected.skipped)
     for name, blocks in expected.scores.items():
         for block, array in blocks.items():
-            np.testing.assert_allclose(found.scores[name][block], array, rtol=rtol, atol=1e-9 * array.max() + 1e-12)
+            np.testing.assert_allclose(found.scores[name][block], array, rtol=rtol, atol=NETWORK * EPS * array.max())
 
 
 def train(config: Config) -> Runner:
@@ -400,6 +403,7 @@ def test_latency_of_another_model_and_impossible_budgets_are_refused(make_config
 
 
 @pytest.mark.slow
+@pytest.mark.numerics
 def test_two_processes_find_the_importance_and_plan_of_one(make_config, latency_dir, tmp_path) -> None:
     """Two processes with a frame each against one that accumulates two frames: the same mean gradients."""
     hooks = [dict(type="ImportanceHook", num_steps=2), prune_hook(latency_dir, num_prunings=1)]
@@ -417,5 +421,11 @@ def test_two_processes_find_the_importance_and_plan_of_one(make_config, latency_
     assert run.returncode == 0, run.stderr[-3000:]
     tables = [ImportanceTable.load(tmp_path / name / "importance.npz") for name in ("one", "two")]
     assert_same(tables[1], tables[0], rtol=1e-3)
-    plans = [PruningPlan.load(tmp_path / name / "plan.json") for name in ("one", "two")]
-    assert plans[0].hash == plans[1].hash
+    one, two = (PruningPlan.load(tmp_path / name / "plan.json") for name in ("one", "two"))
+    assert one.removed == two.removed and one.cuts.keys() == two.cuts.keys()
+    for name, cut in one.cuts.items():
+        assert cut.count == two.cuts[name].count
+        # Channels that nearly tie may have changed places; what they are worth is the same.
+        scores = tables[0].total(name)
+        kept = [sum(scores[copy, list(k)].sum() for copy, k in enumerate(c.kept)) for c in (cut, two.cuts[name])]
+        assert kept[1] == pytest.approx(kept[0], rel=1e-3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
@@ -19,6 +20,8 @@ from mdp_mmdet3d.surgery.plan import PruningPlan
 from projects.streampetr.distillation import Distillation, DistillationHook, matching_levels
 from projects.streampetr.train_loop import STATE_KEY
 
+from ..numerics import EPS, LAYER, NETWORK, assert_decided
+
 LOSSES = ("distill_loss_logits", "distill_loss_features")
 
 
@@ -33,6 +36,33 @@ def pair(build_small):
 
 
 @pytest.fixture
+def logits(pair):
+    """Class logits of the last level, frame by frame, of student and teacher: both choose their queries by them."""
+    seen = [], []
+    for model, frames in zip(pair, seen):
+        head = model.pts_bbox_head
+        queries = head.reference_points.num_embeddings + head.num_propagated
+
+        def record(module, args, levels, frames=frames, queries=queries) -> None:
+            frames.append(levels[-1, :, -queries:].detach())
+
+        head.cls_branches[0].register_forward_hook(record)
+    return seen
+
+
+def assert_nothing_to_learn(losses, logits) -> None:
+    """The losses are 0 up to rounding, where both models must have chosen the same queries on every processor.
+
+    With and without gradients a forward pass rounds differently. The first loss is a difference of cross-entropies of
+    ten classes, the second a squared difference of normalised features, whose largest is below 5.
+    """
+    for student, teacher in zip(*logits):
+        assert_decided(student, teacher, [16], aligned=60)
+    assert abs(losses["distill_loss_logits"].item()) < LAYER * EPS * 10 * math.log(2)
+    assert losses["distill_loss_features"].item() < (NETWORK * EPS * 5) ** 2
+
+
+@pytest.fixture
 def step(make_sample, make_images):
     """Function that runs the losses of frame t."""
 
@@ -42,19 +72,21 @@ def step(make_sample, make_images):
     return run
 
 
-def test_equal_models_have_nothing_to_learn_along_a_stream(pair, step) -> None:
+@pytest.mark.numerics
+def test_equal_models_have_nothing_to_learn_along_a_stream(pair, step, logits) -> None:
     student, teacher = pair
     distillation = Distillation(student, teacher)
     for t in range(3):
         losses = step(student, t)
-        assert all(losses[name].item() == pytest.approx(0, abs=1e-8) for name in LOSSES), t
+        assert_nothing_to_learn(losses, logits)
         assert student.memory.embedding.shape[1] == distillation.memory.embedding.shape[1]
     assert student.memory.embedding.abs().sum() > 0
     distillation.close()
     assert not set(LOSSES) & set(step(student, 3))
 
 
-def test_the_teachers_memory_is_emptied_with_the_students(pair, step) -> None:
+@pytest.mark.numerics
+def test_the_teachers_memory_is_emptied_with_the_students(pair, step, logits) -> None:
     student, teacher = pair
     Distillation(student, teacher)
     for t in range(2):
@@ -62,16 +94,18 @@ def test_the_teachers_memory_is_emptied_with_the_students(pair, step) -> None:
     student.eval()
     student.train()
     # The frame goes on a stream of which the student has forgotten everything.
-    assert all(step(student, 2)[name].item() == pytest.approx(0, abs=1e-8) for name in LOSSES)
+    assert_nothing_to_learn(step(student, 2), logits)
 
 
+@pytest.mark.numerics
 def test_a_forgetful_student_differs_from_its_teacher(pair, step) -> None:
     student, teacher = pair
     distillation = Distillation(student, teacher)
     for t in range(2):
         step(student, t)
     distillation.memory = None
-    assert all(step(student, 2)[name].item() > 1e-6 for name in LOSSES)
+    losses = step(student, 2)
+    assert all(losses[name].item() > 1e-3 for name in LOSSES)
 
 
 def test_gradients_pull_the_student_to_the_teacher_and_leave_that_alone(pair, step) -> None:
@@ -110,7 +144,8 @@ def test_evaluation_of_the_student_is_untouched(pair, make_images, make_sample) 
     assert distillation.memory is None
 
 
-def test_clips_of_a_sliding_window_are_followed_from_their_first_frame(pair, make_images, make_sample) -> None:
+@pytest.mark.numerics
+def test_clips_of_a_sliding_window_are_followed_from_their_first_frame(pair, make_images, make_sample, logits) -> None:
     student, teacher = pair
     Distillation(student, teacher)
     clip = [make_sample(t, prev_exists=t > 0) for t in range(4)]
@@ -119,7 +154,8 @@ def test_clips_of_a_sliding_window_are_followed_from_their_first_frame(pair, mak
     images = torch.cat([make_images(t) for t in range(4)], dim=1)
     losses = student(inputs=dict(imgs=images), data_samples=[last], mode="loss")
     assert {key.split("_")[1] for key in losses if key.startswith("frame_")} == {"2", "3"}
-    assert all(losses[name].item() == pytest.approx(0, abs=1e-8) for name in LOSSES)
+    assert len(logits[0]) == len(logits[1]) == 4
+    assert_nothing_to_learn(losses, logits)
 
 
 @pytest.mark.parametrize(("student", "teacher", "levels"), [
