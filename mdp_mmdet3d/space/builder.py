@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from mdp_mmdet3d.errors import MdpError
+from mdp_mmdet3d.operators import OperatorSignature
 from mdp_mmdet3d.space.types import (
     Block,
     BlockKind,
@@ -16,7 +17,6 @@ from mdp_mmdet3d.space.types import (
     Dimension,
     DimensionKind,
     NotPrunable,
-    OperatorSignature,
     PruningSpace,
     ScoreSource,
     TensorAxis,

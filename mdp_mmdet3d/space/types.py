@@ -11,6 +11,7 @@ from typing import Any
 
 from mdp_mmdet3d.errors import FileFormatError
 from mdp_mmdet3d.files import digest, read_json, write_json
+from mdp_mmdet3d.operators import OperatorSignature
 
 SCHEMA_VERSION = 1
 
@@ -112,46 +113,6 @@ def block_contains(name: str, kind: BlockKind, path: str) -> bool:
     """Whether removing a block removes the module or tensor ``path``; a residual branch leaves its shortcut."""
     inside = path == name or path.startswith(f"{name}.")
     return inside and not (kind is BlockKind.RESIDUAL_BRANCH and path.startswith(f"{name}.downsample"))
-
-
-@dataclass(frozen=True)
-class OperatorSignature:
-    """A kind of operator and everything that fixes its latency, but for the widths.
-
-    Attributes:
-        kind: One of `WIDTH_ROLES`.
-        attributes: Sorted (name, value) pairs, e.g. ``(("batch", 6), ("kernel", 3), ...)``.
-    """
-
-    kind: str
-    attributes: tuple[tuple[str, int | float | str | bool], ...]
-
-    @classmethod
-    def make(cls, kind: str, **attributes: int | float | str | bool) -> OperatorSignature:
-        """Build a signature with sorted attributes."""
-        if kind not in WIDTH_ROLES:
-            raise ValueError(f"unknown operator kind {kind!r}; known: {', '.join(WIDTH_ROLES)}")
-        return cls(kind, tuple(sorted(attributes.items())))
-
-    def __getitem__(self, name: str) -> Any:
-        return dict(self.attributes)[name]
-
-    @property
-    def key(self) -> str:
-        """Readable unique key, e.g. ``"conv/batch=6/height=64/..."``."""
-        return "/".join([self.kind, *(f"{name}={value}" for name, value in self.attributes)])
-
-
-# Roles of the counts that an operator's latency depends on, in the order of `CostTerm.widths`.
-WIDTH_ROLES: Mapping[str, tuple[str, ...]] = {
-    # batch, height, width (input), kernel_h, kernel_w, stride, padding, groups, relu, residual
-    "conv": ("in_channels", "out_channels"),
-    "max_pool": ("channels",),  # batch, height, width, kernel, stride, padding
-    "upsample_add": ("channels",),  # batch, height, width (of the finer map)
-    "linear": ("in_features", "out_features"),  # tokens, norm ("none"|"layer"), activation ("none"|"relu")
-    "attention": ("heads", "qk_width", "v_width"),  # queries, keys, embed_dims, shared (value tokens are the query's)
-    "ffn": ("hidden",),  # tokens, embed_dims
-}
 
 
 @dataclass(frozen=True)
