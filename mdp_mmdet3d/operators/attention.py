@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
@@ -31,7 +31,7 @@ class Attention(OperatorKind):
     roles = ("heads", "qk_width", "v_width")
     attributes = ("queries", "keys", "embed_dims", "shared")
     # Latency is convex in the heads.
-    samples = {"heads": None, "qk_width": 2, "v_width": 2}
+    samples: ClassVar[Mapping[str, int | None]] = {"heads": None, "qk_width": 2, "v_width": 2}
     whole_roles = frozenset({"heads"})
 
     def work(self, signature: OperatorSignature, widths: tuple[int, ...]) -> Work:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, ClassVar
 
 from mdp_mmdet3d.operators.base import (
     DECODER_COPIES,
@@ -24,7 +24,7 @@ class Ffn(OperatorKind):
     name = "ffn"
     roles = ("hidden",)
     attributes = ("tokens", "embed_dims")
-    samples = {"hidden": 5}
+    samples: ClassVar[Mapping[str, int | None]] = {"hidden": 5}
 
     def work(self, signature: OperatorSignature, widths: tuple[int, ...]) -> Work:
         """Two products, ReLU, addition and norm."""

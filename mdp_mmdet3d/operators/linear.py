@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Linear(OperatorKind):
-    """Linear layer on (1, tokens, in_features); norm is ``"none"`` or ``"layer"``, activation ``"none"`` or ``"relu"``."""
+    """Linear layer on (1, tokens, in_features); norm: ``"none"``, ``"layer"``; activation: ``"none"``, ``"relu"``."""
 
     name = "linear"
     roles = ("in_features", "out_features")

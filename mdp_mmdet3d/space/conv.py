@@ -7,12 +7,51 @@ from contextlib import contextmanager
 
 import torch
 import torch_pruning as tp
+from mmcv.cnn.bricks.wrappers import Conv2d as MmcvConv2d
 from torch import Tensor, nn
 
+from mdp_mmdet3d.operators import ConvGeometry
 from mdp_mmdet3d.space.builder import SpaceBuilder
 from mdp_mmdet3d.space.types import DimensionKind, TensorAxis
 
 TRACE_SIZE = 128  # pixels; channel coupling does not depend on the image size
+_Norm = nn.modules.batchnorm._NormBase
+
+
+def conv_obstacle(conv: nn.Module) -> str | None:
+    """Why a convolution can be neither cut nor priced as what it is, or None."""
+    if type(conv) not in (nn.Conv2d, MmcvConv2d):
+        return f"is a {type(conv).__name__}, not a plain convolution"
+    if "weight" not in conv._parameters:
+        return "computes its weight from other parameters"
+    if conv.padding_mode != "zeros":
+        return f"pads with {conv.padding_mode!r}, not with zeros"
+    if conv.padding == "same":
+        return "has padding='same', which may differ between the two sides; give numbers"
+    return None
+
+
+def norm_obstacle(norm: nn.Module) -> str | None:
+    """Why a norm cannot be cut and folded into the convolution in front of it, or None."""
+    if not isinstance(norm, nn.modules.batchnorm._BatchNorm):
+        return f"is a {type(norm).__name__}, which is not supported"
+    if not norm.affine:
+        return f"is a {type(norm).__name__} without weight and bias"
+    if not norm.track_running_stats:
+        return f"is a {type(norm).__name__} without running statistics"
+    return None
+
+
+def conv_geometry(conv: nn.Conv2d) -> ConvGeometry:
+    """Sizes of a convolution that has no `conv_obstacle`."""
+    padding = (0, 0) if isinstance(conv.padding, str) else conv.padding  # "valid" is no padding
+    return ConvGeometry(
+        (conv.kernel_size[0], conv.kernel_size[1]),
+        (conv.stride[0], conv.stride[1]),
+        (int(padding[0]), int(padding[1])),
+        (conv.dilation[0], conv.dilation[1]),
+        conv.groups,
+    )
 
 
 def add_conv_dimensions(builder: SpaceBuilder, encoder: nn.Module, in_channels: int = 3) -> None:
@@ -41,10 +80,11 @@ def _add_group(builder: SpaceBuilder, graph: tp.DependencyGraph, group: tp.Group
     producers: list[tuple[TensorAxis, ...]] = []
     for item in group:
         module = item.dep.target.module
-        if module not in names or not isinstance(module, (nn.Conv2d, nn.modules.batchnorm._BatchNorm)):
-            if isinstance(module, nn.Module) and next(module.parameters(), None) is not None:
-                builder.leave(f"{root}.out", f"coupled with {type(module).__name__}, which is not supported")
-                return
+        obstacle = _obstacle(builder, module, names)
+        if obstacle is not None:
+            builder.leave(f"{root}.out", obstacle)
+            return
+        if module not in names or not isinstance(module, (nn.Conv2d, _Norm)):
             continue  # shape bookkeeping of torch-pruning: reshape, add, concatenation
         name, offset = names[module], _offset(item)
         if offset is None:
@@ -60,6 +100,9 @@ def _add_group(builder: SpaceBuilder, graph: tp.DependencyGraph, group: tp.Group
                     rows.append(TensorAxis(f"{name}.bias", 0, offset))
                 members += rows
                 producers.append(tuple(rows))
+            elif module.groups != 1:
+                builder.leave(f"{root}.out", f"enters the grouped convolution {name}")
+                return
             elif module.weight.shape[1] != size:
                 builder.leave(f"{root}.out", f"enters the concatenation in front of {name}")
                 return
@@ -72,6 +115,27 @@ def _add_group(builder: SpaceBuilder, graph: tp.DependencyGraph, group: tp.Group
     builder.add_dimension(
         f"{root}.out", DimensionKind.CHANNELS, size, dict.fromkeys(members), dict.fromkeys(norms or producers)
     )
+
+
+def _obstacle(builder: SpaceBuilder, module: nn.Module | Tensor, names: dict[nn.Module, str]) -> str | None:
+    """Why a group that holds ``module`` is left alone, or None."""
+    if isinstance(module, Tensor):
+        owners = (name for name, tensor in builder.model.named_parameters() if tensor is module)
+        return f"coupled with the parameter {next(owners, '')}, whose module is not supported"
+    if module not in names:
+        return None
+    name = names[module]
+    excluded = builder.excluded(name)
+    if excluded is not None:
+        return excluded
+    if isinstance(module, nn.Conv2d):
+        reason = conv_obstacle(module)
+    elif isinstance(module, _Norm):
+        reason = norm_obstacle(module)
+    else:
+        known = next(module.parameters(), None) is None
+        reason = None if known else f"is a {type(module).__name__}, which is not supported"
+    return None if reason is None else f"coupled with {name}, which {reason}"
 
 
 def _offset(item: tp.dependency.GroupItem) -> int | None:
@@ -104,11 +168,14 @@ def _traceable(encoder: nn.Module) -> Iterator[None]:
 
 
 def record_conv_inputs(encoder: nn.Module, image: Tensor) -> dict[nn.Module, tuple[int, int, int, int]]:
-    """Input shapes (B, C, H, W) of every convolution and max-pooling, by running ``encoder`` once."""
+    """Input shapes (B, C, H, W) of the convolutions and max-poolings that run exactly once when ``encoder`` runs."""
     shapes: dict[nn.Module, tuple[int, int, int, int]] = {}
+    again: set[nn.Module] = set()
 
     def note(module: nn.Module, inputs: tuple[Tensor, ...], _: Tensor) -> None:
         batch, channels, height, width = inputs[0].shape
+        if module in shapes:
+            again.add(module)
         shapes[module] = (batch, channels, height, width)
 
     handles = [m.register_forward_hook(note) for m in encoder.modules() if isinstance(m, (nn.Conv2d, nn.MaxPool2d))]
@@ -122,4 +189,4 @@ def record_conv_inputs(encoder: nn.Module, image: Tensor) -> dict[nn.Module, tup
             handle.remove()
         for module, training in modes.items():
             module.training = training
-    return shapes
+    return {module: shape for module, shape in shapes.items() if module not in again}

@@ -35,6 +35,10 @@ class BlockKind(str, Enum):
     LAYER = "layer"  # a whole decoder layer
 
 
+# What stays of a residual branch unless its block says otherwise: shortcut, then activation.
+SHORTCUT = ("downsample", "relu")
+
+
 @dataclass(frozen=True)
 class TensorAxis:
     """Where the elements of a dimension lie in one tensor.
@@ -102,17 +106,25 @@ class Block:
         name: Unique; the path of the module that is replaced.
         kind: How it is replaced.
         parent: Block that contains this one; removed with it.
+        last: Path within the block of the last affine operator of its branch: with weight and bias 0 the block adds
+            nothing. Empty for a `BlockKind.LAYER`, which is masked by replacing it, and in files that do not say.
+        stays: Children that stay when a `BlockKind.RESIDUAL_BRANCH` is removed, applied one after the other; no other
+            kind leaves anything.
     """
 
     name: str
     kind: BlockKind
     parent: str | None = None
+    last: str = ""
+    stays: tuple[str, ...] = SHORTCUT
 
-
-def block_contains(name: str, kind: BlockKind, path: str) -> bool:
-    """Whether removing a block removes the module or tensor ``path``; a residual branch leaves its shortcut."""
-    inside = path == name or path.startswith(f"{name}.")
-    return inside and not (kind is BlockKind.RESIDUAL_BRANCH and path.startswith(f"{name}.downsample"))
+    def contains(self, path: str) -> bool:
+        """Whether removing the block removes the module or tensor ``path``; what `stays` is not removed."""
+        inside = path == self.name or path.startswith(f"{self.name}.")
+        return inside and not (
+            self.kind is BlockKind.RESIDUAL_BRANCH
+            and any(f"{path}.".startswith(f"{self.name}.{child}.") for child in self.stays)
+        )
 
 
 @dataclass(frozen=True)
@@ -208,12 +220,26 @@ class PruningSpace:
 
     @cached_property
     def hash(self) -> str:
-        """Digest of the whole space."""
-        return digest(to_dict(self))
+        """Digest of the whole space, but for how blocks are masked, which changes no plan."""
+        data = to_dict(self)
+        for block in data["blocks"]:
+            block.pop("last", None)
+        return digest(data)
 
 
 def _axis(axis: TensorAxis) -> list[Any]:
     return [axis.tensor, axis.axis, axis.offset, axis.width]
+
+
+def _block(block: Block) -> dict[str, Any]:
+    """JSON form; ``stays`` appears where it is not `SHORTCUT`, so that files and hashes of version 1 keep holding."""
+    return {
+        "name": block.name,
+        "kind": block.kind.value,
+        "parent": block.parent,
+        **({"last": block.last} if block.last else {}),
+        **({"stays": list(block.stays)} if block.stays != SHORTCUT else {}),
+    }
 
 
 def to_dict(space: PruningSpace) -> dict[str, Any]:
@@ -237,7 +263,7 @@ def to_dict(space: PruningSpace) -> dict[str, Any]:
             }
             for d in space.dimensions
         ],
-        "blocks": [{"name": b.name, "kind": b.kind.value, "parent": b.parent} for b in space.blocks],
+        "blocks": [_block(b) for b in space.blocks],
         "terms": [
             {
                 "name": t.name,
@@ -276,7 +302,10 @@ def from_dict(data: Mapping[str, Any], path: str | Path = "<memory>") -> Pruning
                 )
                 for d in data["dimensions"]
             ),
-            blocks=tuple(Block(b["name"], BlockKind(b["kind"]), b["parent"]) for b in data["blocks"]),
+            blocks=tuple(
+                Block(b["name"], BlockKind(b["kind"]), b["parent"], b.get("last", ""), tuple(b.get("stays", SHORTCUT)))
+                for b in data["blocks"]
+            ),
             terms=tuple(
                 CostTerm(
                     t["name"],
