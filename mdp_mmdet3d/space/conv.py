@@ -15,7 +15,7 @@ from mdp_mmdet3d.space.builder import SpaceBuilder
 from mdp_mmdet3d.space.types import DimensionKind, TensorAxis
 
 TRACE_SIZE = 128  # pixels; channel coupling does not depend on the image size
-_Norm = nn.modules.batchnorm._NormBase
+Norm = nn.modules.batchnorm._NormBase
 
 
 def conv_obstacle(conv: nn.Module) -> str | None:
@@ -64,6 +64,11 @@ def add_conv_dimensions(builder: SpaceBuilder, encoder: nn.Module, in_channels: 
         in_channels: Channels of the input image.
     """
     names = {module: name for name, module in builder.model.named_modules()}
+    for module in encoder.modules():
+        if isinstance(module, nn.modules.instancenorm._InstanceNorm) and not module.affine:
+            # Without parameters it is no node of the dependency graph; whatever stands beside it is left alone.
+            parent = names[module].rpartition(".")[0]
+            builder.exclude(parent, f"{names[module]} {norm_obstacle(module)}")
     with _traceable(encoder):
         graph = tp.DependencyGraph().build_dependency(
             encoder, example_inputs=(torch.zeros(1, in_channels, TRACE_SIZE, TRACE_SIZE),), verbose=False
@@ -84,7 +89,7 @@ def _add_group(builder: SpaceBuilder, graph: tp.DependencyGraph, group: tp.Group
         if obstacle is not None:
             builder.leave(f"{root}.out", obstacle)
             return
-        if module not in names or not isinstance(module, (nn.Conv2d, _Norm)):
+        if module not in names or not isinstance(module, (nn.Conv2d, Norm)):
             continue  # shape bookkeeping of torch-pruning: reshape, add, concatenation
         name, offset = names[module], _offset(item)
         if offset is None:
@@ -130,7 +135,7 @@ def _obstacle(builder: SpaceBuilder, module: nn.Module | Tensor, names: dict[nn.
         return excluded
     if isinstance(module, nn.Conv2d):
         reason = conv_obstacle(module)
-    elif isinstance(module, _Norm):
+    elif isinstance(module, Norm):
         reason = norm_obstacle(module)
     else:
         known = next(module.parameters(), None) is None

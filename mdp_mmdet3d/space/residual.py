@@ -7,7 +7,7 @@ from mmdet.models.backbones.resnext import Bottleneck as GroupedBottleneck
 from torch import nn
 
 from mdp_mmdet3d.space.builder import SpaceBuilder
-from mdp_mmdet3d.space.conv import conv_geometry, conv_obstacle, norm_obstacle
+from mdp_mmdet3d.space.conv import Norm, conv_geometry, conv_obstacle, norm_obstacle
 from mdp_mmdet3d.space.types import BlockKind
 
 ConvShapes = dict[nn.Module, tuple[int, int, int, int]]
@@ -43,7 +43,8 @@ def add_residual_blocks(builder: SpaceBuilder, backbone: nn.Module, path: str) -
 def _block_obstacle(block: nn.Module) -> str | None:
     """Why a block's latency is not the sum of its terms, or None; its shortcut stays and does not matter."""
     for name, module in block.named_modules():
-        if name.startswith("downsample") or next(module.parameters(recurse=False), None) is None:
+        own = next(module.parameters(recurse=False), None)
+        if name.startswith("downsample") or (own is None and not isinstance(module, Norm)):
             continue
         reason = conv_obstacle(module) if isinstance(module, nn.Conv2d) else norm_obstacle(module)
         if reason is not None:
