@@ -64,17 +64,30 @@ def add_conv_dimensions(builder: SpaceBuilder, encoder: nn.Module, in_channels: 
         in_channels: Channels of the input image.
     """
     names = {module: name for name, module in builder.model.named_modules()}
-    for module in encoder.modules():
-        if isinstance(module, nn.modules.instancenorm._InstanceNorm) and not module.affine:
-            # Without parameters it is no node of the dependency graph; whatever stands beside it is left alone.
-            parent = names[module].rpartition(".")[0]
-            builder.exclude(parent, f"{names[module]} {norm_obstacle(module)}")
+    _exclude_unknown(builder, encoder, names)
     with _traceable(encoder):
         graph = tp.DependencyGraph().build_dependency(
             encoder, example_inputs=(torch.zeros(1, in_channels, TRACE_SIZE, TRACE_SIZE),), verbose=False
         )
+        reached: set[nn.Module] = set()
         for group in graph.get_all_groups(root_module_types=(nn.Conv2d,)):
             _add_group(builder, graph, group, names)
+            reached |= {i.dep.target.module for i in group if graph.is_out_channel_pruning_fn(i.dep.handler)}
+    for module in encoder.modules():
+        if isinstance(module, nn.Conv2d) and module not in reached and builder.excluded(names[module]) is None:
+            builder.leave(f"{names[module]}.out", "not reached by the tracer: frozen or unused")
+
+
+def _exclude_unknown(builder: SpaceBuilder, encoder: nn.Module, names: dict[nn.Module, str]) -> None:
+    """Exclude operators that the dependency graph cannot see as one: it would couple their parts, or nothing at all."""
+    for module in encoder.modules():
+        parts = [m for m in module.modules() if isinstance(m, nn.Conv2d)]
+        own = next(module.parameters(recurse=False), None)
+        if own is not None and parts and not isinstance(module, nn.Conv2d):
+            builder.exclude(names[module], f"is a {type(module).__name__}, which is not supported")
+        elif isinstance(module, nn.modules.instancenorm._InstanceNorm) and not module.affine:
+            # Without parameters it is no node of the graph; whatever stands beside it is left alone.
+            builder.exclude(names[module].rpartition(".")[0], f"{names[module]} {norm_obstacle(module)}")
 
 
 def _add_group(builder: SpaceBuilder, graph: tp.DependencyGraph, group: tp.Group, names: dict[nn.Module, str]) -> None:
@@ -87,18 +100,18 @@ def _add_group(builder: SpaceBuilder, graph: tp.DependencyGraph, group: tp.Group
         module = item.dep.target.module
         obstacle = _obstacle(builder, module, names)
         if obstacle is not None:
-            builder.leave(f"{root}.out", obstacle)
+            _leave_group(builder, graph, group, names, obstacle)
             return
         if module not in names or not isinstance(module, (nn.Conv2d, Norm)):
             continue  # shape bookkeeping of torch-pruning: reshape, add, concatenation
         name, offset = names[module], _offset(item)
         if offset is None:
-            builder.leave(f"{root}.out", f"its channels are not contiguous in {name}")
+            _leave_group(builder, graph, group, names, f"its channels are not contiguous in {name}")
             return
         if isinstance(module, nn.Conv2d):
             if graph.is_out_channel_pruning_fn(item.dep.handler):
                 if module.groups != 1:
-                    builder.leave(f"{root}.out", f"coupled with the grouped convolution {name}")
+                    _leave_group(builder, graph, group, names, f"coupled with the grouped convolution {name}")
                     return
                 rows = [TensorAxis(f"{name}.weight", 0, offset)]
                 if module.bias is not None:
@@ -106,10 +119,10 @@ def _add_group(builder: SpaceBuilder, graph: tp.DependencyGraph, group: tp.Group
                 members += rows
                 producers.append(tuple(rows))
             elif module.groups != 1:
-                builder.leave(f"{root}.out", f"enters the grouped convolution {name}")
+                _leave_group(builder, graph, group, names, f"enters the grouped convolution {name}")
                 return
             elif module.weight.shape[1] != size:
-                builder.leave(f"{root}.out", f"enters the concatenation in front of {name}")
+                _leave_group(builder, graph, group, names, f"enters the concatenation in front of {name}")
                 return
             else:
                 members.append(TensorAxis(f"{name}.weight", 1, offset))
@@ -120,6 +133,16 @@ def _add_group(builder: SpaceBuilder, graph: tp.DependencyGraph, group: tp.Group
     builder.add_dimension(
         f"{root}.out", DimensionKind.CHANNELS, size, dict.fromkeys(members), dict.fromkeys(norms or producers)
     )
+
+
+def _leave_group(
+    builder: SpaceBuilder, graph: tp.DependencyGraph, group: tp.Group, names: dict[nn.Module, str], reason: str
+) -> None:
+    """Note the reason at every convolution whose output channels the group holds."""
+    for item in group:
+        module = item.dep.target.module
+        if isinstance(module, nn.Conv2d) and graph.is_out_channel_pruning_fn(item.dep.handler):
+            builder.leave(f"{names[module]}.out", reason)
 
 
 def _obstacle(builder: SpaceBuilder, module: nn.Module | Tensor, names: dict[nn.Module, str]) -> str | None:

@@ -1,6 +1,7 @@
-"""Nothing is priced as something else: a dimension without cost is refused, an operator that is not known left alone."""
+"""Nothing is priced as something else: dimensions without cost are refused, unknown operators are left alone."""
 
 import copy
+import json
 
 import numpy as np
 import pytest
@@ -78,7 +79,7 @@ def test_a_dimension_without_cost_is_refused_by_name():
 def test_a_dimension_of_an_engine_that_runs_once_is_enough():
     net = nn.Sequential(nn.Linear(4, 32), nn.ReLU(), nn.Linear(32, 2))
     builder = SpaceBuilder(net, SpaceOptions())
-    add_mlp(builder, net, "", tokens=2, stage="position_embedding") if False else add_hidden(builder, "0", ("2",), 32)
+    add_hidden(builder, "0", ("2",), 32)
     builder.add_term("0", "position_embedding", "linear", (4, "0.out"), tokens=2, norm="none", activation="relu")
     assert [d.name for d in builder.finish("mlp", "f").dimensions] == ["0.out"]
 
@@ -220,8 +221,6 @@ def test_blocks_survive_their_file_and_masking_is_no_part_of_the_hash(tmp_path):
     assert PruningSpace.load(tmp_path / "space.json") == space
     text = (tmp_path / "space.json").read_text()
     assert '"last"' in text and '"stays"' not in text
-    import json
-
     data = json.loads(text)
     for block in data["blocks"]:
         del block["last"]
