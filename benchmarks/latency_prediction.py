@@ -54,8 +54,8 @@ from mdp_mmdet3d.latency import (
 from mdp_mmdet3d.latency.backends.onnxruntime import OnnxRuntimeBackend
 from mdp_mmdet3d.latency.measure import measure_latency
 from mdp_mmdet3d.latency.structures import random_structure
-from mdp_mmdet3d.latency.work import operator_work
-from mdp_mmdet3d.space import OperatorSignature, PruningSpace
+from mdp_mmdet3d.operators import OPERATORS, OperatorSignature
+from mdp_mmdet3d.space import PruningSpace
 from mdp_mmdet3d.surgery.apply import apply_plan
 
 Run = dict[str, Any]  # milliseconds per engine: "kernels_ms", "wall_ms" (each round), and "reference_ms" of its group
@@ -90,7 +90,7 @@ class MacsTable(LatencyTable):
     """Latency proportional to multiply-accumulates."""
 
     def lookup(self, signature: OperatorSignature, widths: tuple[int, ...]) -> Lookup:  # noqa: D102
-        return Lookup(operator_work(signature, widths).macs * 1e-9, interpolated=False)
+        return Lookup(OPERATORS[signature.kind].work(signature, widths).macs * 1e-9, interpolated=False)
 
 
 @dataclass

@@ -106,9 +106,9 @@ class LiveMask:
             if name in tensors
             for axis, mask in masks.items()
         ]
-        layers = {name for name, kind in plan.removed.items() if kind is BlockKind.LAYER}
-        parts = {block.name for block in space.blocks if block.parent in layers}
-        self._silent = sorted((set(plan.removed) - layers) | parts)
+        layers = {name for name, block in plan.removed.items() if block.kind is BlockKind.LAYER}
+        removed = set(plan.removed) - layers
+        self._silent = [block for block in space.blocks if block.name in removed or block.parent in layers]
         self.apply()
 
     @torch.no_grad()
@@ -116,8 +116,8 @@ class LiveMask:
         """Zero the masked weights again; call after every optimizer step."""
         for tensor, axis, index in self._cuts:
             tensor.index_fill_(axis, index, 0.0)
-        for name in self._silent:
-            silence_block(self.model.get_submodule(name), name)
+        for block in self._silent:
+            silence_block(self.model, block)
 
 
 def _is_written(folder: Path, plan: PruningPlan) -> bool:

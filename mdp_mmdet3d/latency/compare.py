@@ -10,7 +10,7 @@ from rich.table import Table
 
 from mdp_mmdet3d.latency.sampling import Point
 from mdp_mmdet3d.latency.table import Device, LatencyTable
-from mdp_mmdet3d.space import WIDTH_ROLES
+from mdp_mmdet3d.operators import OPERATORS
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def print_comparison(comparison: Comparison, first: Device, second: Device, cons
     if not comparison.ratios:
         return
     summary = Table("operator", "entries", "median", "smallest", "largest", title="second / first")
-    for kind in WIDTH_ROLES:
+    for kind in OPERATORS:
         values = [ratio for (signature, _), ratio in comparison.ratios.items() if signature.kind == kind]
         if values:
             figures = (statistics.median(values), min(values), max(values))

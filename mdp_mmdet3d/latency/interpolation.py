@@ -3,23 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
 
-# Cost, in tiles, of the channels beyond whole tiles of 64: measured for ONNX Runtime's blocked convolutions.
-_LEFT_OVER = np.array([0.0, 0.39, 0.56, 0.76])
-
 Grid = tuple[tuple[np.ndarray, ...], np.ndarray]
 
 
-def staircase(out_channels: np.ndarray) -> np.ndarray:
-    """Relative cost of a number of output channels, in tiles of 64: counts are padded to multiples of 16.
+@dataclass(frozen=True)
+class Staircase:
+    """How a runtime's cost of one kind of operator rises with its last width, where that is no straight line.
 
-    Source: measurements of ONNX Runtime 1.31 on AVX-512 (``docs/latency.md``).
+    Attributes:
+        kind: Operators that follow it.
+        block: Counts are padded to multiples of this.
+        left_over: Cost, in tiles of ``len(left_over)`` blocks, of the blocks beyond whole tiles; the first is 0.
+        input_multiple: Counts of the first width between which may be interpolated; others leave the runtime's layout.
+        remark: What happens to others, for the error message.
     """
-    blocks = -(-np.asarray(out_channels, dtype=np.int64) // 16)
-    return blocks // 4 + _LEFT_OVER[blocks % 4]
+
+    kind: str
+    block: int
+    left_over: tuple[float, ...]
+    input_multiple: int
+    remark: str
+
+    def steps(self, counts: np.ndarray) -> np.ndarray:
+        """Relative cost of ``counts``, in tiles; same shape."""
+        blocks = -(-np.asarray(counts, dtype=np.int64) // self.block)
+        tile = len(self.left_over)
+        return blocks // tile + np.array(self.left_over)[blocks % tile]
 
 
 def measured_grid(entries: Mapping[tuple[int, ...], float]) -> Grid | None:

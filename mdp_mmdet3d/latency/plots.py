@@ -15,7 +15,8 @@ from matplotlib.axes import Axes
 
 from mdp_mmdet3d.files import atomic_path
 from mdp_mmdet3d.latency.table import LatencyTable
-from mdp_mmdet3d.space import WIDTH_ROLES, CostTerm, OperatorSignature, PruningSpace
+from mdp_mmdet3d.operators import OPERATORS, OperatorSignature
+from mdp_mmdet3d.space import CostTerm, PruningSpace
 
 _COLUMNS = 4
 _LINES = 4
@@ -48,7 +49,7 @@ def plot_staircases(space: PruningSpace, table: LatencyTable, path: str | Path) 
 
 
 def _panel(axis: Axes, space: PruningSpace, table: LatencyTable, term: CostTerm) -> None:
-    roles = WIDTH_ROLES[term.signature.kind]
+    roles = OPERATORS[term.signature.kind].roles
     options = [(width,) if isinstance(width, int) else space.by_name[width].options for width in term.widths]
     along = max(rank for rank, counts in enumerate(options) if len(counts) > 1)
     for counts in _few([(0,) if rank == along else axis for rank, axis in enumerate(options)]):

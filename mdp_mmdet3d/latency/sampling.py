@@ -6,14 +6,11 @@ from collections.abc import Collection, Mapping
 from itertools import product
 from typing import Literal, get_args
 
-from mdp_mmdet3d.space import WIDTH_ROLES, CostTerm, OperatorSignature, PruningSpace
+from mdp_mmdet3d.operators import OPERATORS, OperatorSignature
+from mdp_mmdet3d.space import CostTerm, PruningSpace
 
 Point = tuple[OperatorSignature, tuple[int, ...]]
 Policy = Literal["grid", "sparse", "exact", "none"]
-
-# How many widths of a role are sampled; None means all of them. Attention is convex in its heads.
-_SAMPLES: Mapping[str, int | None] = {"heads": None, "qk_width": 2, "v_width": 2, "hidden": 5}
-_DEFAULT_SAMPLES = 3
 
 
 def sampled_widths(options: tuple[int, ...], count: int | None) -> tuple[int, ...]:
@@ -59,11 +56,11 @@ def grid_points(space: PruningSpace, *, sparse: bool = False) -> list[Point]:
     """
     axes: dict[OperatorSignature, list[set[int]]] = {}
     for term in space.frame_terms():
-        roles = WIDTH_ROLES[term.signature.kind]
-        axis = axes.setdefault(term.signature, [set() for _ in roles])
-        for values, role, width in zip(axis, roles, term.widths, strict=True):
+        operator = OPERATORS[term.signature.kind]
+        axis = axes.setdefault(term.signature, [set() for _ in operator.roles])
+        for values, role, width in zip(axis, operator.roles, term.widths, strict=True):
             options = _options(space, width)
-            values.update(sampled_widths(options, 2 if sparse else _SAMPLES.get(role, _DEFAULT_SAMPLES)))
+            values.update(sampled_widths(options, 2 if sparse else operator.samples_of(role)))
             values.discard(0)
     return [
         (signature, widths)

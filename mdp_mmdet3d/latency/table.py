@@ -13,8 +13,10 @@ import numpy as np
 
 from mdp_mmdet3d.errors import FileFormatError, MdpError, StructureMismatchError
 from mdp_mmdet3d.files import read_json, write_json
-from mdp_mmdet3d.latency.interpolation import Grid, inside, measured_grid, multilinear, staircase
-from mdp_mmdet3d.space import WIDTH_ROLES, CostTerm, OperatorSignature, PruningSpace
+from mdp_mmdet3d.latency.backends.staircases import STAIRCASES
+from mdp_mmdet3d.latency.interpolation import Grid, Staircase, inside, measured_grid, multilinear
+from mdp_mmdet3d.operators import OPERATORS, OperatorSignature
+from mdp_mmdet3d.space import CostTerm, PruningSpace
 
 SCHEMA_VERSION = 1
 DISTURBED = 1.1
@@ -69,7 +71,8 @@ class MeasurementProtocol:
         warmup: Runs that were thrown away.
         runs: Runs that count.
         statistic: What of the runs is the entry, in words.
-        staircase: Convolutions are interpolated along `interpolation.staircase` instead of straight lines.
+        staircase: Operators are interpolated along the steps of the runtime (`backends.staircases`) instead of straight
+            lines.
     """
 
     name: str
@@ -145,8 +148,9 @@ class LatencyTable:
 
     def add(self, signature: OperatorSignature, widths: tuple[int, ...], entry: Entry) -> None:
         """Add or replace an entry; raises `ValueError` if it is no finite time >= 0 of this operator."""
-        if len(widths) != len(WIDTH_ROLES[signature.kind]) or any(width < 0 for width in widths):
-            raise ValueError(f"{signature.key}: widths {widths} do not fit the roles {WIDTH_ROLES[signature.kind]}")
+        roles = OPERATORS[signature.kind].roles
+        if len(widths) != len(roles) or any(width < 0 for width in widths):
+            raise ValueError(f"{signature.key}: widths {widths} do not fit the roles {roles}")
         for name in ("ms", "spread", "reference_ms"):
             value = getattr(entry, name)
             if not (isinstance(value, (int, float)) and math.isfinite(value) and value >= 0):
@@ -188,10 +192,10 @@ class LatencyTable:
         Raises:
             NotMeasuredError: The operator was never measured, or a row lies outside the measured range.
         """
-        if widths.ndim != 2 or widths.shape[1] != len(WIDTH_ROLES[signature.kind]):
+        roles = OPERATORS[signature.kind].roles
+        if widths.ndim != 2 or widths.shape[1] != len(roles):
             raise ValueError(
-                f"{signature.key}: widths have shape {widths.shape}, expected (N, "
-                f"{len(WIDTH_ROLES[signature.kind])}) for {WIDTH_ROLES[signature.kind]}"
+                f"{signature.key}: widths have shape {widths.shape}, expected (N, {len(roles)}) for {roles}"
             )
         entries = self._entries.get(signature)
         if entries is None:
@@ -234,36 +238,46 @@ class LatencyTable:
         grid = self._grid(signature)
         if grid is None:
             raise NotMeasuredError(f"the latency table holds no complete grid of {signature.key}; run measure_latency")
-        if self._follows_staircase(signature):
-            blocked = (widths[:, 0] % 4 == 0) | np.isin(widths[:, 0], grid[0][0])
+        stairs = self._staircase(signature)
+        if stairs is not None:
+            blocked = (widths[:, 0] % stairs.input_multiple == 0) | np.isin(widths[:, 0], grid[0][0])
             if not blocked.all():
                 raise NotMeasuredError(
-                    f"{signature.key} with {widths[~blocked][0].tolist()} channels: an input count that is no multiple "
-                    "of 4 leaves ONNX Runtime's blocked layout and cannot be interpolated; measure it (policy 'exact') "
-                    "or let the dimension's options be multiples of 4"
+                    f"{signature.key} with {widths[~blocked][0].tolist()} channels: {stairs.remark} and cannot be "
+                    "interpolated; measure it (policy 'exact') or let the dimension's options be multiples of "
+                    f"{stairs.input_multiple}"
                 )
         covered = inside(grid, widths)
         if not covered.all():
             ranges = ", ".join(
-                f"{role} {axis[0]}..{axis[-1]}" for role, axis in zip(WIDTH_ROLES[signature.kind], grid[0], strict=True)
+                f"{role} {axis[0]}..{axis[-1]}"
+                for role, axis in zip(OPERATORS[signature.kind].roles, grid[0], strict=True)
             )
             raise NotMeasuredError(
                 f"{signature.key}: widths {widths[~covered][0].tolist()} lie outside the measured "
                 f"range ({ranges}) and are not extrapolated; measure them"
             )
         values = multilinear(grid, widths)
-        return values * staircase(widths[:, 1]) if self._follows_staircase(signature) else values
+        return values if stairs is None else values * stairs.steps(widths[:, -1])
 
-    def _follows_staircase(self, signature: OperatorSignature) -> bool:
-        return self.protocol.staircase and signature.kind == "conv"
+    def _staircase(self, signature: OperatorSignature) -> Staircase | None:
+        if not self.protocol.staircase:
+            return None
+        if self.device.runtime not in STAIRCASES:
+            raise NotMeasuredError(
+                f"{signature.key}: the table's protocol says that costs rise in steps, but no staircase of the runtime "
+                f"{self.device.runtime!r} is known ({', '.join(STAIRCASES)}); add it to latency/backends/staircases.py"
+            )
+        stairs = STAIRCASES[self.device.runtime]
+        return stairs if signature.kind == stairs.kind else None
 
     def _grid(self, signature: OperatorSignature) -> Grid | None:
         """Complete grid of a signature, relative to the staircase where it follows one."""
         if signature not in self._grids:
-            stairs = self._follows_staircase(signature)
+            stairs = self._staircase(signature)
             self._grids[signature] = measured_grid(
                 {
-                    widths: entry.ms / float(staircase(np.array(widths[1]))) if stairs else entry.ms
+                    widths: entry.ms if stairs is None else entry.ms / float(stairs.steps(np.array(widths[-1])))
                     for widths, entry in self._entries[signature].items()
                     if 0 not in widths
                 }

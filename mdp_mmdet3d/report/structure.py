@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt
 from matplotlib.patches import Patch
 
 from mdp_mmdet3d.files import atomic_path
-from mdp_mmdet3d.space.types import Dimension, PruningSpace, block_contains
+from mdp_mmdet3d.space.types import Dimension, PruningSpace
 from mdp_mmdet3d.surgery.plan import PruningPlan
 
 COLOURS = {"channels": "#3b6fb6", "hidden": "#4a9b6e", "heads": "#c8743c", "qk_width": "#d9a25f", "v_width": "#e3c08f"}
@@ -49,9 +49,7 @@ def plot_structure(path: str | Path, space: PruningSpace, plan: PruningPlan) -> 
 
 def _bar(axis: plt.Axes, row: int, dimension: Dimension, space: PruningSpace, plan: PruningPlan) -> None:
     # The stage width's consumers live in blocks too; a bar is gone only if every tensor of it is.
-    gone = all(
-        any(block_contains(name, kind, m.tensor) for name, kind in plan.removed.items()) for m in dimension.members
-    )
+    gone = all(any(block.contains(m.tensor) for block in plan.removed.values()) for m in dimension.members)
     axis.barh(row, 1.0, color="#eeeeee", height=0.8)
     if gone:
         axis.barh(row, 1.0, facecolor="white", edgecolor="#b33", hatch="////", height=0.8, linewidth=0.4)

@@ -3,22 +3,20 @@
 This module holds plain data only; `mdp_mmdet3d.space.trace` finds it in a torch model.
 """
 
+from mdp_mmdet3d.operators import OperatorSignature
 from mdp_mmdet3d.space.types import (
-    WIDTH_ROLES,
     Block,
     BlockKind,
     CostTerm,
     Dimension,
     DimensionKind,
     NotPrunable,
-    OperatorSignature,
     PruningSpace,
     ScoreSource,
     TensorAxis,
 )
 
 __all__ = [
-    "WIDTH_ROLES",
     "Block",
     "BlockKind",
     "CostTerm",

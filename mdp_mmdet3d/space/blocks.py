@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from mdp_mmdet3d.space.builder import SpaceBuilder
 from mdp_mmdet3d.space.calls import Call
-from mdp_mmdet3d.space.types import BlockKind
+from mdp_mmdet3d.space.types import Block, BlockKind
 from mdp_mmdet3d.surgery.apply import ShortcutBlock
 from mdp_mmdet3d.surgery.masking import silence_block
 
-SHORTCUT, ACTIVATION = "downsample", "relu"
+SHORTCUT, ACTIVATION = "downsample", "relu"  # of ResNets of mmdet, mmpretrain, torchvision; the behaviour is checked
 TOLERANCE = 1e-5  # relative; float32 sums in the same order
 
 
@@ -26,12 +26,14 @@ class ResidualBlock:
     Attributes:
         name: Path.
         kind: What remains when the branch goes.
-        last: Path of the last convolution of the branch, with which a runtime fuses the addition.
+        silent: Path within it of the last operator with weights of the branch; at zero, the branch is.
+        conv: Path of the last convolution of the branch, with which a runtime fuses the addition.
     """
 
     name: str
     kind: BlockKind
-    last: str
+    silent: str
+    conv: str
 
 
 def find_residual_blocks(calls: Sequence[Call], blocks: Sequence[str] = ()) -> tuple[list[ResidualBlock], list[str]]:
@@ -64,9 +66,14 @@ def find_residual_blocks(calls: Sequence[Call], blocks: Sequence[str] = ()) -> t
         ]
         if len(convs) < 2 or any(isinstance(m, (nn.ModuleList, nn.Sequential)) for m in (call.module,)):
             continue
-        kind = _kind(call, shortcut)
+        behind = [
+            c for c in inside if c.first >= convs[-1].first and c.leaf and next(c.module.parameters(), None) is not None
+        ]
+        behind = [c for c in behind if c.name != prefix and not c.name.startswith(f"{prefix}.")]
+        silent = behind[-1].name[len(call.name) + 1 :]
+        kind = _kind(call, shortcut, silent)
         if kind is not None:
-            found.append(ResidualBlock(call.name, kind, convs[-1].name))
+            found.append(ResidualBlock(call.name, kind, silent, convs[-1].name))
             seen.add(call.name)
         elif isinstance(shortcut, nn.Module):
             doubtful.append(call.name)
@@ -77,27 +84,27 @@ def add_residual_branches(builder: SpaceBuilder, calls: Sequence[Call]) -> list[
     """Add every residual block as removable; what is not understood is left alone with its reason."""
     found, doubtful = find_residual_blocks(calls)
     for block in found:
-        builder.add_block(block.name, block.kind)
+        builder.add_block(block.name, block.kind, last=block.silent, stays=(SHORTCUT, ACTIVATION))
     for name in doubtful:
         builder.leave(name, "it has a shortcut, but without its branch it does not return the shortcut's activation")
     return found
 
 
-def _kind(call: Call, shortcut: nn.Module | None) -> BlockKind | None:
+def _kind(call: Call, shortcut: nn.Module | None, last: str) -> BlockKind | None:
     """How the block behaves without its branch, None if not as a residual block."""
     silent = copy.deepcopy(call.module)
     with torch.no_grad():
         x = call.input.clone().abs()  # what a ReLU returns; the recorded input may have been overwritten in place
         before = x.clone()
         try:
-            silence_block(silent, call.name)
+            silence_block(silent, Block("", BlockKind.IDENTITY, last=last))
             found = silent(x)
             if shortcut is None:
                 return BlockKind.IDENTITY if _equal(found, before) else None
             activation = getattr(silent, ACTIVATION, None)
             if not isinstance(activation, nn.Module):
                 return None
-            remains = ShortcutBlock(silent.get_submodule(SHORTCUT), activation)(before)
+            remains = ShortcutBlock({SHORTCUT: silent.get_submodule(SHORTCUT), ACTIVATION: activation})(before)
         except Exception:  # whatever a foreign block raises on an input alone, it is not a residual block
             return None
     return BlockKind.RESIDUAL_BRANCH if _equal(found, remains) else None

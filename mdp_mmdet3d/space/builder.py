@@ -9,18 +9,18 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from mdp_mmdet3d.errors import MdpError
+from mdp_mmdet3d.operators import OperatorSignature
 from mdp_mmdet3d.space.types import (
+    SHORTCUT,
     Block,
     BlockKind,
     CostTerm,
     Dimension,
     DimensionKind,
     NotPrunable,
-    OperatorSignature,
     PruningSpace,
     ScoreSource,
     TensorAxis,
-    block_contains,
 )
 
 
@@ -81,19 +81,53 @@ class SpaceBuilder:
         self.blocks: dict[str, Block] = {}
         self.terms: dict[str, CostTerm] = {}
         self.left_alone: dict[str, str] = {}
+        self._excluded: dict[str, str] = {}
 
-    def add_block(self, name: str, kind: BlockKind, parent: str | None = None) -> None:
-        """Add a removable unit, parents first."""
+    def add_block(
+        self,
+        name: str,
+        kind: BlockKind,
+        parent: str | None = None,
+        *,
+        last: str = "",
+        stays: tuple[str, ...] = SHORTCUT,
+    ) -> None:
+        """Add a removable unit, parents first.
+
+        Args:
+            name: Path of the module that is replaced.
+            kind: How it is replaced.
+            parent: Block that contains it.
+            last: Path within the block of the last affine operator of its branch; every kind but
+                `BlockKind.LAYER` needs it.
+            stays: For `BlockKind.RESIDUAL_BRANCH`: children that stay, in the order in which they are applied.
+
+        Raises:
+            MdpError: ``last`` or ``stays`` names nothing that the model has.
+        """
+        self._check_block(name, kind, last, stays)
         if self.options.matches(name) or name in self.refused:
             self.leave(name, self.refused.get(name, "frozen by the config"))
             return
         if parent is not None and parent not in self.blocks:
             parent = None
-        self.blocks[name] = Block(name, kind, parent)
+        self.blocks[name] = Block(name, kind, parent, last, stays)
+
+    def _check_block(self, name: str, kind: BlockKind, last: str, stays: tuple[str, ...]) -> None:
+        module = self.model.get_submodule(name)
+        parts, children = dict(module.named_modules()), dict(module.named_children())
+        if kind is not BlockKind.LAYER and getattr(parts.get(last), "weight", None) is None:
+            raise MdpError(
+                f"block {name!r} has no affine operator at last={last!r}: name the last one of its branch, with which "
+                f"a {type(module).__name__} adds nothing once its weight and bias are 0"
+            )
+        missing = [child for child in stays if child not in children] if kind is BlockKind.RESIDUAL_BRANCH else []
+        if missing:
+            raise MdpError(f"block {name!r} has no child {missing[0]!r} that could stay; it has {', '.join(children)}")
 
     def block_of(self, path: str) -> str | None:
         """Innermost block that contains the module or tensor ``path``."""
-        found = [b for b in self.blocks.values() if block_contains(b.name, b.kind, path)]
+        found = [b for b in self.blocks.values() if b.contains(path)]
         return max(found, key=lambda b: len(b.name)).name if found else None
 
     def add_dimension(
@@ -157,23 +191,70 @@ class SpaceBuilder:
         block: str | None = None,
         **attributes: int | float | str | bool,
     ) -> None:
-        """Add an operator; one without any dimension and block is part of the fixed latency and is not stored."""
+        """Add an operator; one without any dimension and block is part of the fixed latency and is not stored.
+
+        Raises:
+            MdpError: A term of this name exists, or a width names no dimension.
+        """
         block = block if block is not None else self.block_of(name)
         if block is None and not any(isinstance(w, str) for w in widths):
             return
+        unknown = [w for w in widths if isinstance(w, str) and w not in self.dimensions]
+        if unknown:
+            raise MdpError(f"cost term {name!r} depends on {unknown[0]!r}, which is no dimension; an adapter is wrong")
         if name in self.terms:
             raise MdpError(f"cost term {name!r} is defined twice; an adapter is wrong")
         self.terms[name] = CostTerm(name, OperatorSignature.make(kind, **attributes), widths, block, stage)
 
     def leave(self, module: str, reason: str) -> None:
-        """Note what is not prunable and why."""
+        """Note what is not prunable and why; a dimension of this name is taken out, its terms keep the dense count."""
         self.left_alone[module] = reason
+        dimension = self.dimensions.pop(module, None)
+        if dimension is None:
+            return
+        for name, other in self.dimensions.items():
+            if other.within == module:
+                self.dimensions[name] = replace(other, within=None)
+        for name, term in list(self.terms.items()):
+            widths = tuple(dimension.size if width == module else width for width in term.widths)
+            self.terms[name] = replace(term, widths=widths)
+            if term.block is None and not any(isinstance(width, str) for width in widths):
+                del self.terms[name]
+
+    def exclude(self, module: str, reason: str) -> None:
+        """Leave a module with everything in it: channels that touch it are left alone when they are traced."""
+        self._excluded[module] = reason
+        self.leave(module, reason)
+
+    def excluded(self, path: str) -> str | None:
+        """Why the module ``path`` is excluded, or None."""
+        for module, reason in self._excluded.items():
+            if f"{path}.".startswith(f"{module}."):
+                return f"{module}: {reason}"
+        return None
 
     def finish(self, model_name: str, fingerprint: str, once: tuple[str, ...] = ()) -> PruningSpace:
-        """Check members against the model's tensors and freeze everything."""
+        """Check members against the model's tensors and freeze everything.
+
+        Raises:
+            MdpError: A dimension does not fit the model's tensors, or no cost term uses it.
+        """
         tensors = self.model.state_dict(keep_vars=True)
+        used = {name for term in self.terms.values() for name in term.dimensions}
+        unused = [name for name in self.dimensions if name not in used]
+        if unused:
+            raise MdpError(
+                f"no cost term uses {', '.join(map(repr, unused[:5]))}{' ...' if len(unused) > 5 else ''} "
+                f"({len(unused)} of {len(self.dimensions)} dimensions): cutting it would seem to save nothing. Add the "
+                "operators that it changes with SpaceBuilder.add_term, or take it out with "
+                "SpaceBuilder.leave(name, reason)"
+            )
         for dimension in self.dimensions.values():
             for member in dimension.members:
+                if member.tensor not in tensors:
+                    raise MdpError(
+                        f"{dimension.name!r} slices {member.tensor!r}, which is not in the model; an adapter is wrong"
+                    )
                 shape = tuple(tensors[member.tensor].shape)
                 end = member.offset + dimension.copies * dimension.size * member.width
                 if end > shape[member.axis]:

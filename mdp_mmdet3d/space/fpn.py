@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 from torch import nn
 
 from mdp_mmdet3d.space.builder import SpaceBuilder
-from mdp_mmdet3d.space.residual import ConvShapes, add_conv_term
+from mdp_mmdet3d.space.residual import FIXED, ConvShapes, add_conv_term
 
 
 def add_fpn_terms(builder: SpaceBuilder, neck: nn.Module, path: str, shapes: ConvShapes, stage: str) -> None:
@@ -21,8 +22,10 @@ def add_fpn_terms(builder: SpaceBuilder, neck: nn.Module, path: str, shapes: Con
         stage: Engine it runs in.
     """
     for name, module in neck.named_modules(prefix=path):
-        if isinstance(module, nn.Conv2d) and module in shapes:
-            add_conv_term(builder, name, module, shapes, stage)
+        if isinstance(module, nn.Conv2d):
+            owner = builder.model.get_submodule(name.rpartition(".")[0])
+            relu = isinstance(getattr(owner, "activate", None), nn.ReLU)
+            add_conv_term(builder, name, module, shapes, stage, relu=relu)
     add_upsample_terms(
         builder, neck, path, {name: [shapes[m]] for name, m in neck.named_modules(prefix=path) if m in shapes}, stage
     )
@@ -41,9 +44,19 @@ def add_upsample_terms(
         stage: Engine it runs in.
     """
     laterals = [(f"{path}.lateral_convs.{i}.conv", lateral.conv) for i, lateral in enumerate(neck.lateral_convs)]
-    for name, conv in laterals[:-1]:
-        batch, _, height, width = shapes[name][0]
+    nearest = getattr(neck, "upsample_cfg", {"mode": "nearest"}) == {"mode": "nearest"}
+    for (name, conv), (coarser, _) in pairwise(laterals):
+        fine, coarse = (shapes.get(path, [None])[0] for path in (name, coarser))
+        if fine is None or not nearest or not _is_half(coarse, fine):
+            builder.leave(f"{name}.upsample_add", f"is no nearest upsampling by 2; {FIXED}")
+            continue
+        batch, _, height, width = fine
         channels = builder.width_of(f"{name}.weight", 0, conv.out_channels)
         builder.add_term(
             f"{name}.upsample_add", stage, "upsample_add", (channels,), batch=batch, height=height, width=width
         )
+
+
+def _is_half(coarse: tuple[int, ...] | None, fine: tuple[int, ...] | None) -> bool:
+    """Whether a map has half the height and width of another, rounded up; None is a map that was not recorded."""
+    return coarse is not None and fine is not None and coarse[2:] == tuple(-(-size // 2) for size in fine[2:])

@@ -23,7 +23,8 @@ def add_hidden(
     Returns:
         The dimension's name, or ``size`` if it is frozen.
     """
-    rows = [TensorAxis(f"{producer}.{leaf}", 0) for leaf in ("weight", "bias")]
+    leaves = [leaf for leaf, _ in builder.model.get_submodule(producer).named_parameters(recurse=False)]
+    rows = [TensorAxis(f"{producer}.{leaf}", 0) for leaf in leaves]
     affine = [TensorAxis(f"{norm}.{leaf}", 0) for leaf in ("weight", "bias")] if norm else []
     columns = [TensorAxis(f"{consumer}.weight", 1) for consumer in consumers]
     return builder.add_dimension(
@@ -57,8 +58,14 @@ def add_mlp(
         last = position == len(linears) - 1
         between = list(range(i + 1, len(mlp) if last else linears[position + 1]))
         norms = [j for j in between if isinstance(mlp[j], nn.LayerNorm)]
+        odd = [j for j in between if not isinstance(mlp[j], (nn.LayerNorm, nn.ReLU, nn.Dropout, nn.Identity))]
         out: str | int = linear.out_features
-        if not last:
+        if odd or len(norms) > 1 or (norms and not mlp[norms[0]].elementwise_affine):
+            # With a fixed width, what follows costs the same in every plan.
+            if not last:
+                builder.leave(f"{name}.out", f"{type(mlp[(odd or norms)[0]]).__name__} behind it has no cost term")
+            norms, between = [], []
+        elif not last:
             out = add_hidden(
                 builder,
                 name,

@@ -53,7 +53,7 @@ def add_network_terms(
     for call in calls:
         if call.leaf:
             readers[id(call.input)].append(call)
-    lasts = {block.last for block in blocks}
+    lasts = {block.conv for block in blocks}
     counts: dict[str, int] = defaultdict(int)
     for call in calls:
         if call.name not in shapes:

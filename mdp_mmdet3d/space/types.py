@@ -11,6 +11,7 @@ from typing import Any
 
 from mdp_mmdet3d.errors import FileFormatError
 from mdp_mmdet3d.files import digest, read_json, write_json
+from mdp_mmdet3d.operators import OperatorSignature
 
 SCHEMA_VERSION = 1
 
@@ -32,6 +33,10 @@ class BlockKind(str, Enum):
     RESIDUAL_BRANCH = "residual_branch"  # output = activation(shortcut(input))
     SUB_LAYER = "sub_layer"  # residual branch of a post-norm sub-layer; its norm stays
     LAYER = "layer"  # a whole decoder layer
+
+
+# What stays of a residual branch unless its block says otherwise: shortcut, then activation.
+SHORTCUT = ("downsample", "relu")
 
 
 @dataclass(frozen=True)
@@ -101,57 +106,25 @@ class Block:
         name: Unique; the path of the module that is replaced.
         kind: How it is replaced.
         parent: Block that contains this one; removed with it.
+        last: Path within the block of the last affine operator of its branch: with weight and bias 0 the block adds
+            nothing. Empty for a `BlockKind.LAYER`, which is masked by replacing it, and in files that do not say.
+        stays: Children that stay when a `BlockKind.RESIDUAL_BRANCH` is removed, applied one after the other; no other
+            kind leaves anything.
     """
 
     name: str
     kind: BlockKind
     parent: str | None = None
+    last: str = ""
+    stays: tuple[str, ...] = SHORTCUT
 
-
-def block_contains(name: str, kind: BlockKind, path: str) -> bool:
-    """Whether removing a block removes the module or tensor ``path``; a residual branch leaves its shortcut."""
-    inside = path == name or path.startswith(f"{name}.")
-    return inside and not (kind is BlockKind.RESIDUAL_BRANCH and path.startswith(f"{name}.downsample"))
-
-
-@dataclass(frozen=True)
-class OperatorSignature:
-    """A kind of operator and everything that fixes its latency, but for the widths.
-
-    Attributes:
-        kind: One of `WIDTH_ROLES`.
-        attributes: Sorted (name, value) pairs, e.g. ``(("batch", 6), ("kernel", 3), ...)``.
-    """
-
-    kind: str
-    attributes: tuple[tuple[str, int | float | str | bool], ...]
-
-    @classmethod
-    def make(cls, kind: str, **attributes: int | float | str | bool) -> OperatorSignature:
-        """Build a signature with sorted attributes."""
-        if kind not in WIDTH_ROLES:
-            raise ValueError(f"unknown operator kind {kind!r}; known: {', '.join(WIDTH_ROLES)}")
-        return cls(kind, tuple(sorted(attributes.items())))
-
-    def __getitem__(self, name: str) -> Any:
-        return dict(self.attributes)[name]
-
-    @property
-    def key(self) -> str:
-        """Readable unique key, e.g. ``"conv/batch=6/height=64/..."``."""
-        return "/".join([self.kind, *(f"{name}={value}" for name, value in self.attributes)])
-
-
-# Roles of the counts that an operator's latency depends on, in the order of `CostTerm.widths`.
-WIDTH_ROLES: Mapping[str, tuple[str, ...]] = {
-    # batch, height, width (input), kernel_h, kernel_w, stride, padding, groups, relu, residual
-    "conv": ("in_channels", "out_channels"),
-    "max_pool": ("channels",),  # batch, height, width, kernel, stride, padding
-    "upsample_add": ("channels",),  # batch, height, width (of the finer map)
-    "linear": ("in_features", "out_features"),  # tokens, norm ("none"|"layer"), activation ("none"|"relu")
-    "attention": ("heads", "qk_width", "v_width"),  # queries, keys, embed_dims, shared (value tokens are the query's)
-    "ffn": ("hidden",),  # tokens, embed_dims
-}
+    def contains(self, path: str) -> bool:
+        """Whether removing the block removes the module or tensor ``path``; what `stays` is not removed."""
+        inside = path == self.name or path.startswith(f"{self.name}.")
+        return inside and not (
+            self.kind is BlockKind.RESIDUAL_BRANCH
+            and any(f"{path}.".startswith(f"{self.name}.{child}.") for child in self.stays)
+        )
 
 
 @dataclass(frozen=True)
@@ -247,12 +220,26 @@ class PruningSpace:
 
     @cached_property
     def hash(self) -> str:
-        """Digest of the whole space."""
-        return digest(to_dict(self))
+        """Digest of the whole space, but for how blocks are masked, which changes no plan."""
+        data = to_dict(self)
+        for block in data["blocks"]:
+            block.pop("last", None)
+        return digest(data)
 
 
 def _axis(axis: TensorAxis) -> list[Any]:
     return [axis.tensor, axis.axis, axis.offset, axis.width]
+
+
+def _block(block: Block) -> dict[str, Any]:
+    """JSON form; ``stays`` appears where it is not `SHORTCUT`, so that files and hashes of version 1 keep holding."""
+    return {
+        "name": block.name,
+        "kind": block.kind.value,
+        "parent": block.parent,
+        **({"last": block.last} if block.last else {}),
+        **({"stays": list(block.stays)} if block.stays != SHORTCUT else {}),
+    }
 
 
 def to_dict(space: PruningSpace) -> dict[str, Any]:
@@ -276,7 +263,7 @@ def to_dict(space: PruningSpace) -> dict[str, Any]:
             }
             for d in space.dimensions
         ],
-        "blocks": [{"name": b.name, "kind": b.kind.value, "parent": b.parent} for b in space.blocks],
+        "blocks": [_block(b) for b in space.blocks],
         "terms": [
             {
                 "name": t.name,
@@ -315,7 +302,10 @@ def from_dict(data: Mapping[str, Any], path: str | Path = "<memory>") -> Pruning
                 )
                 for d in data["dimensions"]
             ),
-            blocks=tuple(Block(b["name"], BlockKind(b["kind"]), b["parent"]) for b in data["blocks"]),
+            blocks=tuple(
+                Block(b["name"], BlockKind(b["kind"]), b["parent"], b.get("last", ""), tuple(b.get("stays", SHORTCUT)))
+                for b in data["blocks"]
+            ),
             terms=tuple(
                 CostTerm(
                     t["name"],

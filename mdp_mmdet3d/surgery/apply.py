@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
 from mdp_mmdet3d.errors import StructureMismatchError
 from mdp_mmdet3d.files import digest
-from mdp_mmdet3d.space.types import BlockKind, DimensionKind
+from mdp_mmdet3d.space.types import Block, BlockKind, DimensionKind
 from mdp_mmdet3d.surgery.plan import PruningPlan
 
 # Attribute of the owning module that holds the count, for dimensions that are not visible in a tensor's shape alone.
@@ -21,16 +22,22 @@ COUNT_ATTRIBUTES = {
 
 
 class ShortcutBlock(nn.Module):
-    """What remains of a residual block whose residual branch is removed: activation(shortcut(x))."""
+    """What remains of a residual block whose residual branch is removed, e.g. activation(shortcut(x)).
 
-    def __init__(self, downsample: nn.Module, activation: nn.Module) -> None:
+    Args:
+        stays: Children of the block by name, in the order in which they are applied.
+    """
+
+    def __init__(self, stays: Mapping[str, nn.Module]) -> None:
         super().__init__()
-        self.downsample = downsample
-        self.relu = activation
+        for name, module in stays.items():
+            self.add_module(name, module)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C_in, H, W) to (B, C_out, H / stride, W / stride)."""
-        return self.relu(self.downsample(x))
+        for module in self.children():
+            x = module(x)
+        return x
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -61,9 +68,9 @@ def apply_plan(model: nn.Module, plan: PruningPlan) -> nn.Module:
         if cut.kind in COUNT_ATTRIBUTES:
             setattr(model.get_submodule(name.rpartition(".")[0]), COUNT_ATTRIBUTES[cut.kind], cut.count)
     # Removed blocks leave their own cuts behind, so a removed parent makes its children's replacement a no-op.
-    for name, kind in plan.removed.items():
+    for name, removed in plan.removed.items():
         if not any(name.startswith(f"{other}.") for other in plan.removed):
-            replace_block(model, name, kind)
+            replace_block(model, removed)
     return model
 
 
@@ -137,13 +144,21 @@ def sync_attributes(module: nn.Module) -> None:
         module.num_embeddings, module.embedding_dim = module.weight.shape
 
 
-def replace_block(model: nn.Module, name: str, kind: BlockKind) -> None:
-    """Replace one block by what remains of it; names of everything else stay."""
-    path, _, leaf = name.rpartition(".")
-    owner = model.get_submodule(path)
-    if kind is BlockKind.RESIDUAL_BRANCH:
-        block = model.get_submodule(name)
-        replacement: nn.Module = ShortcutBlock(block.downsample, block.relu)
-    else:
-        replacement = nn.Identity()
-    owner._modules[leaf] = replacement
+def replace_block(model: nn.Module, block: Block) -> None:
+    """Replace one block by what remains of it; names of everything else stay.
+
+    Raises:
+        StructureMismatchError: The block has no such child as one that is to stay.
+    """
+    path, _, leaf = block.name.rpartition(".")
+    replacement: nn.Module = nn.Identity()
+    if block.kind is BlockKind.RESIDUAL_BRANCH:
+        children = dict(model.get_submodule(block.name).named_children())
+        missing = [name for name in block.stays if name not in children]
+        if missing:
+            raise StructureMismatchError(
+                f"{block.name}: {missing[0]!r} is to stay when the residual branch goes, but the block's children are "
+                f"{', '.join(children)}"
+            )
+        replacement = ShortcutBlock({name: children[name] for name in block.stays})
+    model.get_submodule(path)._modules[leaf] = replacement

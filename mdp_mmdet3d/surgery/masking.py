@@ -6,9 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from mdp_mmdet3d.errors import MdpError
-from mdp_mmdet3d.space.types import BlockKind
+from mdp_mmdet3d.space.types import Block, BlockKind
 from mdp_mmdet3d.surgery.apply import check_fits, keep_masks, replace_block
 from mdp_mmdet3d.surgery.plan import PruningPlan
+
+# Last operators of the blocks in files that do not name them.
+LAST_OF_VERSION_1 = ("bn3", "bn2", "attn.out_proj", "layers.1")
 
 
 class MaskedLayerNorm(nn.Module):
@@ -55,22 +58,31 @@ def mask_model(model: nn.Module, plan: PruningPlan) -> nn.Module:
                 model.get_submodule(path.rpartition(".")[0])._modules[path.rpartition(".")[2]] = MaskedLayerNorm(
                     owner, masks[0].to(tensor.device)
                 )
-        for name, kind in plan.removed.items():
-            if kind is BlockKind.LAYER:
-                replace_block(model, name, kind)  # its post-norms have no neutral weights
+        for name, block in plan.removed.items():
+            if block.kind is BlockKind.LAYER:
+                replace_block(model, block)  # its post-norms have no neutral weights
             elif not any(name.startswith(f"{other}.") for other in plan.removed):
-                silence_block(model.get_submodule(name), name)
+                silence_block(model, block)
     return model
 
 
-def silence_block(block: nn.Module, name: str) -> None:
-    """Zero the last affine operator of a residual branch."""
-    for path in ("bn3", "bn2", "attn.out_proj", "layers.1"):
+def silence_block(model: nn.Module, block: Block) -> None:
+    """Zero the last affine operator of a residual branch.
+
+    Raises:
+        MdpError: The block names none that the model has.
+    """
+    module = model.get_submodule(block.name)
+    for path in (block.last,) if block.last else LAST_OF_VERSION_1:
         try:
-            last = block.get_submodule(path)
+            last = module.get_submodule(path)
         except AttributeError:
             continue
         last.weight.zero_()
-        last.bias.zero_()
+        if last.bias is not None:
+            last.bias.zero_()
         return
-    raise MdpError(f"{name}: the last operator of a {type(block).__name__} is not known")
+    raise MdpError(
+        f"{block.name}: the last operator of its branch is {block.last or 'not declared'!r}, which this "
+        f"{type(module).__name__} does not have; declare it with SpaceBuilder.add_block(last=...)"
+    )

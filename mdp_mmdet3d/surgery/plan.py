@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from mdp_mmdet3d.errors import FileFormatError, StructureMismatchError
 from mdp_mmdet3d.files import digest, read_json, write_json
-from mdp_mmdet3d.space.types import BlockKind, DimensionKind, PruningSpace, TensorAxis, block_contains
+from mdp_mmdet3d.space.types import SHORTCUT, Block, BlockKind, DimensionKind, PruningSpace, TensorAxis
 
 SCHEMA_VERSION = 1
 
@@ -44,13 +44,13 @@ class PruningPlan:
     Attributes:
         fingerprint: Digest of the dense model's state-dict names and shapes.
         cuts: Narrowed dimensions by name; a dimension that is not listed stays dense.
-        removed: Removed blocks by name.
+        removed: Removed blocks by name, without their parents.
         info: Where the plan comes from (budget, predicted latency, solver status); not part of the structure.
     """
 
     fingerprint: str
     cuts: Mapping[str, Cut]
-    removed: Mapping[str, BlockKind]
+    removed: Mapping[str, Block]
     info: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -76,12 +76,10 @@ class PruningPlan:
         unknown += [name for name in removed if name not in space.blocks_by_name]
         if unknown:
             raise StructureMismatchError(f"plan names {unknown[0]!r}, which the pruning space does not have")
-        blocks = {b.name: b.kind for b in space.blocks if b.name in removed}
+        blocks = {b.name: replace(b, parent=None) for b in space.blocks if b.name in removed}
         cuts = {}
         for dimension in space.dimensions:
-            gone = all(
-                any(block_contains(name, kind, m.tensor) for name, kind in blocks.items()) for m in dimension.members
-            )
+            gone = all(any(block.contains(m.tensor) for block in blocks.values()) for m in dimension.members)
             if dimension.name not in kept or gone:
                 continue
             copies = tuple(tuple(sorted(copy)) for copy in kept[dimension.name])
@@ -123,7 +121,7 @@ class PruningPlan:
                 }
                 for name, c in self.cuts.items()
             },
-            "removed": {name: kind.value for name, kind in self.removed.items()},
+            "removed": {name: _removed(block) for name, block in self.removed.items()},
         }
 
     @cached_property
@@ -133,7 +131,13 @@ class PruningPlan:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form with provenance."""
-        return {"schema_version": SCHEMA_VERSION, "hash": self.hash, "info": dict(self.info), **self.structure}
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "hash": self.hash,
+            "info": dict(self.info),
+            **self.structure,
+            "last": {name: block.last for name, block in self.removed.items() if block.last},
+        }
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], path: str | Path = "<memory>") -> PruningPlan:
@@ -150,7 +154,10 @@ class PruningPlan:
                     )
                     for name, c in data["cuts"].items()
                 },
-                {name: BlockKind(kind) for name, kind in data["removed"].items()},
+                {
+                    name: _block(name, removed, data.get("last", {}).get(name, ""))
+                    for name, removed in data["removed"].items()
+                },
                 data["info"],
             )
             expected = data["hash"]
@@ -170,3 +177,16 @@ class PruningPlan:
     def load(cls, path: str | Path) -> PruningPlan:
         """Read what `save` wrote; raises `FileFormatError`."""
         return cls.from_dict(read_json(path, what="pruning plan", schema_version=SCHEMA_VERSION), path)
+
+
+def _removed(block: Block) -> str | dict[str, Any]:
+    """JSON form of a removed block: its kind alone where `SHORTCUT` stays, as in files that know nothing else."""
+    usual = block.stays == SHORTCUT or block.kind is not BlockKind.RESIDUAL_BRANCH
+    return block.kind.value if usual else {"kind": block.kind.value, "stays": list(block.stays)}
+
+
+def _block(name: str, data: str | Mapping[str, Any], last: str) -> Block:
+    """Inverse of `_removed`."""
+    if isinstance(data, str):
+        return Block(name, BlockKind(data), last=last)
+    return Block(name, BlockKind(data["kind"]), last=last, stays=tuple(data["stays"]))

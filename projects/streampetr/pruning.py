@@ -110,7 +110,7 @@ def _add_decoder(builder: SpaceBuilder, head: nn.Module, tokens: int) -> None:
         for j, key_tokens in ((0, keys), (1, tokens)):
             sub_layer = f"{path}.attentions.{j}"
             if (i, j) != (0, 1):
-                builder.add_block(sub_layer, BlockKind.SUB_LAYER, parent)
+                builder.add_block(sub_layer, BlockKind.SUB_LAYER, parent, last="attn.out_proj")
             widths = add_attention(builder, layer.attentions[j].attn, f"{sub_layer}.attn")
             builder.add_term(
                 sub_layer,
@@ -123,7 +123,7 @@ def _add_decoder(builder: SpaceBuilder, head: nn.Module, tokens: int) -> None:
                 shared=j == 0,
             )
         ffn = f"{path}.ffns.0"
-        builder.add_block(ffn, BlockKind.SUB_LAYER, parent)
+        builder.add_block(ffn, BlockKind.SUB_LAYER, parent, last="layers.1")
         hidden = add_hidden(builder, f"{ffn}.layers.0.0", (f"{ffn}.layers.1",), layer.ffns[0].layers[0][0].out_features)
         builder.add_term(ffn, "head", "ffn", (hidden,), tokens=queries, embed_dims=head.embed_dims)
 

@@ -31,13 +31,20 @@ class ConvNet(nn.Module):
         return self.conv2((self.bn1(self.conv1(x)) * self.gate.to(x.dtype)[:, None, None]).relu())
 
 
+def priced(builder):
+    """Give every dimension some cost: a space without is refused."""
+    for name in builder.dimensions:
+        builder.add_term(f"{name}.cost", "head", "ffn", (name,), tokens=1, embed_dims=1)
+    return builder
+
+
 @pytest.mark.parametrize("frozen", [False, True])
 def test_channel_score_is_the_derivative_of_a_gate(frozen):
     torch.manual_seed(0)
     net = ConvNet(frozen).eval()
     builder = SpaceBuilder(net, SpaceOptions())
     add_conv_dimensions(builder, net)
-    space = builder.finish("ConvNet", "f")
+    space = priced(builder).finish("ConvNet", "f")
     assert [d.name for d in space.dimensions] == ["conv1.out"]
     net.double()
     with TaylorAccumulator(net, space) as accumulator:
@@ -65,7 +72,7 @@ def test_head_width_score_is_the_derivative_of_a_gate(kind, first_row):
     nn.init.normal_(net.attn.in_proj_bias)
     builder = SpaceBuilder(net, SpaceOptions(head_width_multiple=2))
     add_attention(builder, net.attn, "attn")
-    space = builder.finish("Attention", "f")
+    space = priced(builder).finish("Attention", "f")
     x, y = torch.randn(1, 3, 16, dtype=torch.float64), torch.randn(1, 5, 16, dtype=torch.float64)
 
     def loss():
@@ -96,7 +103,7 @@ def test_gradients_may_be_cleared_before_the_batch_is_booked():
     net = nn.Sequential(nn.Linear(4, 32), nn.ReLU(), nn.Linear(32, 2))
     builder = SpaceBuilder(net, SpaceOptions())
     add_hidden(builder, "0", ("2",), 32)
-    space = builder.finish("mlp", "f")
+    space = priced(builder).finish("mlp", "f")
     x = torch.randn(8, 4)
     totals = []
     for clear in (False, True):
@@ -115,7 +122,7 @@ def test_batches_that_are_not_finite_are_skipped_and_counted():
     net = nn.Sequential(nn.Linear(4, 32), nn.ReLU(), nn.Linear(32, 2))
     builder = SpaceBuilder(net, SpaceOptions())
     add_hidden(builder, "0", ("2",), 32)
-    with TaylorAccumulator(net, builder.finish("mlp", "f")) as accumulator:
+    with TaylorAccumulator(net, priced(builder).finish("mlp", "f")) as accumulator:
         for scale in (1.0, float("nan"), float("inf")):
             net.zero_grad()
             (net(torch.ones(1, 4)).sum() * scale).backward()

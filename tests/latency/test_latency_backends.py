@@ -8,10 +8,10 @@ from latency_spaces import CONV, EVERY_OPERATOR
 from mdp_mmdet3d.errors import MdpError, StructureMismatchError
 from mdp_mmdet3d.latency import LatencyTable
 from mdp_mmdet3d.latency.backends.roofline import DeviceFigures, RooflineBackend
-from mdp_mmdet3d.latency.backends.torch import TorchBackend, operator_call
+from mdp_mmdet3d.latency.backends.torch import TorchBackend
 from mdp_mmdet3d.latency.graphs import operator_graph
 from mdp_mmdet3d.latency.probe.tensorrt_timer import kernel_signs, load_tensorrt, parse_kernels
-from mdp_mmdet3d.latency.work import operator_work
+from mdp_mmdet3d.operators import OPERATORS
 from mdp_mmdet3d.space import OperatorSignature
 
 every_operator = pytest.mark.parametrize("signature, widths", EVERY_OPERATOR.values(), ids=EVERY_OPERATOR.keys())
@@ -61,7 +61,7 @@ ORIN = DeviceFigures("Orin", peak_tflops=40, bandwidth_gb_s=200, launch_us=5)
     ],
 )
 def test_multiply_accumulates_are_those_of_the_specification(signature, widths, gmacs):
-    assert operator_work(signature, widths).macs / 1e9 == pytest.approx(gmacs, rel=2e-3)
+    assert OPERATORS[signature.kind].work(signature, widths).macs / 1e9 == pytest.approx(gmacs, rel=2e-3)
 
 
 @every_operator
@@ -88,7 +88,7 @@ def test_estimates_never_mix_with_measurements():
 
 @every_operator
 def test_pytorch_operators_have_the_outputs_of_the_onnx_graphs(signature, widths):
-    operator, inputs = operator_call(signature, widths)
+    operator, inputs = OPERATORS[signature.kind].torch_call(signature, widths)
     with torch.no_grad():
         shape = tuple(operator(*inputs).shape)
     graph = onnx.shape_inference.infer_shapes(operator_graph(signature, widths).model).graph

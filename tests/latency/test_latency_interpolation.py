@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mdp_mmdet3d.latency.interpolation import inside, measured_grid, multilinear, staircase
+from mdp_mmdet3d.latency.backends.staircases import ONNXRUNTIME_CPU
+from mdp_mmdet3d.latency.interpolation import inside, measured_grid, multilinear
 
 axes = st.lists(st.lists(st.integers(1, 500), min_size=1, max_size=4, unique=True).map(sorted), min_size=1, max_size=3)
 
@@ -53,7 +54,7 @@ def test_outside_is_outside_on_either_side():
 
 
 def test_the_staircase_rises_at_multiples_of_sixteen_only():
-    steps = staircase(np.arange(1, 257))
+    steps = ONNXRUNTIME_CPU.steps(np.arange(1, 257))
     assert (np.diff(steps) >= 0).all()
     assert set(np.flatnonzero(np.diff(steps)) + 1) == set(range(16, 256, 16))
     assert steps[63] == 1 and steps[255] == 4

@@ -13,8 +13,9 @@ from latency_spaces import CONV, CROSS_ATTENTION, EVERY_OPERATOR, RESIDUAL
 from mdp_mmdet3d.errors import MdpError
 from mdp_mmdet3d.latency import LatencyTable
 from mdp_mmdet3d.latency.backends.onnxruntime import OnnxRuntimeBackend
-from mdp_mmdet3d.latency.graphs import DECODER_COPIES, operator_graph
+from mdp_mmdet3d.latency.graphs import operator_graph
 from mdp_mmdet3d.latency.probe.onnxruntime_timer import OnnxRuntimeTimer, measured_kernels
+from mdp_mmdet3d.operators.base import DECODER_COPIES
 from mdp_mmdet3d.space import OperatorSignature
 
 ROOT = Path(__file__).resolve().parents[2]

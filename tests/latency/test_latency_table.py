@@ -107,6 +107,15 @@ def test_convolutions_follow_the_staircase_where_the_protocol_says_so():
         table.lookup(CONV, (65, 96))
 
 
+def test_steps_of_a_runtime_without_known_staircase_are_refused():
+    table = LatencyTable(Device("cpu", "another-runtime", "1", 1, "float32"), STAIRS)
+    for ci, co in product((16, 128), (64, 128)):
+        table.add(CONV, (ci, co), entry(ci * co / 64))
+    assert table.lookup(CONV, (16, 64)).ms == pytest.approx(16)
+    with pytest.raises(NotMeasuredError, match=r"'another-runtime'.*staircases\.py"):
+        table.lookup(CONV, (64, 96))
+
+
 @pytest.mark.parametrize(
     "signature, widths", [(CONV, (8, 64)), (CONV, (16, 256)), (FFN, (8,)), (SELF_ATTENTION, (5, 8, 8))]
 )

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from mdp_mmdet3d.latency.sampling import Point
 from mdp_mmdet3d.latency.table import Device, Entry, MeasurementProtocol
-from mdp_mmdet3d.space import OperatorSignature
+from mdp_mmdet3d.operators import OperatorSignature
 
 _TIME = "2000-01-01T00:00:00+00:00"
 

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 from mdp_mmdet3d.latency.sampling import Point
 from mdp_mmdet3d.latency.table import Device, Entry, MeasurementProtocol
-from mdp_mmdet3d.latency.work import operator_work
-from mdp_mmdet3d.space import OperatorSignature
+from mdp_mmdet3d.operators import OPERATORS, OperatorSignature
 
 _BYTES = {"float32": 4, "float16": 2, "int8": 1}
 _NEVER = "1970-01-01T00:00:00.000+00:00"
@@ -76,13 +75,13 @@ class RooflineBackend:
             yield (signature, widths), Entry(self._ms(signature, widths), spread=0.0, runs=1, time=_NEVER)
 
     def _ms(self, signature: OperatorSignature, widths: tuple[int, ...]) -> float:
-        f = self._figures
+        f, operator = self._figures, OPERATORS[signature.kind]
         # Heads are whole matrices of their own; every other width is padded to tiles.
         padded = tuple(
-            width if signature.kind == "attention" and role == 0 else -(-width // f.tile) * f.tile
-            for role, width in enumerate(widths)
+            width if role in operator.whole_roles else -(-width // f.tile) * f.tile
+            for role, width in zip(operator.roles, widths, strict=True)
         )
-        arithmetic_s = 2 * operator_work(signature, padded).macs / (f.peak_tflops * 1e12 * f.efficiency)
-        work = operator_work(signature, widths)
+        arithmetic_s = 2 * operator.work(signature, padded).macs / (f.peak_tflops * 1e12 * f.efficiency)
+        work = operator.work(signature, widths)
         memory_s = work.elements * _BYTES[f.precision] / (f.bandwidth_gb_s * 1e9)
         return 1000 * max(arithmetic_s, memory_s) + work.kernels * f.launch_us / 1000

@@ -1,0 +1,30 @@
+"""One file per kind of operator: its widths and attributes, its work, its ONNX probe and its PyTorch call.
+
+Importing this needs numpy only: torch is imported by the method that builds a call, onnx not at all.
+"""
+
+from mdp_mmdet3d.operators.attention import Attention
+from mdp_mmdet3d.operators.base import OPERATORS, GraphBuilder, OperatorKind, OperatorSignature, Work
+from mdp_mmdet3d.operators.conv import Conv, ConvGeometry
+from mdp_mmdet3d.operators.ffn import Ffn
+from mdp_mmdet3d.operators.linear import Linear
+from mdp_mmdet3d.operators.pool import MaxPool
+from mdp_mmdet3d.operators.upsample import UpsampleAdd
+
+for _kind in (Conv(), MaxPool(), UpsampleAdd(), Linear(), Attention(), Ffn()):
+    OPERATORS[_kind.name] = _kind
+
+__all__ = [
+    "OPERATORS",
+    "Attention",
+    "Conv",
+    "ConvGeometry",
+    "Ffn",
+    "GraphBuilder",
+    "Linear",
+    "MaxPool",
+    "OperatorKind",
+    "OperatorSignature",
+    "UpsampleAdd",
+    "Work",
+]

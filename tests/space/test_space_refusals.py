@@ -1,0 +1,229 @@
+"""Nothing is priced as something else: dimensions without cost are refused, unknown operators are left alone."""
+
+import copy
+import json
+
+import numpy as np
+import pytest
+import torch
+from mmdet.models.backbones.resnet import ResNet, ResNetV1d
+from torch import nn
+
+from mdp_mmdet3d.errors import MdpError
+from mdp_mmdet3d.space import BlockKind, PruningSpace
+from mdp_mmdet3d.space.builder import SpaceBuilder, SpaceOptions
+from mdp_mmdet3d.space.conv import add_conv_dimensions, record_conv_inputs
+from mdp_mmdet3d.space.mlp import add_hidden, add_mlp
+from mdp_mmdet3d.space.residual import add_conv_term, add_residual_blocks, add_residual_terms
+from mdp_mmdet3d.surgery.apply import apply_plan, fingerprint
+from mdp_mmdet3d.surgery.masking import mask_model
+from mdp_mmdet3d.surgery.plan import PruningPlan
+
+
+class Model(nn.Module):
+    def __init__(self, backbone):
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, x):
+        return self.backbone(x)
+
+
+def trace(backbone):
+    torch.manual_seed(0)
+    model = Model(backbone).eval()
+    builder = SpaceBuilder(model, SpaceOptions(channel_multiple=8))
+    add_residual_blocks(builder, backbone, "backbone")
+    add_conv_dimensions(builder, backbone)
+    shapes = record_conv_inputs(backbone, torch.zeros(1, 3, 64, 96))
+    add_residual_terms(builder, backbone, "backbone", shapes, "image_encoder")
+    return model, builder.finish("Model", fingerprint(model))
+
+
+def resnet(depth=18, **options):
+    return ResNet(depth, base_channels=16, num_stages=2, strides=(1, 2), dilations=options.pop("dilations", (1, 1)),
+                  out_indices=(1,), **options)  # fmt: skip
+
+
+def reasons(space):
+    return {n.module: n.reason for n in space.not_prunable}
+
+
+def assert_slim_equals_masked(model, space, random_selection):
+    for name, buffer in model.named_buffers():
+        if name.endswith("running_var"):
+            buffer.uniform_(0.8, 1.2)
+    for seed in range(3):
+        kept, removed = random_selection(space, np.random.default_rng(seed), 0.3)
+        plan = PruningPlan.from_selection(space, kept, removed)
+        x = torch.randn(1, 3, 64, 96)
+        with torch.no_grad():
+            masked = mask_model(copy.deepcopy(model), plan)(x)
+            slim = apply_plan(copy.deepcopy(model), plan)(x)
+        for a, b in zip(masked, slim, strict=True):
+            width = b.shape[1]
+            assert width == a.shape[1] or a.abs().amax((0, 2, 3)).count_nonzero() <= width
+            torch.testing.assert_close(a.abs().sum(), b.abs().sum(), rtol=1e-4, atol=1e-3)
+
+
+def test_a_dimension_without_cost_is_refused_by_name():
+    net = nn.Sequential(nn.Linear(4, 32), nn.ReLU(), nn.Linear(32, 2))
+    builder = SpaceBuilder(net, SpaceOptions())
+    add_hidden(builder, "0", ("2",), 32)
+    with pytest.raises(MdpError, match=r"no cost term uses '0\.out'.*add_term.*leave"):
+        builder.finish("mlp", "f")
+    builder.leave("0.out", "for a reason")
+    assert builder.finish("mlp", "f").dimensions == ()
+
+
+def test_a_dimension_of_an_engine_that_runs_once_is_enough():
+    net = nn.Sequential(nn.Linear(4, 32), nn.ReLU(), nn.Linear(32, 2))
+    builder = SpaceBuilder(net, SpaceOptions())
+    add_hidden(builder, "0", ("2",), 32)
+    builder.add_term("0", "position_embedding", "linear", (4, "0.out"), tokens=2, norm="none", activation="relu")
+    assert [d.name for d in builder.finish("mlp", "f").dimensions] == ["0.out"]
+
+
+def test_leaving_a_dimension_keeps_the_dense_count_in_its_terms():
+    net = nn.Sequential(nn.Linear(4, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 2))
+    builder = SpaceBuilder(Model(net), SpaceOptions())
+    add_mlp(builder, net, "backbone", tokens=2, stage="head")
+    builder.leave("backbone.0.out", "for a reason")
+    assert {t.name: t.widths for t in builder.finish("mlp", "f").terms} == {
+        "backbone.2": (32, "backbone.2.out"),
+        "backbone.4": ("backbone.2.out", 2),
+    }
+
+
+def test_an_activation_without_cost_term_leaves_its_width_alone():
+    net = nn.Sequential(nn.Linear(4, 32), nn.GELU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 2))
+    builder = SpaceBuilder(Model(net), SpaceOptions())
+    add_mlp(builder, net, "backbone", tokens=2, stage="head")
+    assert set(builder.dimensions) == {"backbone.2.out"}
+    assert "GELU" in builder.left_alone["backbone.0.out"]
+
+
+def test_dilation_strides_and_paddings_reach_the_cost_term():
+    _, space = trace(resnet(dilations=(1, 2)))
+    terms = {t.name: t.signature for t in space.terms}
+    assert (terms["backbone.layer2.0.conv1"]["dilation_h"], terms["backbone.layer2.0.conv1"]["padding"]) == (2, 2)
+    assert "dilation_h" not in dict(terms["backbone.layer1.0.conv1"].attributes)
+    conv = nn.Conv2d(32, 32, (1, 3), stride=(1, 2), padding=(0, 1), dilation=(1, 2))
+    net = nn.Sequential(conv, nn.Conv2d(32, 8, 1))
+    builder = SpaceBuilder(Model(net), SpaceOptions())
+    add_conv_dimensions(builder, net, in_channels=32)
+    add_conv_term(builder, "backbone.0", conv, {conv: (1, 32, 8, 8)}, "e")
+    signature = builder.terms["backbone.0"].signature
+    assert [signature[n] for n in ("stride", "stride_w", "padding", "padding_w", "dilation_w")] == [1, 2, 0, 1, 2]
+
+
+def odd_conv(**options):
+    backbone = resnet()
+    backbone.layer1[1].conv1 = nn.Conv2d(16, 16, 3, bias=False, **options)
+    return backbone
+
+
+def odd_norm(**options):
+    backbone = resnet()
+    backbone.layer1[1].bn1 = nn.BatchNorm2d(16, **options)
+    return backbone
+
+
+@pytest.mark.parametrize(
+    "backbone, reason",
+    [
+        (lambda: odd_conv(padding="same"), "padding='same'"),
+        (lambda: odd_conv(padding=1, padding_mode="reflect"), "pads with 'reflect'"),
+        (lambda: odd_norm(affine=False), "without weight and bias"),
+        (lambda: odd_norm(track_running_stats=False), "without running statistics"),
+    ],
+)
+def test_one_operator_that_cannot_be_priced_leaves_its_channels_and_its_block(backbone, reason, random_selection):
+    model, space = trace(backbone())
+    left = reasons(space)
+    assert reason in left["backbone.layer1.1"] and reason in left["backbone.layer1.1.conv1.out"]
+    assert "backbone.layer1.1" not in space.blocks_by_name and "backbone.layer1.1.conv1.out" not in space.by_name
+    assert "backbone.layer2.1.conv1.out" in space.by_name and "backbone.layer2.1" in space.blocks_by_name
+    assert_slim_equals_masked(model, space, random_selection)
+
+
+@pytest.mark.parametrize(
+    "options, reason",
+    [
+        (dict(norm_cfg=dict(type="GN", num_groups=4)), "GroupNorm"),
+        (dict(norm_cfg=dict(type="IN")), "InstanceNorm2d"),
+        (dict(conv_cfg=dict(type="ConvWS")), "ConvWS2d"),
+    ],
+)
+def test_other_norms_and_convolutions_leave_the_whole_network(options, reason):
+    _, space = trace(resnet(**options))
+    assert space.dimensions == () and space.blocks == ()
+    assert all(reason in text for text in reasons(space).values())
+
+
+@pytest.mark.parametrize("kind", ["DCN", "DCNv2"])
+def test_deformable_convolutions_are_left_alone(kind, random_selection):
+    dcn = dict(type=kind, deform_groups=1, fallback_on_stride=False)
+    model, space = trace(resnet(50, dcn=dcn, stage_with_dcn=(False, True)))
+    left = reasons(space)
+    for block in range(4):
+        path = f"backbone.layer2.{block}"
+        assert "DeformConv2dPack" in left[path] and f"{path}.conv1.out" in left
+        assert not any(m.tensor.startswith(f"{path}.conv2") for d in space.dimensions for m in d.members)
+        assert "counts as fixed" in left[f"{path}.conv2"]
+    assert "backbone.layer1.0.conv1.out" in space.by_name
+    assert_slim_equals_masked(model, space, random_selection)
+
+
+def test_synchronised_batch_norm_is_an_ordinary_one():
+    _, space = trace(resnet(norm_cfg=dict(type="SyncBN")))
+    assert space.dimensions == trace(resnet())[1].dimensions
+
+
+def test_a_deep_stem_is_priced_and_average_pooling_beside_it_named(random_selection):
+    backbone = ResNetV1d(depth=18, base_channels=16, stem_channels=32, num_stages=2, strides=(1, 2), dilations=(1, 1),
+                         out_indices=(1,))  # fmt: skip
+    model, space = trace(backbone)
+    terms = {t.name: t.widths for t in space.terms}
+    assert terms["backbone.stem.3"] == ("backbone.stem.0.out", "backbone.stem.3.out")
+    assert terms["backbone.maxpool"] == ("backbone.stem.6.out",)
+    shortcut = terms["backbone.layer2.0.downsample.1"]
+    assert all(isinstance(width, str) for width in shortcut)
+    assert "AvgPool2d" in reasons(space)["backbone.layer2.0.downsample.0"]
+    assert_slim_equals_masked(model, space, random_selection)
+
+
+@pytest.mark.parametrize(
+    "pool", [nn.AvgPool2d(3, 2, 1), nn.MaxPool2d(3, 2, 1, ceil_mode=True), nn.MaxPool2d((3, 1), 2)]
+)
+def test_other_poolings_count_as_fixed(pool):
+    backbone = resnet()
+    backbone.maxpool = pool
+    _, space = trace(backbone)
+    assert "counts as fixed" in reasons(space)["backbone.maxpool"]
+    assert not any(t.signature.kind == "max_pool" for t in space.terms)
+
+
+def test_a_block_names_its_last_operator_and_what_stays():
+    _, space = trace(resnet())
+    assert all(b.last == "bn2" for b in space.blocks)
+    backbone = resnet()
+    builder = SpaceBuilder(Model(backbone), SpaceOptions())
+    with pytest.raises(MdpError, match=r"no affine operator at last='conv9'"):
+        builder.add_block("backbone.layer1.0", BlockKind.IDENTITY, last="conv9")
+    with pytest.raises(MdpError, match=r"no child 'shortcut'"):
+        builder.add_block("backbone.layer2.0", BlockKind.RESIDUAL_BRANCH, last="bn2", stays=("shortcut", "relu"))
+
+
+def test_blocks_survive_their_file_and_masking_is_no_part_of_the_hash(tmp_path):
+    _, space = trace(resnet())
+    space.save(tmp_path / "space.json")
+    assert PruningSpace.load(tmp_path / "space.json") == space
+    text = (tmp_path / "space.json").read_text()
+    assert '"last"' in text and '"stays"' not in text
+    data = json.loads(text)
+    for block in data["blocks"]:
+        del block["last"]
+    (tmp_path / "version1.json").write_text(json.dumps(data))
+    old = PruningSpace.load(tmp_path / "version1.json")
+    assert old.hash == space.hash and {b.last for b in old.blocks} == {""}
