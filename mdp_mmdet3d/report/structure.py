@@ -32,7 +32,7 @@ def plot_structure(path: str | Path, space: PruningSpace, plan: PruningPlan) -> 
         for row, dimension in enumerate(dimensions):
             _bar(axis, row, dimension, space, plan)
         axis.set_yticks(range(len(dimensions)), [_label(d.name) for d in dimensions], fontsize=7)
-        axis.set_ylim(len(dimensions) - 0.5, -0.5)
+        axis.set_ylim(max(len(dimensions), 1) - 0.5, -0.5)
         axis.set_xlim(0, 1.16)
         axis.set_xticks([0, 0.25, 0.5, 0.75, 1.0])
         axis.set_xlabel("share kept")

@@ -95,7 +95,7 @@ def test_hook_collects_what_a_plain_pass_collects_and_leaves_frozen_parameters_a
     model = runner.model
     norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
     assert not any(p.requires_grad or p.grad is not None for m in norms for p in m.parameters())
-    space = space_of(model, PruneSettings.from_config(PRUNE))
+    space = space_of(model, runner.cfg, PruneSettings.from_config(PRUNE))
     frames = runner.train_dataloader.dataset
     batches = [
         dict(inputs=dict(img=[frames[i]["inputs"]["img"]]), data_samples=[frames[i]["data_samples"]]) for i in range(3)
@@ -234,8 +234,9 @@ def latency_dir(tmp_path, make_config) -> Path:
     from mmengine.registry import init_default_scope
 
     init_default_scope("mmdet3d")
-    model = MODELS.build(make_config(tmp_path / "none", [], 1).model)
-    space = space_of(model, PruneSettings.from_config(PRUNE))
+    config = make_config(tmp_path / "none", [], 1)
+    model = MODELS.build(config.model)
+    space = space_of(model, config, PruneSettings.from_config(PRUNE))
     folder = tmp_path / "latency"
     folder.mkdir()
     table = measure_latency(space, FakeBackend(), folder / "latency_table.json", policy="exact", progress=False)
@@ -372,8 +373,9 @@ def test_masks_of_removed_layers_silence_their_parts(make_config, tmp_path) -> N
     from mmengine.registry import init_default_scope
 
     init_default_scope("mmdet3d")
-    model = MODELS.build(make_config(tmp_path / "none", [], 1).model)
-    space = space_of(model, PruneSettings.from_config(PRUNE))
+    config = make_config(tmp_path / "none", [], 1)
+    model = MODELS.build(config.model)
+    space = space_of(model, config, PruneSettings.from_config(PRUNE))
     layer = next(block for block in space.blocks if block.kind is BlockKind.LAYER)
     plan = PruningPlan.from_selection(space, {}, {layer.name})
     LiveMask(model, plan, space)
@@ -387,7 +389,7 @@ def test_latency_of_another_model_and_impossible_budgets_are_refused(make_config
     from mmdet3d.registry import MODELS
 
     config = make_config(tmp_path / "w", [], 1)
-    space = space_of(MODELS.build(config.model), PruneSettings.from_config(PRUNE))
+    space = space_of(MODELS.build(config.model), config, PruneSettings.from_config(PRUNE))
     latency, dense_ms = load_latency(latency_dir, space)
     zeros = {d.name: {s.block: np.ones((d.copies, d.size)) for s in d.sources} for d in space.dimensions}
     importance = ImportanceTable(space.fingerprint, "x", 1, 0, 1, zeros)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from mmengine.config import Config
 
-from mdp_mmdet3d.adapters import InputShape, adapter_of
+from mdp_mmdet3d.adapters import InputShape, SingleGraph, adapter_of
 from mdp_mmdet3d.config_file import read_config
 from mdp_mmdet3d.engine.outputs import write_slim_config
 
@@ -115,7 +115,7 @@ def test_data_elsewhere_on_the_net_stay_as_given(elsewhere) -> None:
     config.importance_dataloader = dict(dataset=dataset)
     write_slim_config(elsewhere / "c.py", config)
     assert Config.fromfile(elsewhere / "c.py").test_dataloader.dataset.to_dict() == dataset
-    assert adapter_of(config, InputShape(6, 64, 176)).data_identity() == "s3://bucket/nuscenes/infos.pkl"
+    assert SingleGraph(config, InputShape(6, 64, 176)).data_identity() == "s3://bucket/nuscenes/infos.pkl"
 
 
 def test_one_data_set_has_one_identity_however_it_is_spelled(elsewhere, monkeypatch) -> None:
