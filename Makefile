@@ -28,7 +28,7 @@ $(STAMP): requirements/lock.txt requirements/openmm.txt setup.py tools/build_mmc
 
 # The miniature nuScenes stands in where the user has none.
 $(NUSCENES_ROOT)/nuscenes_infos_val.pkl: | $(STAMP)
-	if test -d $(NUSCENES_ROOT)/v1.0-mini; then $(PY) tools/create_infos.py $(NUSCENES_ROOT); \
+	@if test -d $(NUSCENES_ROOT)/v1.0-mini; then $(PY) tools/create_infos.py $(NUSCENES_ROOT); \
 	else $(PY) tools/create_mini_nuscenes.py $(NUSCENES_ROOT); fi
 
 prune: $(STAMP) $(NUSCENES_ROOT)/nuscenes_infos_val.pkl
