@@ -104,6 +104,9 @@ def write_slim_config(
         checkpoint: File name of the slim checkpoint.
     """
     content = _anchored(copy.deepcopy(config.to_dict()))
+    size = (content.get("prune") or {}).get("input_size")
+    if size is not None:
+        content["input_size"] = tuple(size)  # for tools/export.py
     for key in ("prune", "checkpoint", "work_dir", "resume"):
         content.pop(key, None)
     content["model"] = {"type": "MDPSlimModel", "architecture": content["model"], "plan": "{{ fileDirname }}/" + plan}

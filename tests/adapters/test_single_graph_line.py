@@ -155,6 +155,7 @@ def test_the_whole_line(config, tmp_path):
     assert set(report["pruned"]["engines_ms"]) == {"model"}
     assert max(d["outputs"] for d in report["differences"].values()) < 1e-4
     slim = Config.fromfile(tmp_path / "w" / "pruned_config.py")
+    assert tuple(slim.input_size) == SIZE  # what tools/export.py needs
     init_default_scope("mmpretrain")
     model = MODELS.build(slim.model)
     adapter = adapter_of(slim, settings.input_shape)
