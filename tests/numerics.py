@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mdp_mmdet3d.deploy.memory_rows import best_scores, pair_rows, tie_margin
+from projects.streampetr.memory_rows import best_scores, pair_rows, tie_margin
 
 EPS = float(np.finfo(np.float32).eps)
 

@@ -6,8 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from mdp_mmdet3d.deploy.autoware import NodeSettings, package_autoware
 from mdp_mmdet3d.errors import MdpError
+from projects.streampetr.autoware import NodeSettings, package_autoware
 
 
 def main() -> int:

@@ -40,7 +40,7 @@ class StreamPETRAdapter(Adapter):
 
     def frames(self, model: nn.Module, count: int) -> list[Any]:
         """The first ``count`` frames of the importance data, preprocessed as a host would feed them."""
-        from mdp_mmdet3d.deploy.frames import frame_of
+        from .frames import frame_of
 
         frames: list[Any] = []
         for batch in islice(self.importance_batches(), count):
@@ -62,7 +62,7 @@ class StreamPETRAdapter(Adapter):
         **options: Any,
     ) -> None:
         """Image encoder, position embedding and head; ``options`` as in `export_streampetr`."""
-        from mdp_mmdet3d.deploy.streampetr import export_streampetr
+        from .export import export_streampetr
 
         export_streampetr(
             model,
@@ -92,7 +92,7 @@ class StreamPETRAdapter(Adapter):
 
     def compare(self, model: nn.Module, folder: Path, frames: Sequence[Any]) -> dict[str, float]:
         """Logits, box codes and memory over a stream, the engines starting every frame from PyTorch's memory."""
-        from mdp_mmdet3d.deploy.compare import compare_stream
+        from .compare import compare_stream
 
         found = compare_stream(model, folder, frames)
         return {"logits": found.max_logits, "boxes": found.max_boxes, "memory": found.max_memory}

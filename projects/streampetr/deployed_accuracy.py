@@ -17,9 +17,10 @@ from mmengine.structures import InstanceData
 from torch import as_tensor, nn
 
 from mdp_mmdet3d.deploy.decode import Detections
-from mdp_mmdet3d.deploy.frames import frame_of
 from mdp_mmdet3d.deploy.stream import StreamRunner
 from mdp_mmdet3d.errors import MdpError
+
+from .frames import frame_of
 
 NEEDED = ("test_dataloader", "test_evaluator")
 FIGURES = ("mAP", "NDS", "mAP_set", "NDS_set")

@@ -12,12 +12,12 @@ from torch import nn
 
 from mdp_mmdet3d.adapters import Adapter, DeployOptions
 from mdp_mmdet3d.deploy.bundle import write_runtime
-from mdp_mmdet3d.deploy.compare import check_against_pytorch
 from mdp_mmdet3d.deploy.manifest import DeploymentManifest
 from mdp_mmdet3d.deploy.reduce import reduce_precision
 from mdp_mmdet3d.deploy.synthetic import synthetic_frames
 from mdp_mmdet3d.errors import MdpError
 
+from .compare import check_against_pytorch
 from .deployed_accuracy import evaluate_deployment
 
 

@@ -96,7 +96,7 @@ def tiny_model() -> torch.nn.Module:
 
 @pytest.fixture(scope="session")
 def tiny_deployment(tiny_model: torch.nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from mdp_mmdet3d.deploy.streampetr import export_streampetr
+    from projects.streampetr.export import export_streampetr
 
     folder = tmp_path_factory.mktemp("deploy") / "dense"
     export_streampetr(tiny_model, folder, class_names=CLASS_NAMES, input_size=INPUT_SIZE, weights="random")

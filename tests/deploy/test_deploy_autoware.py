@@ -10,13 +10,13 @@ import onnxruntime as ort
 import pytest
 import yaml
 
-from mdp_mmdet3d.deploy import autoware
-from mdp_mmdet3d.deploy.autoware import MODEL_PARAMETERS, NODE_PARAMETERS, NodeSettings, package_autoware
 from mdp_mmdet3d.deploy.decode import decode, last_level
 from mdp_mmdet3d.deploy.errors import DeploymentError
 from mdp_mmdet3d.deploy.stream import HostMemory, StreamRunner
-from mdp_mmdet3d.deploy.streampetr import export_streampetr
 from mdp_mmdet3d.errors import WriteError
+from projects.streampetr import autoware
+from projects.streampetr.autoware import MODEL_PARAMETERS, NODE_PARAMETERS, NodeSettings, package_autoware
+from projects.streampetr.export import export_streampetr
 
 from .conftest import CLASS_NAMES, INPUT_SIZE, make_frames
 

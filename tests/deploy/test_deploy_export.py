@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import nn
 
-from mdp_mmdet3d.deploy.compare import compare_stream, host_memory, run_reference
 from mdp_mmdet3d.deploy.decode import last_level
 from mdp_mmdet3d.deploy.errors import DeploymentError
 from mdp_mmdet3d.deploy.initializers import check_initializers
@@ -17,8 +16,9 @@ from mdp_mmdet3d.deploy.lint import lint_onnx
 from mdp_mmdet3d.deploy.manifest import DeploymentManifest
 from mdp_mmdet3d.deploy.onnx_export import export_onnx
 from mdp_mmdet3d.deploy.stream import StreamRunner
-from mdp_mmdet3d.deploy.streampetr import export_streampetr
 from projects.streampetr import MemoryState
+from projects.streampetr.compare import compare_stream, host_memory, run_reference
+from projects.streampetr.export import export_streampetr
 
 from ..numerics import COLUMNS, EPS, NETWORK, UNDECIDED, assert_close, assert_decided, assert_same_memory
 from .conftest import CLASS_NAMES, INPUT_SIZE, build_tiny

@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import nn
 
-from mdp_mmdet3d.deploy.compare import check_against_pytorch, compare_stream, host_memory, run_reference
 from mdp_mmdet3d.deploy.errors import DeploymentError
-from mdp_mmdet3d.deploy.memory_rows import memory_difference, tie_margin
-from mdp_mmdet3d.deploy.streampetr import export_streampetr
 from projects.streampetr import MemoryState
 from projects.streampetr import head as head_module
+from projects.streampetr.compare import check_against_pytorch, compare_stream, host_memory, run_reference
+from projects.streampetr.export import export_streampetr
+from projects.streampetr.memory_rows import memory_difference, tie_margin
 
 from ..numerics import COLUMNS, assert_close, assert_same_memory
 from .conftest import CLASS_NAMES, INPUT_SIZE, build_tiny

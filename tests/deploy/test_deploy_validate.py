@@ -236,8 +236,8 @@ def test_the_runtime_is_reproducible_and_old_python_reads_it(tmp_path):
 
 @pytest.mark.numerics
 def test_prev_exists_input_makes_the_first_frame_exact(tiny_model, stream, tmp_path):
-    from mdp_mmdet3d.deploy.compare import compare_stream
-    from mdp_mmdet3d.deploy.streampetr import export_streampetr
+    from projects.streampetr.compare import compare_stream
+    from projects.streampetr.export import export_streampetr
 
     from .conftest import CLASS_NAMES, INPUT_SIZE
 

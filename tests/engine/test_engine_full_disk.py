@@ -22,7 +22,6 @@ from rich.console import Console
 from mdp_mmdet3d.adapters import InputShape, trace_space
 from mdp_mmdet3d.checkpoint.load import check_meta
 from mdp_mmdet3d.deploy.manifest import DeploymentManifest
-from mdp_mmdet3d.deploy.streampetr import export_streampetr
 from mdp_mmdet3d.engine.job import PruneJob
 from mdp_mmdet3d.engine.outputs import PRUNED_FILES, new_pruned_model
 from mdp_mmdet3d.engine.settings import PruneSettings
@@ -30,6 +29,7 @@ from mdp_mmdet3d.errors import WriteError
 from mdp_mmdet3d.files import file_sha256, write_json
 from mdp_mmdet3d.surgery.apply import apply_plan
 from mdp_mmdet3d.surgery.plan import PruningPlan
+from projects.streampetr.export import export_streampetr
 
 CLASSES = list("abcdefghij")
 SIZE = (64, 192)

@@ -10,10 +10,10 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 
 from mdp_mmdet3d.deploy.reduce import reduce_precision
-from mdp_mmdet3d.deploy.streampetr import export_streampetr
 from mdp_mmdet3d.deploy.synthetic import synthetic_frames
 from mdp_mmdet3d.errors import MdpError
 from projects.streampetr.deployed_accuracy import evaluate_deployment
+from projects.streampetr.export import export_streampetr
 
 ROOT = Path(__file__).resolve().parents[2]
 

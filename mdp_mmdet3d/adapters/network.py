@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from mdp_mmdet3d.space.blocks import ResidualBlock
+from mdp_mmdet3d.adapters.residual_blocks import ResidualBlock
 from mdp_mmdet3d.space.builder import SpaceBuilder
 from mdp_mmdet3d.space.calls import Call
 from mdp_mmdet3d.space.residual import add_conv_term

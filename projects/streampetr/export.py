@@ -22,8 +22,9 @@ from mdp_mmdet3d.deploy.manifest import (
 )
 from mdp_mmdet3d.deploy.onnx_export import engine_spec, export_onnx, export_software, tensor_specs
 from mdp_mmdet3d.files import file_sha256, write_json, write_npz
-from projects.streampetr import MemoryState
-from projects.streampetr.transforms import evaluation_augmentation, scaled_size
+
+from .memory import MemoryState
+from .transforms import evaluation_augmentation, scaled_size
 
 Layout = Literal["native", "autoware"]
 Levels = Literal["last", "all"]

@@ -13,9 +13,11 @@ from torch import Tensor, nn
 
 from mdp_mmdet3d.deploy.decode import last_level
 from mdp_mmdet3d.deploy.errors import DeploymentError
-from mdp_mmdet3d.deploy.memory_rows import Candidates, memory_difference, tie_margin
 from mdp_mmdet3d.deploy.stream import Frame, HostMemory, StreamRunner
-from projects.streampetr import FrameInputs, MemoryState
+
+from .frame import FrameInputs
+from .memory import MemoryState
+from .memory_rows import Candidates, memory_difference, tie_margin
 
 Mode = Literal["teacher_forced", "free_running"]
 
