@@ -7,10 +7,10 @@ from pathlib import Path
 
 from rich.progress import Progress
 
-from mdp_mmdet3d.deploy.manifest import DeploymentManifest
-from mdp_mmdet3d.deploy.measure import device_fingerprint, measure_interleaved, speedup
-from mdp_mmdet3d.deploy.synthetic import synthetic_frames
 from mdp_mmdet3d.errors import MdpError
+from mdp_mmdet3d.runtime.manifest import DeploymentManifest
+from mdp_mmdet3d.runtime.measure import device_fingerprint, measure_interleaved, speedup
+from mdp_mmdet3d.runtime.synthetic import synthetic_frames
 
 
 def main() -> None:

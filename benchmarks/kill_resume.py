@@ -28,12 +28,12 @@ import numpy as np
 import torch
 from mmengine.config import Config
 
-import mdp_mmdet3d.engine.job  # noqa: F401  imported once for all runs
+import mdp_mmdet3d.runner.job  # noqa: F401  imported once for all runs
 import projects.streampetr  # noqa: F401
-from mdp_mmdet3d.datasets.mini_nuscenes import easy_spec, write_mini_nuscenes
 from mdp_mmdet3d.errors import MdpError
 from mdp_mmdet3d.files import read_json, read_npz, write_json
 from mdp_mmdet3d.importance.table import SCHEMA_VERSION as IMPORTANCE_VERSION
+from mdp_mmdet3d.simdata.mini_nuscenes import easy_spec, write_mini_nuscenes
 from mdp_mmdet3d.surgery.plan import PruningPlan
 from projects.streampetr.train_loop import STATE_KEY
 

@@ -39,8 +39,6 @@ from scipy.stats import spearmanr
 from torch import nn
 
 from mdp_mmdet3d.adapters import Adapter, adapter_of
-from mdp_mmdet3d.engine.settings import PruneSettings
-from mdp_mmdet3d.engine.wholes import plan_of_structure
 from mdp_mmdet3d.files import write_json
 from mdp_mmdet3d.latency import (
     LatencyModel,
@@ -55,6 +53,8 @@ from mdp_mmdet3d.latency.backends.onnxruntime import OnnxRuntimeBackend
 from mdp_mmdet3d.latency.measure import measure_latency
 from mdp_mmdet3d.latency.structures import random_structure
 from mdp_mmdet3d.operators import OPERATORS, OperatorSignature
+from mdp_mmdet3d.runner.settings import PruneSettings
+from mdp_mmdet3d.runner.wholes import plan_of_structure
 from mdp_mmdet3d.space import PruningSpace
 from mdp_mmdet3d.surgery.apply import apply_plan
 

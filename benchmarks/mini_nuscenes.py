@@ -30,13 +30,17 @@ from rich.progress import Progress
 from mdp_mmdet3d import __version__
 from mdp_mmdet3d.adapters import adapter_of
 from mdp_mmdet3d.config_file import read_config
-from mdp_mmdet3d.deploy.macs import count_macs
-from mdp_mmdet3d.deploy.measure import LatencyStats, device_fingerprint
-from mdp_mmdet3d.engine.optimise import PlanSearch
-from mdp_mmdet3d.engine.outputs import save_slim_checkpoint, write_slim_config
-from mdp_mmdet3d.engine.recovery import model_identity
-from mdp_mmdet3d.engine.settings import PruneSettings
-from mdp_mmdet3d.engine.steps import (
+from mdp_mmdet3d.errors import InfeasibleBudgetError, MdpError
+from mdp_mmdet3d.files import read_json, write_json
+from mdp_mmdet3d.latency.backends.onnxruntime import OnnxRuntimeBackend
+from mdp_mmdet3d.latency.measure import measure_latency
+from mdp_mmdet3d.latency.predict import LatencyModel
+from mdp_mmdet3d.onnx.macs import count_macs
+from mdp_mmdet3d.runner.optimise import PlanSearch
+from mdp_mmdet3d.runner.outputs import save_slim_checkpoint, write_slim_config
+from mdp_mmdet3d.runner.recovery import model_identity
+from mdp_mmdet3d.runner.settings import PruneSettings
+from mdp_mmdet3d.runner.steps import (
     MEASURED_FRAMES,
     TABLE_FILE,
     export_model,
@@ -46,11 +50,7 @@ from mdp_mmdet3d.engine.steps import (
     frame_engine_files,
     measure_models,
 )
-from mdp_mmdet3d.errors import InfeasibleBudgetError, MdpError
-from mdp_mmdet3d.files import read_json, write_json
-from mdp_mmdet3d.latency.backends.onnxruntime import OnnxRuntimeBackend
-from mdp_mmdet3d.latency.measure import measure_latency
-from mdp_mmdet3d.latency.predict import LatencyModel
+from mdp_mmdet3d.runtime.measure import LatencyStats, device_fingerprint
 from mdp_mmdet3d.solver.baselines import halp, uniform_path
 from mdp_mmdet3d.solver.build import LATENCY, Ranking, build_problem, select
 from mdp_mmdet3d.surgery.apply import apply_plan

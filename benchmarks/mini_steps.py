@@ -17,10 +17,10 @@ from mmengine.logging import MMLogger
 from rich.console import Console
 
 from mdp_mmdet3d.config_file import read_config
-from mdp_mmdet3d.engine.recovery import evaluate, finetune, model_identity
-from mdp_mmdet3d.engine.settings import FinetuneSettings
 from mdp_mmdet3d.errors import MdpError
 from mdp_mmdet3d.files import read_json, write_json
+from mdp_mmdet3d.runner.recovery import evaluate, finetune, model_identity
+from mdp_mmdet3d.runner.settings import FinetuneSettings
 from mdp_mmdet3d.surgery.plan import PruningPlan
 
 SCHEMA_VERSION = 1

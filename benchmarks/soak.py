@@ -6,9 +6,9 @@ import argparse
 import time
 from pathlib import Path
 
-from mdp_mmdet3d.deploy.disturbance import soak
-from mdp_mmdet3d.deploy.stream import StreamRunner
 from mdp_mmdet3d.errors import MdpError
+from mdp_mmdet3d.runtime.disturbance import soak
+from mdp_mmdet3d.runtime.stream import StreamRunner
 
 
 def main() -> None:

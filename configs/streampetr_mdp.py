@@ -2,7 +2,7 @@
 #   python tools/prune.py configs/streampetr_mdp.py [--checkpoint F] [--budget 0.55 | 120ms | 8fps]
 _base_ = ["./streampetr/streampetr_r50_704x256_428q.py"]
 
-custom_imports = dict(imports=["projects.streampetr", "mdp_mmdet3d.engine"], allow_failed_imports=False)
+custom_imports = dict(imports=["projects.streampetr", "mdp_mmdet3d.runner"], allow_failed_imports=False)
 
 # Weights of the dense model: a file, or None for random weights (the line runs, the plan is worth nothing).
 checkpoint = None

@@ -2,7 +2,7 @@
 #   python tools/create_mini_nuscenes.py data/mini_easy --easy
 #   python tools/train.py configs/streampetr_mini.py
 _base_ = ["./_base_/datasets/mini_176x64_train.py", "./_base_/default_runtime.py"]
-custom_imports = dict(imports=["projects.streampetr", "mdp_mmdet3d.engine"], allow_failed_imports=False)
+custom_imports = dict(imports=["projects.streampetr", "mdp_mmdet3d.runner"], allow_failed_imports=False)
 env_cfg = dict(dist_cfg=dict(backend="gloo"))
 
 max_iters = 12000

@@ -33,3 +33,7 @@ class InfeasibleBudgetError(MdpError):
     def __init__(self, message: str, minimum: float) -> None:
         super().__init__(message)
         self.minimum = minimum
+
+
+class DeploymentError(MdpError):
+    """A model cannot be exported as asked, or an input does not fit an engine."""

@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from .mini_data import mini_nusc, mini_root  # noqa: F401  (fixtures)
+from .tiny_deployment import deployed_model, stream, tiny_deployment  # noqa: F401  (fixtures)
+
 ROOT = Path(__file__).resolve().parents[1]
 
 

@@ -4,7 +4,7 @@ Processors, thread counts and libraries add the same numbers in another order. W
 the tensor's own scale, so differences are counted in *roundings*: float32 epsilons of its largest magnitude (of each
 column, where columns have units of their own). The limits below are for what was computed, not for a processor: on
 every instruction set, with one thread and two, right code stays several times below them, and the mistakes of
-`tests/deploy/test_deploy_numerics.py` several times above.
+`tests/streampetr/test_deployment_numerics.py` several times above.
 
 The memory holds the best queries, best first. Rounding may swap neighbours whose scores nearly tie, and at the end of
 the selection put one in the other's place; how near is measured on the two runs themselves (`tie_margin`). Rows that

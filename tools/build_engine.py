@@ -10,10 +10,10 @@ from pathlib import Path
 if __name__ == "__main__":  # on a vehicle the repository is not installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from mdp_mmdet3d.deploy.engine_report import engine_report
-from mdp_mmdet3d.deploy.trt_build import build_engines, kernel_types
 from mdp_mmdet3d.errors import MdpError
 from mdp_mmdet3d.files import atomic_path
+from mdp_mmdet3d.trt.build import build_engines, kernel_types
+from mdp_mmdet3d.trt.report import engine_report
 
 MIB = 2**20
 

@@ -14,8 +14,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from mmdet3d.registry import MODELS
 
 from mdp_mmdet3d.config_file import read_config
-from mdp_mmdet3d.engine.outputs import write_checkpoint
 from mdp_mmdet3d.errors import MdpError
+from mdp_mmdet3d.runner.outputs import write_checkpoint
 from projects.streampetr import checkpoint as ckpt
 
 

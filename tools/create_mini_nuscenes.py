@@ -12,8 +12,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from mdp_mmdet3d.datasets.mini_nuscenes import MiniNuScenesSpec, easy_spec, write_mini_nuscenes
 from mdp_mmdet3d.errors import MdpError
+from mdp_mmdet3d.simdata.mini_nuscenes import MiniNuScenesSpec, easy_spec, write_mini_nuscenes
 
 
 def parse_args() -> argparse.Namespace:

@@ -18,8 +18,8 @@ from torch import nn
 
 from mdp_mmdet3d.adapters import RANDOM, Adapter, DeployOptions, InputShape, adapter_of
 from mdp_mmdet3d.config_file import read_config
-from mdp_mmdet3d.engine.settings import PruneSettings
 from mdp_mmdet3d.errors import MdpError
+from mdp_mmdet3d.runner.settings import PruneSettings
 
 
 def parse_args() -> argparse.Namespace:

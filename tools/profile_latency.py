@@ -113,9 +113,9 @@ def measure(args: argparse.Namespace, console: Console) -> None:
 
     from mdp_mmdet3d.adapters import adapter_of
     from mdp_mmdet3d.config_file import read_config
-    from mdp_mmdet3d.engine.settings import PruneSettings
     from mdp_mmdet3d.latency.bundle import write_bundle
     from mdp_mmdet3d.latency.measure import measure_latency
+    from mdp_mmdet3d.runner.settings import PruneSettings
 
     MMLogger.get_instance("mdp", log_level="WARNING")  # initialisers are talkative
     config = read_config(args.config)

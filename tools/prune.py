@@ -15,11 +15,11 @@ from mmengine.logging import MMLogger
 from rich.console import Console
 
 from mdp_mmdet3d.config_file import read_config
-from mdp_mmdet3d.engine.job import PruneJob
-from mdp_mmdet3d.engine.settings import PRECISIONS, PruneSettings
 from mdp_mmdet3d.errors import MdpError
 from mdp_mmdet3d.files import writing
 from mdp_mmdet3d.report.summary import print_summary, print_target_steps
+from mdp_mmdet3d.runner.job import PruneJob
+from mdp_mmdet3d.runner.settings import PRECISIONS, PruneSettings
 
 
 def parse_args() -> argparse.Namespace:

@@ -11,13 +11,13 @@ from mmengine.config import Config, DictAction
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
-import mdp_mmdet3d.engine  # noqa: F401  registers the slim model and lets checkpoints load safely
+import mdp_mmdet3d.runner  # noqa: F401  registers the slim model and lets checkpoints load safely
 from mdp_mmdet3d.adapters import adapter_of
 from mdp_mmdet3d.config_file import read_config
-from mdp_mmdet3d.engine.cpu_processes import prepare_cpu_processes
-from mdp_mmdet3d.engine.settings import PruneSettings
-from mdp_mmdet3d.engine.train_config import check_loaders
 from mdp_mmdet3d.errors import MdpError
+from mdp_mmdet3d.runner.cpu_processes import prepare_cpu_processes
+from mdp_mmdet3d.runner.settings import PruneSettings
+from mdp_mmdet3d.runner.train_config import check_loaders
 
 
 def parse_args() -> argparse.Namespace:

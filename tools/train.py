@@ -10,13 +10,13 @@ from pathlib import Path
 from mmengine.config import Config, DictAction
 from mmengine.runner import Runner
 
-import mdp_mmdet3d.engine  # noqa: F401  registers the hooks and lets checkpoints load safely
+import mdp_mmdet3d.runner  # noqa: F401  registers the hooks and lets checkpoints load safely
 from mdp_mmdet3d.config_file import read_config
-from mdp_mmdet3d.engine.cpu_processes import prepare_cpu_processes, process_failure
-from mdp_mmdet3d.engine.plan_hook import add_plan_hook
-from mdp_mmdet3d.engine.train_config import add_optional_hooks, check_loaders, choose_start
 from mdp_mmdet3d.errors import MdpError
 from mdp_mmdet3d.files import writing
+from mdp_mmdet3d.runner.cpu_processes import prepare_cpu_processes, process_failure
+from mdp_mmdet3d.runner.plan_hook import add_plan_hook
+from mdp_mmdet3d.runner.train_config import add_optional_hooks, check_loaders, choose_start
 
 
 def parse_args() -> argparse.Namespace:

@@ -14,12 +14,12 @@ from pathlib import Path
 if __name__ == "__main__":  # on a vehicle the repository is not installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from mdp_mmdet3d.deploy.host import host_fingerprint, host_state
-from mdp_mmdet3d.deploy.load import Runner, load_runner
-from mdp_mmdet3d.deploy.stream import BACKENDS, StreamRunner
-from mdp_mmdet3d.deploy.validate import Requirement, Validation, validate
 from mdp_mmdet3d.errors import MdpError
 from mdp_mmdet3d.files import write_json
+from mdp_mmdet3d.runtime.host import host_fingerprint, host_state
+from mdp_mmdet3d.runtime.load import Runner, load_runner
+from mdp_mmdet3d.runtime.stream import BACKENDS, StreamRunner
+from mdp_mmdet3d.runtime.validate import Requirement, Validation, validate
 
 MET, BAD_INPUT, MISSED = 0, 2, 3
 
@@ -56,16 +56,16 @@ def prediction_ms(args: argparse.Namespace) -> float | None:
 def stream_of(runner: Runner, frames: str, count: int):
     """At least ``count`` frames; a short drive is repeated as new scenes."""
     if frames == "synthetic":
-        from mdp_mmdet3d.deploy.synthetic import repeat_frames, synthetic_frames, synthetic_images
+        from mdp_mmdet3d.runtime.synthetic import repeat_frames, synthetic_frames, synthetic_images
 
         streams = isinstance(runner, StreamRunner)
         made: list = (synthetic_frames if streams else synthetic_images)(runner.manifest, count=8)
         return repeat_frames(made)
     if not isinstance(runner, StreamRunner):
         raise MdpError(f"--frames {frames}: a recorded drive is for a streaming deployment; a single graph takes noise")
-    from mdp_mmdet3d.deploy.drive import load_drive
-    from mdp_mmdet3d.deploy.preprocess import preprocess
-    from mdp_mmdet3d.deploy.synthetic import repeat_frames
+    from mdp_mmdet3d.runtime.drive import load_drive
+    from mdp_mmdet3d.runtime.preprocess import preprocess
+    from mdp_mmdet3d.runtime.synthetic import repeat_frames
 
     # Held in memory: reading and decoding files is no work of the vehicle.
     drive = itertools.islice(load_drive(frames), count)
@@ -105,7 +105,7 @@ def main() -> int:
     args = parse_args()
     try:
         if args.plot:
-            from mdp_mmdet3d.deploy.trace_plot import plot_trace  # fails before a long run, not after it
+            from mdp_mmdet3d.runtime.trace_plot import plot_trace  # fails before a long run, not after it
         deadline_ms = args.deadline_ms
         if deadline_ms is None:
             deadline_ms = 1e3 / args.fps if args.fps > 0 else 0.0

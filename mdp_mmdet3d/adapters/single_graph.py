@@ -14,9 +14,9 @@ from mdp_mmdet3d.adapters.base import HOW_TO, Adapter, DeployOptions, register_a
 from mdp_mmdet3d.adapters.network import add_network_terms, record_input_shapes
 from mdp_mmdet3d.adapters.residual_blocks import add_residual_branches
 from mdp_mmdet3d.adapters.single_graph_export import TensorMode, export_single_graph
-from mdp_mmdet3d.deploy.graph_manifest import GraphManifest
-from mdp_mmdet3d.deploy.graph_runner import GraphRunner
 from mdp_mmdet3d.errors import MdpError
+from mdp_mmdet3d.runtime.graph_manifest import GraphManifest
+from mdp_mmdet3d.runtime.graph_runner import GraphRunner
 from mdp_mmdet3d.space.builder import SpaceBuilder, SpaceOptions
 from mdp_mmdet3d.space.calls import record_calls
 from mdp_mmdet3d.space.conv import TRACE_SIZE, add_conv_dimensions

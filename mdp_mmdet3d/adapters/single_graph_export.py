@@ -14,15 +14,15 @@ from mmdet3d.models.data_preprocessors import Det3DDataPreprocessor
 from mmdet3d.structures import Det3DDataSample
 from torch import Tensor, nn
 
-from mdp_mmdet3d.deploy.errors import DeploymentError
-from mdp_mmdet3d.deploy.folders import check_target, new_deployment
-from mdp_mmdet3d.deploy.graph_manifest import GraphManifest
-from mdp_mmdet3d.deploy.initializers import check_initializers
-from mdp_mmdet3d.deploy.lint import require_clean
-from mdp_mmdet3d.deploy.onnx_export import engine_spec, export_onnx, export_software
-from mdp_mmdet3d.deploy.ort_engine import OrtEngine
-from mdp_mmdet3d.deploy.precision import to_float16
+from mdp_mmdet3d.errors import DeploymentError
 from mdp_mmdet3d.files import file_sha256
+from mdp_mmdet3d.onnx.export import engine_spec, export_onnx, export_software
+from mdp_mmdet3d.onnx.folders import check_target, new_deployment
+from mdp_mmdet3d.onnx.initializers import check_initializers
+from mdp_mmdet3d.onnx.lint import require_clean
+from mdp_mmdet3d.onnx.precision import to_float16
+from mdp_mmdet3d.runtime.graph_manifest import GraphManifest
+from mdp_mmdet3d.runtime.ort_engine import OrtEngine
 
 GRAPH_FILE = "model.onnx"
 POINT_MODULES = ("voxel_encoder", "pts_voxel_encoder", "middle_encoder", "pts_middle_encoder")

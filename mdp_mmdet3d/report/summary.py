@@ -11,10 +11,10 @@ from rich.table import Table
 from torch import nn
 
 from mdp_mmdet3d import __version__
-from mdp_mmdet3d.deploy.macs import count_macs
-from mdp_mmdet3d.deploy.measure import LatencyStats
 from mdp_mmdet3d.importance.table import ImportanceTable
 from mdp_mmdet3d.latency.table import Device
+from mdp_mmdet3d.onnx.macs import count_macs
+from mdp_mmdet3d.runtime.measure import LatencyStats
 from mdp_mmdet3d.solver.rerank import RankedSolution
 from mdp_mmdet3d.space.types import PruningSpace
 from mdp_mmdet3d.surgery.plan import PruningPlan

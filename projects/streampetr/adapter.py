@@ -22,7 +22,7 @@ from .pruning import add_streampetr
 
 @register_adapter
 class StreamPETRAdapter(Adapter):
-    """Streaming multi-camera detection: the batches are streams, the deployed model takes `deploy.stream.Frame`."""
+    """Streaming multi-camera detection: the batches are streams, the deployed model takes `runtime.stream.Frame`."""
 
     models = ("StreamPETR",)
     once = ("position_embedding",)

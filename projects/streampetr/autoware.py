@@ -9,10 +9,10 @@ from typing import Any
 
 import yaml
 
-from mdp_mmdet3d.deploy.errors import DeploymentError
-from mdp_mmdet3d.deploy.folders import new_deployment
-from mdp_mmdet3d.deploy.manifest import DeploymentManifest
+from mdp_mmdet3d.errors import DeploymentError
 from mdp_mmdet3d.files import atomic_path
+from mdp_mmdet3d.onnx.folders import new_deployment
+from mdp_mmdet3d.runtime.manifest import DeploymentManifest
 
 MODEL_PARAMETERS = "ml_package_camera_streampetr.param.yaml"
 NODE_PARAMETERS = "camera_streampetr.param.yaml"

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mdp_mmdet3d.deploy.decode import last_level
-from mdp_mmdet3d.deploy.errors import DeploymentError
-from mdp_mmdet3d.deploy.stream import Frame, HostMemory, StreamRunner
+from mdp_mmdet3d.errors import DeploymentError
+from mdp_mmdet3d.runtime.decode import last_level
+from mdp_mmdet3d.runtime.stream import Frame, HostMemory, StreamRunner
 
 from .frame import FrameInputs
 from .memory import MemoryState

@@ -16,9 +16,9 @@ from mmengine.runner import Runner
 from mmengine.structures import InstanceData
 from torch import as_tensor, nn
 
-from mdp_mmdet3d.deploy.decode import Detections
-from mdp_mmdet3d.deploy.stream import StreamRunner
 from mdp_mmdet3d.errors import MdpError
+from mdp_mmdet3d.runtime.decode import Detections
+from mdp_mmdet3d.runtime.stream import StreamRunner
 
 from .frames import frame_of
 

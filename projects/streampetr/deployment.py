@@ -11,11 +11,11 @@ from typing import Any
 from torch import nn
 
 from mdp_mmdet3d.adapters import Adapter, DeployOptions
-from mdp_mmdet3d.deploy.bundle import write_runtime
-from mdp_mmdet3d.deploy.manifest import DeploymentManifest
-from mdp_mmdet3d.deploy.reduce import reduce_precision
-from mdp_mmdet3d.deploy.synthetic import synthetic_frames
 from mdp_mmdet3d.errors import MdpError
+from mdp_mmdet3d.onnx.reduce import reduce_precision
+from mdp_mmdet3d.runtime.manifest import DeploymentManifest
+from mdp_mmdet3d.runtime.pyz import write_runtime
+from mdp_mmdet3d.runtime.synthetic import synthetic_frames
 
 from .compare import check_against_pytorch
 from .deployed_accuracy import evaluate_deployment

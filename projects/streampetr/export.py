@@ -11,17 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from mdp_mmdet3d.datasets.conventions import CAMERAS
-from mdp_mmdet3d.deploy.errors import DeploymentError
-from mdp_mmdet3d.deploy.folders import check_target, new_deployment
-from mdp_mmdet3d.deploy.initializers import check_initializers
-from mdp_mmdet3d.deploy.manifest import (
+from mdp_mmdet3d.errors import DeploymentError
+from mdp_mmdet3d.files import file_sha256, write_json, write_npz
+from mdp_mmdet3d.onnx.export import engine_spec, export_onnx, export_software, tensor_specs
+from mdp_mmdet3d.onnx.folders import check_target, new_deployment
+from mdp_mmdet3d.onnx.initializers import check_initializers
+from mdp_mmdet3d.runtime.manifest import (
     SCHEMA_VERSION,
     DeploymentManifest,
     ImageTransform,
     MemorySpec,
 )
-from mdp_mmdet3d.deploy.onnx_export import engine_spec, export_onnx, export_software, tensor_specs
-from mdp_mmdet3d.files import file_sha256, write_json, write_npz
 
 from .memory import MemoryState
 from .transforms import evaluation_augmentation, scaled_size

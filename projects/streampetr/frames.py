@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from mdp_mmdet3d.deploy.errors import DeploymentError
-from mdp_mmdet3d.deploy.stream import Frame
+from mdp_mmdet3d.errors import DeploymentError
+from mdp_mmdet3d.runtime.stream import Frame
 
 
 def frame_of(imgs: Tensor, metainfo: Mapping[str, Any]) -> Frame:

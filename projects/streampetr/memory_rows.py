@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from mdp_mmdet3d.deploy.stream import HostMemory
+from mdp_mmdet3d.runtime.stream import HostMemory
 
 SIGMOID_ROUNDINGS = 4
 """float32 roundings of a probability between two implementations of the sigmoid."""

@@ -8,8 +8,8 @@ from mmengine.registry import TASK_UTILS
 
 import projects.streampetr  # noqa: F401  registers its adapter
 from mdp_mmdet3d.adapters import Adapter, InputShape, SingleGraph, adapter_of, register_adapter
-from mdp_mmdet3d.engine.settings import PruneSettings
 from mdp_mmdet3d.errors import MdpError
+from mdp_mmdet3d.runner.settings import PruneSettings
 
 SHAPE = InputShape(0, 64, 96)
 

@@ -18,9 +18,9 @@ from torch import nn
 
 from mdp_mmdet3d.adapters import InputShape, SingleGraph, adapter_of, trace_space
 from mdp_mmdet3d.adapters.single_graph_export import TensorMode
-from mdp_mmdet3d.engine.job import PruneJob
-from mdp_mmdet3d.engine.settings import PruneSettings
 from mdp_mmdet3d.errors import MdpError
+from mdp_mmdet3d.runner.job import PruneJob
+from mdp_mmdet3d.runner.settings import PruneSettings
 from mdp_mmdet3d.space.builder import SpaceOptions
 from mdp_mmdet3d.space.types import BlockKind
 from mdp_mmdet3d.surgery.apply import apply_plan

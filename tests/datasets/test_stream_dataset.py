@@ -17,8 +17,8 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
 from mdp_mmdet3d.datasets.conventions import CAMERAS
-from mdp_mmdet3d.datasets.mini_nuscenes import MiniNuScenesSpec, write_mini_nuscenes
 from mdp_mmdet3d.errors import FileFormatError, MissingDatasetError
+from mdp_mmdet3d.simdata.mini_nuscenes import MiniNuScenesSpec, write_mini_nuscenes
 from projects.streampetr import dataset as stream
 from projects.streampetr import transforms  # noqa: F401  registers them
 
@@ -256,7 +256,7 @@ def test_configs_build_and_give_their_size(name, mini_root, monkeypatch):
 
 def test_cuboids_of_the_easy_variant_are_seen_where_the_matrices_say(tmp_path):
     """From the simulated world through JPEG, tables, info file and matrices: the colour tells the class."""
-    from mdp_mmdet3d.datasets.mini_nuscenes.shapes import CLASS_COLOURS
+    from mdp_mmdet3d.simdata.mini_nuscenes.shapes import CLASS_COLOURS
 
     spec = MiniNuScenesSpec(
         scenes=2,

@@ -202,7 +202,7 @@ def build_reference(reference_state: dict[str, torch.Tensor]) -> Callable[..., t
 @pytest.fixture(scope="session")
 def easy_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The easy miniature nuScenes, 2 + 1 scenes of 4 key frames."""
-    from mdp_mmdet3d.datasets.mini_nuscenes import easy_spec, write_mini_nuscenes
+    from mdp_mmdet3d.simdata.mini_nuscenes import easy_spec, write_mini_nuscenes
 
     return write_mini_nuscenes(tmp_path_factory.mktemp("easy") / "nuscenes", easy_spec(scenes=3, frames=4, seed=5))
 

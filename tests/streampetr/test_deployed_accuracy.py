@@ -9,9 +9,9 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 
-from mdp_mmdet3d.deploy.reduce import reduce_precision
-from mdp_mmdet3d.deploy.synthetic import synthetic_frames
 from mdp_mmdet3d.errors import MdpError
+from mdp_mmdet3d.onnx.reduce import reduce_precision
+from mdp_mmdet3d.runtime.synthetic import synthetic_frames
 from projects.streampetr.deployed_accuracy import evaluate_deployment
 from projects.streampetr.export import export_streampetr
 
@@ -23,7 +23,7 @@ def setup(tmp_path_factory):
     """Config, model and fp32 deployment of a small StreamPETR that scores on a small easy data set by chance."""
     from mmdet3d.registry import MODELS
 
-    from mdp_mmdet3d.datasets.mini_nuscenes import easy_spec, write_mini_nuscenes
+    from mdp_mmdet3d.simdata.mini_nuscenes import easy_spec, write_mini_nuscenes
 
     base = tmp_path_factory.mktemp("accuracy")
     root = write_mini_nuscenes(base / "nuscenes", easy_spec(scenes=3, frames=4, seed=5))
@@ -66,8 +66,8 @@ def test_boxes_of_the_ground_truth_score_full_marks(setup, monkeypatch):
     """Boxes go through with the right centre, size, heading, velocity and class: else the scores were not perfect."""
     import numpy as np
 
-    from mdp_mmdet3d.deploy.decode import Detections
-    from mdp_mmdet3d.deploy.stream import StreamRunner
+    from mdp_mmdet3d.runtime.decode import Detections
+    from mdp_mmdet3d.runtime.stream import StreamRunner
 
     config, model, base = setup
     config = copy.deepcopy(config)

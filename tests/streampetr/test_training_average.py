@@ -10,9 +10,9 @@ from mmdet3d.registry import MODELS
 from mmengine.config import Config
 from mmengine.runner import Runner
 
-import mdp_mmdet3d.engine  # noqa: F401
+import mdp_mmdet3d.runner  # noqa: F401
 from mdp_mmdet3d.adapters import InputShape, trace_space
-from mdp_mmdet3d.engine.train_config import add_optional_hooks, choose_start
+from mdp_mmdet3d.runner.train_config import add_optional_hooks, choose_start
 from mdp_mmdet3d.space.builder import SpaceOptions
 from mdp_mmdet3d.surgery.plan import PruningPlan
 from projects.streampetr.checkpoint import load_checkpoint

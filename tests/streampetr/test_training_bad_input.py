@@ -10,7 +10,7 @@ from mmdet3d.structures import LiDARInstance3DBoxes
 from mmengine.runner import Runner
 from mmengine.structures import InstanceData
 
-import mdp_mmdet3d.engine  # noqa: F401
+import mdp_mmdet3d.runner  # noqa: F401
 
 
 @pytest.fixture

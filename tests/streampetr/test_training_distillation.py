@@ -12,7 +12,7 @@ from mmengine.config import Config
 from mmengine.registry import DefaultScope, init_default_scope
 from mmengine.runner import Runner
 
-import mdp_mmdet3d.engine  # noqa: F401
+import mdp_mmdet3d.runner  # noqa: F401
 from mdp_mmdet3d.adapters import InputShape, trace_space
 from mdp_mmdet3d.errors import FileFormatError, MdpError, StructureMismatchError
 from mdp_mmdet3d.space.builder import SpaceOptions

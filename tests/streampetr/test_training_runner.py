@@ -14,7 +14,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
-import mdp_mmdet3d.engine  # noqa: F401
+import mdp_mmdet3d.runner  # noqa: F401
 from mdp_mmdet3d.errors import StructureMismatchError
 from projects.streampetr.train_loop import STATE_KEY, random_state, set_random_state
 

@@ -17,7 +17,7 @@ from mmengine.config import Config
 from mmengine.hooks import CheckpointHook
 
 from mdp_mmdet3d.adapters import InputShape, adapter_of, trace_space
-from mdp_mmdet3d.engine.outputs import new_pruned_model
+from mdp_mmdet3d.runner.outputs import new_pruned_model
 from mdp_mmdet3d.surgery.apply import apply_plan
 from mdp_mmdet3d.surgery.plan import PruningPlan
 

@@ -1,0 +1,78 @@
+"""A float32 deployment folder in, one of reduced precision out."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+import onnx
+
+from mdp_mmdet3d.errors import DeploymentError
+from mdp_mmdet3d.files import file_sha256
+from mdp_mmdet3d.onnx.attention_widths import pad_attention
+from mdp_mmdet3d.onnx.folders import check_target, new_deployment
+from mdp_mmdet3d.onnx.lint import require_clean
+from mdp_mmdet3d.onnx.precision import to_float16
+from mdp_mmdet3d.onnx.quantise import to_int8
+from mdp_mmdet3d.runtime.accuracy import compare_boxes
+from mdp_mmdet3d.runtime.manifest import DeploymentManifest
+from mdp_mmdet3d.runtime.stream import Frame, StreamRunner
+
+Precision = Literal["fp16", "int8"]
+
+
+def reduce_precision(
+    source: str | Path, out_dir: str | Path, precision: Precision, frames: Sequence[Frame]
+) -> DeploymentManifest:
+    """Convert the engines, compare the boxes with those of ``source`` on ``frames``, and write both down.
+
+    Args:
+        source: float32 deployment folder; it is left as it is.
+        out_dir: Folder to write; an earlier deployment there is replaced once the new one is complete.
+        precision: ``"fp16"``: learned layers of image encoder and head; ``"int8"``: convolutions of the image encoder
+            with Q/DQ, head as in fp16.
+        frames: To compare on, and to calibrate int8.
+
+    Returns:
+        The new manifest; ``checks["boxes_against_fp32"]`` has the agreement, ``checks["padded_attentions"]`` the
+        attentions whose heads were widened for TensorRT (`pad_attention`).
+
+    Raises:
+        DeploymentError: ``source`` is not float32, there is no frame, a graph cannot be converted, or ``out_dir``
+            holds something else than a deployment.
+    """
+    source, out_dir = Path(source), Path(out_dir)
+    check_target(out_dir)
+    manifest = DeploymentManifest.load(source)
+    if manifest.precision != "fp32" or precision not in ("fp16", "int8") or not frames:
+        raise DeploymentError(
+            f"cannot make {precision!r} of {source}, which is {manifest.precision}, with {len(frames)} frames: start "
+            "from an fp32 deployment, ask for fp16 or int8, and give at least one frame"
+        )
+    with new_deployment(out_dir) as part:
+        for name in manifest.checksums:
+            shutil.copyfile(source / name, part / name)
+        padded: tuple[str, ...] = ()
+        for name, spec in manifest.engines.items():
+            graph = onnx.load(str(source / spec.file))
+            if name == "image_encoder" and precision == "int8":
+                graph = to_int8(graph, [{"img": frame.img[None]} for frame in frames])
+            else:
+                graph, widened = pad_attention(graph)
+                padded += widened
+                graph = to_float16(graph, name)
+            require_clean(graph, f"{spec.file} in {precision}")
+            onnx.save(graph, str(part / spec.file))
+        manifest = replace(
+            manifest,
+            precision=precision,
+            checksums={name: file_sha256(part / name) for name in manifest.checksums},
+            checks={"padded_attentions": list(padded)} if padded else {},
+        )
+        manifest.save(part)
+        agreement = compare_boxes(StreamRunner(source), StreamRunner(part), frames)
+        manifest = manifest.with_checks(part, boxes_against_fp32=agreement.to_json())
+    return manifest

@@ -1,0 +1,374 @@
+"""The pruning job: every stage of the line, in order, each reusing what an earlier run left in the work directory."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+from rich.console import Console
+from rich.progress import Progress
+from torch import nn
+
+from mdp_mmdet3d.adapters import RANDOM, Adapter, adapter_of
+from mdp_mmdet3d.errors import MdpError
+from mdp_mmdet3d.files import digest, write_json
+from mdp_mmdet3d.importance.table import ImportanceTable
+from mdp_mmdet3d.latency.backends.onnxruntime import OnnxRuntimeBackend
+from mdp_mmdet3d.latency.measure import measure_latency
+from mdp_mmdet3d.latency.predict import LatencyModel
+from mdp_mmdet3d.latency.table import LatencyTable
+from mdp_mmdet3d.onnx.folders import check_target
+from mdp_mmdet3d.report.structure import plot_structure
+from mdp_mmdet3d.runner.calibration import load_calibration, save_calibration
+from mdp_mmdet3d.runner.optimise import PlanSearch
+from mdp_mmdet3d.runner.outputs import new_pruned_model
+from mdp_mmdet3d.runner.recovery import recover
+from mdp_mmdet3d.runner.settings import PruneSettings, budget_ms, parse_budget
+from mdp_mmdet3d.runner.steps import (
+    MEASURED_FRAMES,
+    TABLE_FILE,
+    export_model,
+    find_importance,
+    find_space,
+    find_wholes,
+    frame_engine_files,
+    measure_models,
+)
+from mdp_mmdet3d.runner.target import load_target_table, table_identity, target_model, target_points
+from mdp_mmdet3d.runtime.measure import LatencyStats, device_fingerprint, speedup
+from mdp_mmdet3d.space.types import PruningSpace
+from mdp_mmdet3d.surgery.apply import apply_plan
+from mdp_mmdet3d.surgery.plan import PruningPlan
+
+CALIBRATION_FILE = "calibration.json"
+COMPARED_FRAMES = 3  # frames on which ONNX Runtime is compared with PyTorch
+
+
+class Stages:
+    """Announces the stages and keeps their times."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        """Time the block under ``name``."""
+        self.console.print(f"[bold]{name}[/bold]")
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """What either way of pruning comes to.
+
+    Attributes:
+        search: With the latency model that the plan was made on.
+        plan: What stays.
+        slim: The slim model.
+        stats: Latency of ``"dense"`` and ``"pruned"`` on this machine; None if the plan is for another device.
+        drift: Dense latency of this session relative to the one that the budget refers to.
+    """
+
+    search: PlanSearch
+    plan: PruningPlan
+    slim: nn.Module
+    stats: dict[str, LatencyStats] | None = None
+    drift: float = 1.0
+
+
+@dataclass
+class PruneJob:
+    """One run of ``tools/prune.py``.
+
+    Attributes:
+        config: MMEngine config with ``model``, ``importance_dataloader`` and ``class_names``.
+        settings: Its ``prune`` section with the command line's overrides.
+        work_dir: Where everything is written; a second run with another budget reuses importance and latency.
+        checkpoint: Dense weights, or None for random ones.
+        console: Where progress is printed.
+        latency_table: Table to use. One of this device is completed by measuring here as usual; one of another device
+            is taken as it is, and nothing that this machine measures counts.
+        target_latency: ``fps.json`` of ``tools/validate_fps.py``, run on the device of ``latency_table``.
+    """
+
+    config: Config
+    settings: PruneSettings
+    work_dir: Path
+    checkpoint: str | None = None
+    console: Console = field(default_factory=Console)
+    latency_table: Path | None = None
+    target_latency: Path | None = None
+
+    def run(self) -> dict[str, Any]:
+        """Prune, export, measure; returns what ``report.json`` holds."""
+        self.settings.check()
+        self.work_dir.mkdir(parents=True, exist_ok=True)
+        stages = Stages(self.console)
+        with stages("model"):
+            adapter = adapter_of(self.config, self.settings.input_shape, self.settings.adapter)
+            dense, weights = adapter.build(self.checkpoint)
+            if weights == RANDOM:
+                self.console.print(
+                    "  [bold red]RANDOM WEIGHTS[/bold red]: no checkpoint was given. The line runs and "
+                    "the latencies are real, but which parts stay means nothing. Use --checkpoint."
+                )
+            frames = adapter.frames(dense, max(MEASURED_FRAMES, COMPARED_FRAMES))
+        with stages("pruning space"):
+            space = find_space(adapter, dense, self.settings, self.work_dir / "space.json", self._say)
+        target = self._target_table(space)
+        with stages("importance"):
+            importance = find_importance(
+                adapter, dense, space, weights, self.settings.frames, self.work_dir / "importance.npz", self._say
+            )
+        with stages("export dense"):
+            export_model(adapter, dense, self.work_dir / "onnx" / "dense", None, weights, self._say)
+        if target is None or self.latency_table is None:
+            found = self._prune_here(adapter, space, importance, dense, frames, weights, stages)
+        else:
+            found = self._prune_for_target(adapter, space, importance, self.latency_table, target, weights, stages)
+        with stages("check"):
+            differences = {
+                name: adapter.compare(model, self.work_dir / "onnx" / name, frames[:COMPARED_FRAMES])
+                for name, model in (("dense", dense), ("pruned", found.slim))
+            }
+        plot_structure(self.work_dir / "structure.png", space, found.plan)
+        recovered = recover(
+            self.config,
+            self.work_dir,
+            headline=adapter.headline,
+            evaluate_models=self.settings.evaluate,
+            settings=self.settings.finetuning,
+            dense=dense,
+            slim=found.slim,
+            plan=found.plan,
+            weights=weights,
+            console=self.console,
+            stages=stages,
+        )
+        report = {**self._report(adapter, space, importance, found, differences, weights, stages, dense), **recovered}
+        write_json(self.work_dir / "report.json", report)
+        return report
+
+    def _prune_here(
+        self,
+        adapter: Adapter,
+        space: PruningSpace,
+        importance: ImportanceTable,
+        dense: nn.Module,
+        frames: list[Any],
+        weights: str,
+        stages: Stages,
+    ) -> Pruned:
+        """Measure on this machine, solve, measure the result, and calibrate until it meets the budget."""
+        with stages("whole networks"):
+            wholes = find_wholes(
+                adapter, dense, space, self.settings, self.work_dir, weights, partial(self._measure, frames), self._say
+            )
+        reference_ms = sum(wholes[0].stages_ms.values())
+        budget = budget_ms(self.settings.budget, reference_ms)
+        with stages("latency table"):
+            backend = OnnxRuntimeBackend()
+            table = measure_latency(space, backend, self.work_dir / TABLE_FILE, policy=self.settings.sampling)
+        latency = self._explained(LatencyModel.fit(space, table, wholes))
+        identity = {
+            "budget": str(self.settings.budget),
+            "tolerance": self.settings.tolerance,
+            "space": space.hash,
+            "importance": [importance.weights, importance.data, importance.requested],
+            "wholes": digest([point.stages_ms for point in wholes]),
+        }
+        finished = load_calibration(self.work_dir / CALIBRATION_FILE, identity, latency)
+        latency, calibrations = finished or (latency, 0)
+        search = PlanSearch(
+            space,
+            importance,
+            latency,
+            backend,
+            self.work_dir / TABLE_FILE,
+            budget,
+            self.settings.time_limit_s,
+            self._say,
+            {"latency_device": str(table.device)},
+            calibrations,
+        )
+        for refinement in range(self.settings.refinements + 1):
+            with stages("solve"):
+                plan = search.solve()
+            slim = self._cut(adapter, plan, weights, search, stages)
+            with stages("measure"):
+                stats = self._measure(frames, {name: self.work_dir / "onnx" / name for name in ("dense", "pruned")})
+            drift = stats["dense"].settled_ms / reference_ms
+            measured = stats["pruned"].settled_ms / drift
+            deviation = measured / budget - 1
+            self.console.print(
+                f"  predicted {search.predicted_ms:.1f} ms, measured {measured:.1f} ms, budget "
+                f"{budget:.1f} ms: {deviation:+.1%}"
+            )
+            if finished or abs(deviation) <= self.settings.tolerance or refinement == self.settings.refinements:
+                break
+            found_ms = stats["pruned"].engines_ms
+            search.calibrate({stage: ms * measured / sum(found_ms.values()) for stage, ms in found_ms.items()})
+        save_calibration(self.work_dir / CALIBRATION_FILE, identity, search.latency, search.calibrations)
+        return Pruned(search, plan, slim, stats, drift)
+
+    def _prune_for_target(
+        self,
+        adapter: Adapter,
+        space: PruningSpace,
+        importance: ImportanceTable,
+        path: Path,
+        table: LatencyTable,
+        weights: str,
+        stages: Stages,
+    ) -> Pruned:
+        """Solve on the target's table; what it takes end to end is measured on the target."""
+        with stages("latency model of the target"):
+            model = self._explained(
+                target_model(space, table, target_points(self.work_dir, space, table, self.target_latency))
+            )
+            dense_ms = model.predict({})
+            self.console.print(f"  dense: {dense_ms:.3f} ms predicted on {table.device}")
+        search = PlanSearch(
+            space,
+            importance,
+            model,
+            None,
+            path,
+            budget_ms(self.settings.budget, dense_ms),
+            self.settings.time_limit_s,
+            self._say,
+            {"latency_device": str(table.device), "latency_table": table_identity(path, table)},
+        )
+        with stages("solve"):
+            plan = search.solve()
+        return Pruned(search, plan, self._cut(adapter, plan, weights, search, stages))
+
+    def _target_table(self, space: PruningSpace) -> LatencyTable | None:
+        """The given table if it is of another device; one of this device joins the work directory's."""
+        if self.latency_table is None:
+            for option, given in (
+                ("--target-latency", self.target_latency is not None),
+                (f"prune.precision {self.settings.precision}", self.settings.precision != "float32"),
+            ):
+                if given:
+                    raise MdpError(
+                        f"{option} needs the latency table of the target (--latency-table F): without one, "
+                        "latency is measured on this machine with ONNX Runtime in float32"
+                    )
+            return None
+        backend = OnnxRuntimeBackend()
+        table = LatencyTable.load(self.latency_table)
+        differences = [*table.device.differences(backend.fingerprint()), *table.protocol.differences(backend.protocol)]
+        if differences:
+            table = load_target_table(self.latency_table, space, self.settings.precision)
+            self.console.print(
+                f"  [bold]target: {table.device}[/bold]; not this machine ({'; '.join(differences)}), so latencies are "
+                "predictions from its table and nothing measured here counts",
+                highlight=False,
+            )
+            return table
+        if self.target_latency is not None:
+            raise MdpError(
+                f"--target-latency {self.target_latency}: the latency table {self.latency_table} is of this "
+                "machine, which measures whole networks by itself; leave the option out"
+            )
+        path = self.work_dir / TABLE_FILE
+        if path.exists():
+            own = LatencyTable.load(path)
+            own.merge(table)
+            table = own
+        table.save(path)
+        self.console.print(f"  {self.latency_table} is of this machine: measuring goes on from it", highlight=False)
+        return None
+
+    def _say(self, line: str) -> None:
+        """Print a line of the step that is running."""
+        self.console.print(f"  {line}")
+
+    def _measure(self, frames: list[Any], folders: Mapping[str, Path]) -> dict[str, LatencyStats]:
+        return measure_models(folders, frames, self.settings.rounds, Progress(console=self.console, transient=True))
+
+    def _explained(self, model: LatencyModel) -> LatencyModel:
+        for line in model.explanation:
+            self.console.print(f"  {line}")
+        return model
+
+    def _cut(self, adapter: Adapter, plan: PruningPlan, weights: str, search: PlanSearch, stages: Stages) -> nn.Module:
+        with stages("cut and export"):
+            slim = apply_plan(adapter.build(self.checkpoint)[0], plan)
+            self._save(adapter, slim, plan, weights, search)
+        return slim
+
+    def _save(self, adapter: Adapter, slim: nn.Module, plan: PruningPlan, weights: str, search: PlanSearch) -> None:
+        check_target(self.work_dir / "onnx" / "pruned")
+        with new_pruned_model(self.work_dir, slim, plan, weights, self.config, adapter.class_names) as part:
+            search.solution.problem.save(part / "problem.npz")
+            export_model(adapter, slim, part / "onnx" / "pruned", plan, weights, self._say)
+
+    def _report(
+        self,
+        adapter: Adapter,
+        space: PruningSpace,
+        importance: ImportanceTable,
+        found: Pruned,
+        differences: dict[str, dict[str, float]],
+        weights: str,
+        stages: Stages,
+        dense: nn.Module,
+    ) -> dict[str, Any]:
+        from mdp_mmdet3d.report.summary import build_report, model_figures
+
+        search, stats = found.search, found.stats
+        # A share of the dense latency means the dense latency of this session.
+        relative = parse_budget(self.settings.budget)[1] == "share"
+        figures = {
+            name: model_figures(
+                model,
+                frame_engine_files(self.work_dir / "onnx" / name, adapter.once),
+                stats[name] if stats else None,
+                predicted,
+                adapter.training_only,
+            )
+            for name, model, predicted in (
+                ("dense", dense, search.dense_predicted_ms),
+                ("pruned", found.slim, search.predicted_ms),
+            )
+        }
+        interpolated = search.interpolated_points
+        device = search.latency.table.device
+        return build_report(
+            space=space,
+            importance=importance,
+            plan=found.plan,
+            solution=search.solution,
+            figures=figures,
+            budget=self.settings.budget,
+            budget_ms=search.budget_ms * (found.drift if relative else 1.0),
+            reference_budget_ms=search.budget_ms,
+            session_drift=found.drift,
+            measured_end_to_end=stats is not None,
+            speedup=speedup(stats["dense"], stats["pruned"]) if stats else None,
+            not_prunable_ms=search.latency.total_fixed_ms,
+            interpolated_entries=len(interpolated),
+            interpolated=[{"operator": signature.key, "widths": list(widths)} for signature, widths in interpolated],
+            calibrations=search.calibrations,
+            calibration_points=len(search.latency.points),
+            latency_model=list(search.latency.explanation),
+            breakdown_ms=search.breakdown(),
+            differences=differences,
+            weights=weights,
+            device=device_fingerprint() if stats else asdict(device),
+            latency_table=search.provenance.get("latency_table"),
+            seconds=stages.seconds,
+        )

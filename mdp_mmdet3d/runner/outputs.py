@@ -1,0 +1,141 @@
+"""What pruning leaves behind: plan, slim checkpoint and a config that plain MMEngine tools run, all or none."""
+
+from __future__ import annotations
+
+import copy
+import io
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from torch import nn
+
+from mdp_mmdet3d import __version__
+from mdp_mmdet3d.checkpoint.check import META_KEY
+from mdp_mmdet3d.files import atomic_path
+from mdp_mmdet3d.surgery.plan import PruningPlan
+from mdp_mmdet3d.together import appear_together
+
+PLAN_FILE, CHECKPOINT_FILE, CONFIG_FILE = "plan.json", "pruned.pth", "pruned_config.py"
+PRUNED_FILES = (
+    PLAN_FILE,
+    CHECKPOINT_FILE,
+    CONFIG_FILE,
+    "problem.npz",
+    "onnx/pruned",
+    "report.json",
+    "structure.png",
+)
+"""What belongs to one plan in a work directory."""
+
+
+@contextmanager
+def new_pruned_model(
+    folder: str | Path, slim: nn.Module, plan: PruningPlan, weights: str, config: Config, class_names: Sequence[str]
+) -> Iterator[Path]:
+    """Write plan, slim checkpoint and config into ``folder``; of an earlier plan, nothing stays.
+
+    Yields:
+        A folder for what else of `PRUNED_FILES` there is to write. When the block ends, everything moves into
+        ``folder``; if anything fails, ``folder`` stays as it was.
+
+    Args:
+        folder: Work directory.
+        slim: The slim model.
+        plan: What was cut.
+        weights: Where the dense weights came from.
+        config: The dense config.
+        class_names: In the order of the score columns.
+
+    Raises:
+        WriteError: The disk is full, or the folder cannot be written.
+    """
+    with appear_together(folder, PRUNED_FILES) as part:
+        plan.save(part / PLAN_FILE)
+        save_slim_checkpoint(part / CHECKPOINT_FILE, slim, plan, weights, class_names)
+        write_slim_config(part / CONFIG_FILE, config)
+        yield part
+
+
+def write_checkpoint(path: str | Path, content: Mapping[str, Any]) -> None:
+    """``torch.save``, atomically, and with the disk's own error where it refuses: torch would hide it."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(buffer.getbuffer())
+
+
+def save_slim_checkpoint(
+    path: str | Path, model: nn.Module, plan: PruningPlan, weights: str, class_names: Sequence[str]
+) -> None:
+    """Write the slim state dict with its plan in the meta; readable with ``weights_only=True``.
+
+    Args:
+        path: Target file.
+        model: The slim model.
+        plan: What was cut.
+        weights: Where the dense weights came from.
+        class_names: In the order of the score columns; MMDetection3D's ``init_model`` reads them.
+    """
+    meta = {
+        META_KEY: plan.to_dict(),
+        "mdp_weights": weights,
+        "mdp_version": __version__,
+        "dataset_meta": {"classes": list(class_names)},
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S"),
+    }
+    state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+    write_checkpoint(path, {"meta": meta, "state_dict": state})
+
+
+def write_slim_config(
+    path: str | Path, config: Config, plan: str = PLAN_FILE, checkpoint: str = CHECKPOINT_FILE
+) -> None:
+    """Write a config of the slim model; plan and checkpoint are looked for beside it, data where it lies now.
+
+    Args:
+        path: Target ``.py`` file.
+        config: The dense config.
+        plan: File name of the plan.
+        checkpoint: File name of the slim checkpoint.
+    """
+    content = _anchored(copy.deepcopy(config.to_dict()))
+    size = (content.get("prune") or {}).get("input_size")
+    if size is not None:
+        content["input_size"] = tuple(size)  # for tools/export.py
+    for key in ("prune", "checkpoint", "work_dir", "resume"):
+        content.pop(key, None)
+    content["model"] = {"type": "MDPSlimModel", "architecture": content["model"], "plan": "{{ fileDirname }}/" + plan}
+    content["load_from"] = "{{ fileDirname }}/" + checkpoint
+    imports = list((content.get("custom_imports") or {}).get("imports", ()))
+    content["custom_imports"] = {
+        "imports": [*dict.fromkeys([*imports, "mdp_mmdet3d.runner"])],
+        "allow_failed_imports": False,
+    }
+    hooks = list(content.get("custom_hooks") or ())
+    if not any(hook.get("type") == "PlanHook" for hook in hooks):
+        hooks.append({"type": "PlanHook"})
+    content["custom_hooks"] = hooks
+    with atomic_path(path) as temporary:
+        Config(content).dump(temporary)
+
+
+def _anchored(value: Any, roots: frozenset[str] = frozenset()) -> Any:
+    """Relative ``data_root`` folders, and files below them, made absolute: the config is read from elsewhere later."""
+    if isinstance(value, (list, tuple)):
+        return type(value)(_anchored(item, roots) for item in value)
+    if not isinstance(value, dict):
+        return value
+    root = value.get("data_root")
+    if isinstance(root, str) and root and "://" not in root:
+        roots |= {root}
+    anchored = {key: _anchored(item, roots) for key, item in value.items()}
+    for key in ("data_root", "ann_file"):
+        path = value.get(key)
+        if isinstance(path, str) and any(path == known or path.startswith(f"{known}/") for known in roots):
+            anchored[key] = str(Path(path).absolute())
+    return anchored

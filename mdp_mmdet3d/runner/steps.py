@@ -1,0 +1,148 @@
+"""The steps of a pruning job as functions over the nouns: used by the job, by hooks and by benchmarks alike.
+
+Each reuses what an earlier run left in the work directory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import Progress
+from torch import nn
+
+from mdp_mmdet3d.adapters import Adapter
+from mdp_mmdet3d.errors import FileFormatError, StructureMismatchError
+from mdp_mmdet3d.importance.collect import collect_importance
+from mdp_mmdet3d.importance.table import ImportanceTable
+from mdp_mmdet3d.latency.predict import Measured
+from mdp_mmdet3d.runner.settings import PruneSettings
+from mdp_mmdet3d.runner.wholes import load_wholes, measure_wholes
+from mdp_mmdet3d.runtime.graph_manifest import load_manifest
+from mdp_mmdet3d.runtime.manifest import MANIFEST_FILE
+from mdp_mmdet3d.runtime.measure import LOADS, LatencyStats, device_fingerprint, measure_interleaved
+from mdp_mmdet3d.space.types import PruningSpace
+from mdp_mmdet3d.surgery.plan import PruningPlan
+
+TABLE_FILE = "latency_table.json"
+MEASURED_FRAMES = 4  # distinct frames that an end-to-end measurement cycles through
+Say = Callable[[str], None]
+
+
+def find_space(adapter: Adapter, dense: nn.Module, settings: PruneSettings, path: Path, say: Say) -> PruningSpace:
+    """Trace what may be pruned and keep it in ``path``.
+
+    Raises:
+        StructureMismatchError: ``path`` is of another model.
+    """
+    space = adapter.trace(dense, settings.space_options)
+    if path.exists() and PruningSpace.load(path).fingerprint != space.fingerprint:
+        raise StructureMismatchError(f"{path.parent} holds a run of another model; give another --work-dir")
+    space.save(path)
+    say(
+        f"{len(space.dimensions)} dimensions, {len(space.blocks)} removable blocks, "
+        f"{len(space.terms)} cost terms; {len(space.not_prunable)} parts left alone ({path.name})"
+    )
+    return space
+
+
+def find_importance(
+    adapter: Adapter, dense: nn.Module, space: PruningSpace, weights: str, frames: int, path: Path, say: Say
+) -> ImportanceTable:
+    """Importance over ``frames`` batches, or the table that ``path`` holds if it is of these weights and data."""
+    data = adapter.data_identity()
+    if path.exists():
+        table = ImportanceTable.load(path, space)
+        if (table.weights, table.data, table.requested) == (weights, data, frames):
+            say(f"reused: {table.batches} frames")
+            return table
+        say("collected again: other weights, data or number of frames")
+    return collect_importance(
+        dense,
+        space,
+        adapter.importance_batches(),
+        path,
+        losses=adapter.losses,
+        num_batches=frames,
+        weights=weights,
+        data=data,
+    )
+
+
+def export_model(
+    adapter: Adapter, model: nn.Module, folder: Path, plan: PruningPlan | None, weights: str, say: Say
+) -> None:
+    """Export into ``folder``; a dense model with the same weights that is there already is kept."""
+    if plan is None and (folder / MANIFEST_FILE).exists():
+        try:
+            if load_manifest(folder).weights == weights:
+                say("reused")
+                return
+        except FileFormatError as error:
+            say(f"exported again: {error}")
+    adapter.export(
+        model,
+        folder,
+        plan_hash=plan.hash if plan else None,
+        weights=weights,
+        on_engine=lambda engine: say(f"exporting {engine}"),
+    )
+
+
+def measure_models(
+    folders: Mapping[str, Path], frames: Sequence[Any], rounds: int, bar: Progress
+) -> dict[str, LatencyStats]:
+    """End-to-end latency of deployments, side by side."""
+    torch.set_flush_denormal(True)  # OrtEngine asks for it too, but the export's onnxslim had the first session
+    with bar:
+        task = bar.add_task("end to end", total=None)
+        return measure_interleaved(
+            folders,
+            frames[:MEASURED_FRAMES],
+            rounds=rounds,
+            on_round=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+
+
+def find_wholes(
+    adapter: Adapter,
+    dense: nn.Module,
+    space: PruningSpace,
+    settings: PruneSettings,
+    work_dir: Path,
+    weights: str,
+    measure: Callable[[Mapping[str, Path]], dict[str, LatencyStats]],
+    say: Say,
+) -> list[Measured]:
+    """Whole networks measured in one session, the dense one first: the reference that table and budget are tied to."""
+    path = work_dir / "whole_latency.json"
+    identity = {
+        "device": device_fingerprint(),
+        "fingerprint": space.fingerprint,
+        "input_size": list(settings.input_size),
+        "count": settings.calibration_networks,
+        "loads": LOADS,
+    }
+    points = load_wholes(path, identity)
+    if points is None:
+        folder = work_dir / "onnx"
+        points = measure_wholes(
+            path,
+            identity,
+            space,
+            dense,
+            folder,
+            lambda model, name, plan: export_model(adapter, model, folder / name, plan, weights, say),
+            lambda names: measure({name: folder / name for name in names}),
+            count=settings.calibration_networks,
+        )
+    dense_ms = sum(points[0].stages_ms.values())
+    say(f"dense: {dense_ms:.1f} ms = {1e3 / dense_ms:.2f} FPS; {len(points)} networks for calibration")
+    return points
+
+
+def frame_engine_files(folder: Path, once: Sequence[str]) -> list[Path]:
+    """ONNX files of the engines that run every frame."""
+    return [folder / spec.file for name, spec in load_manifest(folder).engines.items() if name not in once]

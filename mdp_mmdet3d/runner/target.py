@@ -1,0 +1,141 @@
+"""Pruning for another device: its latency table, and whole latencies that ``tools/validate_fps.py`` measured there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from mdp_mmdet3d.errors import FileFormatError, MdpError, StructureMismatchError
+from mdp_mmdet3d.files import file_sha256, read_json
+from mdp_mmdet3d.latency.predict import LatencyModel, Measured
+from mdp_mmdet3d.latency.table import LatencyTable, NotMeasuredError
+from mdp_mmdet3d.runner.wholes import load_wholes, save_wholes
+from mdp_mmdet3d.runtime.validate import engine_key
+from mdp_mmdet3d.space.types import PruningSpace
+from mdp_mmdet3d.surgery.plan import PruningPlan
+
+FPS_VERSION = 1
+_OF_DEPLOYMENT = {"fp32": "float32", "fp16": "float16"}  # a table's name of a deployment's precision
+
+
+def load_target_table(path: Path, space: PruningSpace, precision: str) -> LatencyTable:
+    """Read a table that was made on the target and check that it can price every structure of ``space``.
+
+    Args:
+        path: Table that a probe bundle or ``tools/profile_latency.py`` wrote.
+        space: What may be pruned.
+        precision: In which the model will run, e.g. ``"float16"``.
+
+    Raises:
+        FileFormatError: It is no intact latency table.
+        StructureMismatchError: It is of another precision.
+        NotMeasuredError: It lacks operators or widths.
+    """
+    table = LatencyTable.load(path)
+    if table.device.precision != precision:
+        raise StructureMismatchError(
+            f"latency table {path} was measured in {table.device.precision}, but prune.precision is {precision}: "
+            f"measure again in {precision}, or prune for {table.device.precision} (--precision "
+            f"{table.device.precision})"
+        )
+    missing: dict[str, str] = {}
+    for term in space.frame_terms():
+        try:
+            table.cost_array(space, term)
+        except NotMeasuredError as error:
+            missing.setdefault(term.signature.key, str(error))
+    if missing:
+        operators = len({term.signature for term in space.frame_terms()})
+        raise NotMeasuredError(
+            f"latency table {path} ({table.device}) lacks {len(missing)} of {operators} operators of {space.model}; "
+            f"the first: {next(iter(missing.values()))}. Was it made from this config? Make a bundle with "
+            "tools/profile_latency.py CONFIG --bundle F.zip and measure it on the target"
+        )
+    return table
+
+
+def table_identity(path: Path, table: LatencyTable) -> dict[str, Any]:
+    """Which table a plan was made on, for plan and report."""
+    return {"path": str(path), "sha256": file_sha256(path), "entries": len(table), "device": asdict(table.device)}
+
+
+def target_model(space: PruningSpace, table: LatencyTable, points: Sequence[Measured]) -> LatencyModel:
+    """Latency model of the target: fitted to whole measurements made there, else the sum of the operators."""
+    if points:
+        return LatencyModel.fit(space, table, points)
+    stages = dict.fromkeys(term.stage for term in space.frame_terms())
+    return LatencyModel(
+        space,
+        table,
+        dict.fromkeys(stages, 0.0),
+        dict.fromkeys(stages, 1.0),
+        ("sum of the operators, without a calibration: no whole network was measured on the target",),
+    )
+
+
+def target_points(work_dir: Path, space: PruningSpace, table: LatencyTable, added: Path | None) -> list[Measured]:
+    """Whole measurements of the target that the work directory knows, and those of ``added``.
+
+    Args:
+        work_dir: Keeps them in ``target_whole_latency.json``; `plan.json` says which structure was measured.
+        space: What may be pruned.
+        table: Of the target; measurements for another device are left out.
+        added: ``fps.json`` of ``tools/validate_fps.py``, run on the target with the last plan, the dense one or both.
+
+    Raises:
+        MdpError: ``added`` belongs to neither the plan of ``work_dir`` nor the dense model, or to another precision.
+    """
+    path = work_dir / "target_whole_latency.json"
+    identity = {"device": str(table.device), "fingerprint": space.fingerprint}
+    points = load_wholes(path, identity) or []
+    if added is None:
+        return points
+    data = read_json(added, what="FPS validation", schema_version=FPS_VERSION)
+    new = _validated(data, added, table.device.precision, {term.stage for term in space.frame_terms()})
+    known = [point.stages_ms for point in points]
+    if all(stages_ms in known for _, stages_ms in new):
+        return points
+    for plan_hash, stages_ms in new:
+        plan = None if plan_hash is None else _plan_of(work_dir / "plan.json", plan_hash, added)
+        widths = {} if plan is None else plan.widths(space)
+        points.append(Measured(widths, () if plan is None else tuple(sorted(plan.removed)), stages_ms))
+    save_wholes(path, identity, points)
+    return points
+
+
+def _validated(
+    data: Mapping[str, Any], path: Path, precision: str, stages: Iterable[str]
+) -> list[tuple[str | None, dict[str, float]]]:
+    """Plan hash (None: dense) and milliseconds per engine of what was validated."""
+    try:
+        found, plan_hash = data["deployment"]["precision"], data["deployment"]["plan_hash"]
+        new: list[tuple[str | None, dict[str, float]]] = [(plan_hash, _stages(data["latency"], stages))]
+        if data["dense_latency"]:
+            new.append((None, _stages(data["dense_latency"], stages)))
+    except (KeyError, TypeError, ValueError) as error:
+        raise FileFormatError(
+            f"FPS validation {path} is damaged ({error!r}); run tools/validate_fps.py --json again"
+        ) from error
+    if _OF_DEPLOYMENT.get(found, found) != precision:
+        raise StructureMismatchError(
+            f"FPS validation {path} is of {found}, the latency table of {precision}: export "
+            "and validate in the precision of the table"
+        )
+    return new
+
+
+def _plan_of(path: Path, plan_hash: str, validation: Path) -> PruningPlan:
+    plan = PruningPlan.load(path) if path.exists() else None
+    if plan is None or plan.hash != plan_hash:
+        raise MdpError(
+            f"FPS validation {validation} is of plan {plan_hash}, but {path} "
+            f"{f'is plan {plan.hash}' if plan else 'does not exist'}: validate the plan of this work "
+            "directory, or give the --work-dir it came from"
+        )
+    return plan
+
+
+def _stages(latency: Mapping[str, Any], stages: Iterable[str]) -> dict[str, float]:
+    return {stage: float(latency[engine_key(stage)]) for stage in stages}

@@ -1,0 +1,99 @@
+"""Whole networks, exported and measured side by side: what the latency model is fitted to."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from mdp_mmdet3d.errors import FileFormatError
+from mdp_mmdet3d.files import read_json, write_json
+from mdp_mmdet3d.latency.predict import Measured
+from mdp_mmdet3d.latency.structures import Structure, calibration_structures
+from mdp_mmdet3d.runtime.measure import LatencyStats
+from mdp_mmdet3d.space.types import PruningSpace
+from mdp_mmdet3d.surgery.apply import apply_plan
+from mdp_mmdet3d.surgery.plan import PruningPlan
+
+SCHEMA_VERSION = 1
+
+
+def plan_of_structure(space: PruningSpace, structure: Structure) -> PruningPlan:
+    """A plan with these widths; which elements stay does not matter for latency."""
+    kept = {d.name: (tuple(range(structure.widths[d.name])),) * d.copies for d in space.dimensions}
+    return PruningPlan.from_selection(space, kept, structure.removed)
+
+
+def load_wholes(path: Path, identity: Mapping[str, Any]) -> list[Measured] | None:
+    """Measurements of an earlier run, or None if there are none of this device, model and input size."""
+    if not path.exists():
+        return None
+    data = read_json(path, what="whole-network latency", schema_version=SCHEMA_VERSION)
+    if data.get("identity") != identity:
+        return None
+    try:
+        return [Measured(p["widths"], tuple(p["removed"]), p["stages_ms"]) for p in data["points"]]
+    except (KeyError, TypeError) as error:
+        raise FileFormatError(f"whole-network latency {path} is damaged ({error!r}); delete it, run again") from error
+
+
+def save_wholes(path: Path, identity: Mapping[str, Any], points: Sequence[Measured]) -> None:
+    """Keep measurements for `load_wholes`."""
+    write_json(
+        path,
+        {
+            "schema_version": SCHEMA_VERSION,
+            "identity": dict(identity),
+            "points": [
+                {"widths": dict(p.widths), "removed": list(p.removed), "stages_ms": dict(p.stages_ms)} for p in points
+            ],
+        },
+    )
+
+
+def measure_wholes(
+    path: Path,
+    identity: Mapping[str, Any],
+    space: PruningSpace,
+    dense: nn.Module,
+    folder: Path,
+    export: Callable[[nn.Module, str, PruningPlan], None],
+    measure: Callable[[Sequence[str]], dict[str, LatencyStats]],
+    *,
+    count: int,
+) -> list[Measured]:
+    """Measure the dense, the smallest and some random structures in turns.
+
+    Args:
+        path: Where the result is kept.
+        identity: Device, model and input size; a result with another identity is not reused.
+        space: What may be pruned.
+        dense: Dense model; not changed.
+        folder: Where exported models lie; the dense one is there already as ``dense``.
+        export: Writes a model under a name into ``folder``.
+        measure: Measures the named models of ``folder`` side by side.
+        count: Structures in all, at least 2.
+
+    Returns:
+        The dense one first.
+    """
+    structures = calibration_structures(space, count)
+    names = ["dense", *(f"calibration_{i}" for i in range(1, count))]
+    try:
+        for name, structure in zip(names[1:], structures[1:]):
+            plan = plan_of_structure(space, structure)
+            export(apply_plan(copy.deepcopy(dense), plan), name, plan)
+        stats = measure(names)
+    finally:
+        for name in names[1:]:
+            shutil.rmtree(folder / name, ignore_errors=True)
+    points = [
+        Measured(dict(s.widths), tuple(sorted(s.removed)), dict(stats[name].engines_ms))
+        for name, s in zip(names, structures)
+    ]
+    save_wholes(path, identity, points)
+    return points

@@ -1,0 +1,77 @@
+"""The runtime as one file for a vehicle: Python >= 3.8, numpy, and ONNX Runtime or TensorRT; Pillow for images."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+import mdp_mmdet3d
+from mdp_mmdet3d.errors import MdpError
+from mdp_mmdet3d.files import atomic_path
+
+MODULES = (
+    "__init__",
+    "errors",
+    "files",
+    "deploy/__init__",
+    "deploy/decode",
+    "deploy/drive",
+    "deploy/engine_report",
+    "deploy/errors",
+    "deploy/graph_manifest",
+    "deploy/graph_runner",
+    "deploy/host",
+    "deploy/load",
+    "deploy/manifest",
+    "deploy/ort_engine",
+    "deploy/preprocess",
+    "deploy/stream",
+    "deploy/synthetic",
+    "deploy/trt_build",
+    "deploy/trt_engine",
+    "deploy/validate",
+    "latency/probe/__init__",
+    "latency/probe/host",
+    "latency/probe/tensorrt_timer",
+)
+"""What the vehicle needs of this package."""
+
+COMMANDS = ("validate_fps", "build_engine")
+"""Tools that run there."""
+
+_MAIN = '''"""python mdp_runtime.pyz {commands} ARGUMENTS"""
+import importlib
+import sys
+
+if len(sys.argv) < 2 or sys.argv[1] not in {names!r}:
+    sys.exit("usage: python mdp_runtime.pyz {commands} [-h] ...")
+command = sys.argv.pop(1)
+sys.exit(importlib.import_module(command).main())
+'''
+
+
+def write_runtime(path: str | Path) -> Path:
+    """Write ``mdp_runtime.pyz``: ``python mdp_runtime.pyz validate_fps DEPLOY_DIR --fps 30``.
+
+    A program imports it with ``sys.path.insert(0, "mdp_runtime.pyz")`` and then
+    ``from mdp_mmdet3d.runtime.stream import Frame, StreamRunner``.
+
+    Args:
+        path: File to write. Equal sources give equal bytes.
+
+    Raises:
+        MdpError: The tools are not beside the package: only a checkout of the repository has them.
+    """
+    package = Path(mdp_mmdet3d.__file__).parent
+    tools = package.parent / "tools"
+    sources = {f"mdp_mmdet3d/{name}.py": package / f"{name}.py" for name in MODULES}
+    sources |= {f"{name}.py": tools / f"{name}.py" for name in COMMANDS}
+    if missing := [str(source) for source in sources.values() if not source.is_file()]:
+        raise MdpError(f"the vehicle's runtime needs {missing}; run from a checkout of the repository")
+    files = {name: source.read_text(encoding="utf-8") for name, source in sources.items()}
+    files["mdp_mmdet3d/latency/__init__.py"] = ""  # the package's own needs more than a vehicle has
+    files["__main__.py"] = _MAIN.format(commands="|".join(COMMANDS), names=COMMANDS)
+    with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in sorted(files):
+            archive.writestr(zipfile.ZipInfo(name, date_time=(2020, 1, 1, 0, 0, 0)), files[name])
+    return Path(path)

@@ -1,0 +1,322 @@
+"""The streaming runtime: what a host does around the three engines, frame after frame.
+
+This module and what it imports need Python 3.8, numpy and one engine, ONNX Runtime or TensorRT; nothing of torch
+or MMDetection3D.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mdp_mmdet3d.errors import DeploymentError
+from mdp_mmdet3d.runtime.decode import Detections, decode, last_level
+from mdp_mmdet3d.runtime.manifest import DeploymentManifest, EngineSpec
+
+BACKENDS = ("onnxruntime", "tensorrt")
+
+ON_DEVICE = {
+    "image_encoder": ("img_feats",),
+    "position_embedding": ("pos_embed", "cone"),
+    "head": tuple(f"post_memory_{name}" for name in ("embedding", "reference_point", "egopose", "velo")),
+}
+"""Outputs that only engines read: a GPU keeps them."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One moment of all cameras.
+
+    Attributes:
+        img: (N, 3, H, W) float32, resized, cropped and normalised as the manifest says.
+        ego_pose: (4, 4) float64, global <- lidar. Any global frame will do: only relative motion is used.
+        timestamp: Seconds; strictly increasing inside a scene.
+        intrinsics: (N, 4, 4) camera matrices after resize and crop, padded to 4x4.
+        lidar2img: (N, 4, 4) pixels <- lidar, after resize and crop.
+        scene_token: The memory is reset when it changes.
+        prev_exists: False resets the memory although the scene goes on.
+    """
+
+    img: np.ndarray
+    ego_pose: np.ndarray
+    timestamp: float
+    intrinsics: np.ndarray
+    lidar2img: np.ndarray
+    scene_token: str = ""
+    prev_exists: bool = True
+
+
+@dataclass(frozen=True)
+class HostMemory:
+    """State between two frames (STREAMPETR.md, sections 1.6 and 4.3); L rows, newest first.
+
+    With TensorRT all but the clock are handles of device memory that the head's next run overwrites.
+
+    Attributes:
+        embedding: (1, L, C) float32.
+        reference_point: (1, L, 3) float32, metres in the frame of ``anchor``.
+        egopose: (1, L, 4, 4) float32, anchor <- lidar at the row's time.
+        velo: (1, L, 2) float32.
+        clock: (1, L, 1) float64: minus the time of each row, in seconds.
+        anchor: (4, 4) float64, global <- frame in which points and poses are stored.
+    """
+
+    embedding: np.ndarray
+    reference_point: np.ndarray
+    egopose: np.ndarray
+    velo: np.ndarray
+    clock: np.ndarray
+    anchor: np.ndarray
+
+
+@dataclass(frozen=True)
+class StreamOutput:
+    """What one frame gave.
+
+    Attributes:
+        cls_scores: Logits of every exported level, in the manifest's layout.
+        bbox_preds: Box codes of every exported level, in the manifest's layout.
+        encoder_ms: Wall-clock time of the image encoder.
+        head_ms: Wall-clock time of the head, host work on the memory included.
+    """
+
+    cls_scores: np.ndarray
+    bbox_preds: np.ndarray
+    encoder_ms: float
+    head_ms: float
+
+    @property
+    def engines_ms(self) -> dict[str, float]:
+        """Wall-clock milliseconds of the engines that run every frame."""
+        return {"image_encoder": self.encoder_ms, "head": self.head_ms}
+
+
+class StreamRunner:
+    """Runs an exported StreamPETR over a stream of frames.
+
+    Points and poses of the memory are kept relative to the previous frame's lidar and the motion between
+    frames is computed in float64, so float32 never sees a global coordinate. A reset gives exactly the state
+    that the model was trained with.
+
+    Args:
+        folder: Deployment folder; its checksums are verified.
+        threads: Threads inside one operator (ONNX Runtime).
+        backend: ``"onnxruntime"``, or ``"tensorrt"`` for the engines that ``tools/build_engine.py`` wrote.
+
+    Raises:
+        FileFormatError: The folder is incomplete or its files have changed.
+        DeploymentError: An engine cannot be loaded or does not have the manifest's signature.
+    """
+
+    def __init__(self, folder: str | Path, threads: int = 1, backend: str = "onnxruntime") -> None:
+        if backend not in BACKENDS:
+            raise DeploymentError(f"backend={backend!r} is none of {', '.join(BACKENDS)}")
+        self.folder = Path(folder)
+        self.threads = threads
+        self.backend = backend
+        self.manifest = DeploymentManifest.load(folder)
+        self._pseudo_points = self.manifest.pseudo_reference_points(folder)
+        self._encoder, self._position, self._head = (
+            self._load(name) for name in ("image_encoder", "position_embedding", "head")
+        )
+        self._rig: tuple[np.ndarray, np.ndarray] | None = None
+        self._rig_outputs: dict[str, Any] = {}
+        self._scene: str | None = None
+        self._timestamp = -np.inf
+        self.memory: HostMemory | None = None
+
+    def reset(self) -> None:
+        """Forget the past: the next frame is the first of a stream."""
+        self.memory = None
+
+    def set_rig(self, intrinsics: np.ndarray, lidar2img: np.ndarray) -> None:
+        """Compute the position embedding of a camera rig; does nothing if the rig has not changed.
+
+        Args:
+            intrinsics: (N, 4, 4) camera matrices after resize and crop.
+            lidar2img: (N, 4, 4) pixels <- lidar; inverted here in float64.
+
+        Raises:
+            DeploymentError: A shape is wrong or a matrix is singular.
+        """
+        rig = (np.array(intrinsics, np.float64), np.array(lidar2img, np.float64))
+        if self._rig is not None and all(np.array_equal(old, new) for old, new in zip(self._rig, rig)):
+            return
+        expected = (len(self.manifest.camera_names), 4, 4)
+        if any(matrix.shape != expected for matrix in rig):
+            raise DeploymentError(f"intrinsics {rig[0].shape} and lidar2img {rig[1].shape} must both be {expected}")
+        try:
+            img2lidar = np.linalg.inv(rig[1])
+        except np.linalg.LinAlgError as error:
+            raise DeploymentError("lidar2img of a camera cannot be inverted; check the calibration") from error
+        height, width = self.manifest.image.size
+        feeds = {
+            "img_metas_pad": np.array([height, width, 3], np.float32),
+            "intrinsics": rig[0][None].astype(np.float32),
+            "img2lidar": img2lidar[None].astype(np.float32),
+        }
+        self._rig_outputs = self._position.run({name: feeds[name] for name in self._position.inputs})
+        self._rig = rig
+
+    def start(self, frame: Frame) -> None:
+        """What is computed once, before a stream: the position embedding of the frame's rig."""
+        self.set_rig(frame.intrinsics, frame.lidar2img)
+
+    def run(self, frame: Frame) -> StreamOutput:
+        """Set the frame's rig if it differs from the last one, then `step`."""
+        self.start(frame)
+        return self.step(frame)
+
+    def step(self, frame: Frame) -> StreamOutput:
+        """Detect in one frame with the rig of `set_rig`, and update the memory; a refused frame changes nothing.
+
+        Raises:
+            DeploymentError: The rig is not set, a shape or dtype is wrong, an image is not finite, or time does not
+                advance. Outputs that are not finite raise too, and reset the memory, which may be their cause.
+        """
+        if self._rig is None:
+            raise DeploymentError("the camera rig is not known yet: call set_rig(intrinsics, lidar2img) first")
+        pose = np.array(frame.ego_pose, np.float64)
+        if pose.shape != (4, 4) or not np.isfinite(pose).all() or not abs(np.linalg.det(pose)) > 0.5:
+            raise DeploymentError(f"ego_pose must be a rigid (4, 4) transform, got shape {pose.shape}:\n{pose}")
+        if not np.isfinite(frame.timestamp):
+            raise DeploymentError(f"timestamp must be a number of seconds, got {frame.timestamp}")
+        # A sum is finite only if every pixel is, and takes a fifth of the time.
+        if not np.isfinite(np.sum(frame.img)):
+            bad = [name for name, img in zip(self.manifest.camera_names, frame.img) if not np.isfinite(img).all()]
+            raise DeploymentError(f"'img' of {bad} holds NaN or infinity; drop the frame")
+        memory = self.memory if frame.scene_token == self._scene and frame.prev_exists else None
+        goes_on = memory is not None
+        if memory is None:
+            memory = self.initial_memory(pose, frame.timestamp)
+        elif frame.timestamp <= self._timestamp:
+            raise DeploymentError(
+                f"timestamp {frame.timestamp!r} s does not come after {self._timestamp!r} s in the same scene; "
+                "drop the frame, or call reset() at a cut"
+            )
+        start = time.perf_counter()
+        features = self._encoder.run({"img": frame.img[None]})["img_feats"]
+        encoded = time.perf_counter()
+        feeds = self._head_inputs(features, memory, pose, frame.timestamp)
+        if "prev_exists" in self._head.inputs:
+            feeds["prev_exists"] = np.array([goes_on], np.float32)
+        outputs = self._head.run(feeds)
+        for name in ("all_cls_scores", "all_bbox_preds"):
+            if not np.isfinite(outputs[name]).all():
+                self.reset()
+                raise DeploymentError(
+                    f"{name} is not finite at {frame.timestamp!r} s in precision {self.manifest.precision}; the memory "
+                    "was reset. If it happens again export with --precision fp32"
+                )
+        self.memory = self._next_memory(outputs, pose, frame.timestamp)
+        self._scene, self._timestamp = frame.scene_token, frame.timestamp
+        done = time.perf_counter()
+        return StreamOutput(
+            outputs["all_cls_scores"],
+            outputs["all_bbox_preds"],
+            encoder_ms=1e3 * (encoded - start),
+            head_ms=1e3 * (done - encoded),
+        )
+
+    def backend_info(self) -> dict[str, Any]:
+        """What runs the engines, with its version."""
+        return {"name": self.backend, **self._head.info()}
+
+    def memory_on_host(self) -> HostMemory:
+        """A copy of the memory in host arrays, whatever the engines run on.
+
+        Raises:
+            DeploymentError: There is none: no frame has been run since the last reset.
+        """
+        if self.memory is None:
+            raise DeploymentError("the stream has no memory yet: run a frame first")
+        fields = ("embedding", "reference_point", "egopose", "velo")
+        return replace(self.memory, **{name: self._head.to_host(getattr(self.memory, name)) for name in fields})
+
+    def decode(self, output: StreamOutput) -> Detections:
+        """Boxes of the last level, best first."""
+        logits, codes = last_level(
+            output.cls_scores, output.bbox_preds, self.manifest.layout, self.manifest.num_queries
+        )
+        return decode(
+            logits,
+            codes,
+            max_detections=self.manifest.max_detections,
+            post_center_range=self.manifest.post_center_range,
+            score_threshold=self.manifest.score_threshold,
+        )
+
+    def initial_memory(self, ego_pose: np.ndarray, timestamp: float) -> HostMemory:
+        """State before the first frame: pseudo points and identity poses in front, zeros behind, age zero.
+
+        Anchoring it at the first frame's own pose makes it exact: no rounding by a pose.
+        """
+        length, propagated = self.manifest.memory.pre_length, self.manifest.memory.num_propagated
+        shape = self._head.inputs["pre_memory_embedding"].shape
+        reference_point = np.zeros((1, length, 3), np.float32)
+        reference_point[0, :propagated] = self._pseudo_points
+        egopose = np.zeros((1, length, 4, 4), np.float32)
+        egopose[0, :propagated] = np.eye(4)
+        return HostMemory(
+            embedding=np.zeros(shape, np.float32),
+            reference_point=reference_point,
+            egopose=egopose,
+            velo=np.zeros((1, length, 2), np.float32),
+            clock=np.full((1, length, 1), -timestamp, np.float64),
+            anchor=ego_pose,
+        )
+
+    def _head_inputs(self, features: Any, memory: HostMemory, pose: np.ndarray, timestamp: float) -> dict[str, Any]:
+        length = self.manifest.memory.pre_length
+        return {
+            "x": features,
+            "pos_embed": self._rig_outputs["pos_embed"],
+            "cone": self._rig_outputs["cone"],
+            # The graph leaves its new memory in this frame's lidar coordinates, see `_next_memory`.
+            "data_ego_pose": np.eye(4, dtype=np.float32)[None],
+            "data_ego_pose_inv": np.linalg.solve(pose, memory.anchor)[None].astype(np.float32),
+            "pre_memory_embedding": _first_rows(memory.embedding, length),
+            "pre_memory_reference_point": _first_rows(memory.reference_point, length),
+            "pre_memory_timestamp": (memory.clock[:, :length] + timestamp).astype(np.float32),
+            "pre_memory_egopose": _first_rows(memory.egopose, length),
+            "pre_memory_velo": _first_rows(memory.velo, length),
+        }
+
+    def _next_memory(self, outputs: dict[str, Any], pose: np.ndarray, timestamp: float) -> HostMemory:
+        return HostMemory(
+            embedding=outputs["post_memory_embedding"],
+            reference_point=outputs["post_memory_reference_point"],
+            egopose=outputs["post_memory_egopose"],
+            velo=outputs["post_memory_velo"],
+            clock=outputs["post_memory_timestamp"].astype(np.float64) - timestamp,
+            anchor=pose,
+        )
+
+    def _load(self, name: str) -> Any:
+        spec = self.manifest.engines[name]
+        engine = self._open(name, spec)
+        for listed, found in ((spec.inputs, engine.inputs), (spec.outputs, engine.outputs)):
+            if set(listed) != set(found.values()):
+                raise DeploymentError(
+                    f"{engine.path} has {sorted(found)}, deployment.json lists {listed}; export again"
+                )
+        return engine
+
+    def _open(self, name: str, spec: EngineSpec) -> Any:
+        # Imported here: a vehicle has one of the two.
+        if self.backend == "tensorrt":
+            from mdp_mmdet3d.trt.engine import TrtEngine
+
+            return TrtEngine(self.folder, name, self.manifest.checksums[spec.file], ON_DEVICE[name])
+        from mdp_mmdet3d.runtime.ort_engine import OrtEngine
+
+        return OrtEngine(self.folder / spec.file, self.threads)
+
+
+def _first_rows(value: Any, length: int) -> Any:
+    """First rows of an array; an engine that is fed device memory takes as much of it as fits."""
+    return value[:, :length] if isinstance(value, np.ndarray) else value

@@ -1,0 +1,194 @@
+"""Does this machine run this deployment at the required rate? Measured over a stream, not predicted."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from mdp_mmdet3d.errors import DeploymentError
+from mdp_mmdet3d.runtime.host import resident_mib
+from mdp_mmdet3d.runtime.load import Runner
+
+SCHEMA_VERSION = 1
+MEMORY_SLACK_MIB = 64.0
+"""Growth of the resident memory that allocators cause; more is reported as a leak."""
+
+
+@dataclass(frozen=True)
+class Requirement:
+    """What the vehicle needs.
+
+    Attributes:
+        fps: Frames per second.
+        deadline_ms: Latest end of a frame after its start.
+        allowed_misses: Share of frames that may be later.
+    """
+
+    fps: float
+    deadline_ms: float
+    allowed_misses: float = 0.01
+
+    def __post_init__(self) -> None:
+        if not (self.fps > 0 and self.deadline_ms > 0 and 0 <= self.allowed_misses < 1):
+            raise DeploymentError(
+                f"fps={self.fps} and deadline_ms={self.deadline_ms} must be positive, "
+                f"allowed_misses={self.allowed_misses} in 0..1"
+            )
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Latencies of one deployment, every frame in the order of the stream.
+
+    Attributes:
+        engines_ms: Of every engine, host work on the memory included.
+        frame_ms: From the network input in memory to decoded boxes.
+    """
+
+    engines_ms: dict[str, list[float]] = field(default_factory=dict)
+    frame_ms: list[float] = field(default_factory=list)
+
+    def summary(self) -> dict[str, float]:
+        """Percentiles in milliseconds, throughput in frames per second of back-to-back frames, jitter."""
+        values = np.array(self.frame_ms)
+        p50, p90, p99 = np.percentile(values, [50, 90, 99])
+        return {
+            "p50_ms": float(p50),
+            "p90_ms": float(p90),
+            "p99_ms": float(p99),
+            "max_ms": float(values.max()),
+            "min_ms": float(values.min()),
+            "mean_ms": float(values.mean()),
+            "jitter_ms": float(values.std()),
+            "largest_step_ms": float(np.abs(np.diff(values)).max()) if len(values) > 1 else 0.0,
+            **{engine_key(name): float(np.median(times)) for name, times in self.engines_ms.items()},
+            "throughput_fps": float(1e3 / values.mean()),
+        }
+
+
+def engine_key(engine: str) -> str:
+    """Name of an engine's median in ``fps.json``: ``encoder_p50_ms``, ``head_p50_ms``, ``model_p50_ms``."""
+    name = engine[len("image_") :] if engine.startswith("image_") else engine
+    return f"{name}_p50_ms"
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Result of `validate`.
+
+    Attributes:
+        requirement: What was asked for.
+        latency: Of the deployment.
+        dense_latency: Of the dense baseline, which ran the same frames in turn; None without one.
+        speedup: Median over frames of dense / deployment, side by side; None without a baseline.
+        deadline_misses: Frames that ended late.
+        memory_mib: ``start``, ``end`` and ``peak`` of the process, both deployments together.
+        failures: Requirements that are missed, in words; empty if all are met.
+        samples_ms: Frame latencies in the order of the stream.
+    """
+
+    requirement: Requirement
+    latency: dict[str, float]
+    dense_latency: dict[str, float] | None
+    speedup: float | None
+    deadline_misses: int
+    memory_mib: dict[str, float]
+    failures: tuple[str, ...]
+    samples_ms: tuple[float, ...]
+
+    @property
+    def met(self) -> bool:
+        """Whether every requirement is met."""
+        return not self.failures
+
+    def to_json(self) -> dict[str, Any]:
+        """Content of ``fps.json``."""
+        return {"schema_version": SCHEMA_VERSION, "met": self.met, **asdict(self)}
+
+
+def validate(
+    runner: Runner,
+    frames: Iterator[Any],
+    count: int,
+    requirement: Requirement,
+    *,
+    warmup: int = 10,
+    dense: Runner | None = None,
+    on_frame: Callable[[int, int], None] | None = None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Validation:
+    """Stream frames synchronously, one after the other, and time each from network input to decoded boxes.
+
+    Args:
+        runner: The deployment.
+        frames: At least ``warmup + count`` frames; scenes may change.
+        count: Timed frames, at least 2.
+        requirement: What the vehicle needs.
+        warmup: Frames before them that are not timed.
+        dense: Baseline that runs every frame too; who goes first alternates.
+        on_frame: Called with (frames done, frames in all).
+        clock: Seconds, monotonic.
+
+    Raises:
+        DeploymentError: Too few frames, or a frame that the runner refuses.
+    """
+    if count < 2 or warmup < 0:
+        raise DeploymentError(f"count={count} must be at least 2 and warmup={warmup} at least 0")
+    candidates = [(runner, Candidate())] + ([(dense, Candidate())] if dense is not None else [])
+    for item, _ in candidates:
+        item.reset()
+    start_mib = peak_mib = 0.0
+    for index in range(warmup + count):
+        frame = next(frames, None)
+        if frame is None:
+            raise DeploymentError(f"the stream ended after {index} frames; {warmup + count} were asked for")
+        if index == warmup:
+            start_mib = peak_mib = resident_mib()
+        for item, found in candidates if index % 2 == 0 else candidates[::-1]:
+            start = clock()
+            output = item.run(frame)
+            item.decode(output)
+            elapsed_ms = 1e3 * (clock() - start)
+            if index >= warmup:
+                found.frame_ms.append(elapsed_ms)
+                for name, engine_ms in output.engines_ms.items():
+                    found.engines_ms.setdefault(name, []).append(engine_ms)
+        if index >= warmup:
+            peak_mib = max(peak_mib, resident_mib())
+        if on_frame:
+            on_frame(index + 1, warmup + count)
+    memory = {"start": start_mib, "end": resident_mib(), "peak": peak_mib}
+    samples = candidates[0][1].frame_ms
+    dense_samples = candidates[1][1].frame_ms if dense is not None else None
+    latency = candidates[0][1].summary()
+    misses = sum(value > requirement.deadline_ms for value in samples)
+    return Validation(
+        requirement=requirement,
+        latency=latency,
+        dense_latency=candidates[1][1].summary() if dense is not None else None,
+        speedup=float(np.median(np.array(dense_samples) / samples)) if dense_samples else None,
+        deadline_misses=misses,
+        memory_mib=memory,
+        failures=tuple(judge(requirement, latency["throughput_fps"], misses / len(samples), memory)),
+        samples_ms=tuple(samples),
+    )
+
+
+def judge(requirement: Requirement, fps: float, miss_share: float, memory_mib: dict[str, float]) -> Sequence[str]:
+    """Requirements that these figures miss, in words."""
+    failures = []
+    if fps < requirement.fps:
+        failures.append(f"{fps:.1f} FPS, {requirement.fps:g} are required")
+    if miss_share > requirement.allowed_misses:
+        failures.append(
+            f"{miss_share:.1%} of the frames are later than {requirement.deadline_ms:g} ms, "
+            f"{requirement.allowed_misses:.1%} may be"
+        )
+    growth = memory_mib["end"] - memory_mib["start"]
+    if growth > MEMORY_SLACK_MIB:
+        failures.append(f"memory grew by {growth:.0f} MiB during the run: a leak")
+    return failures

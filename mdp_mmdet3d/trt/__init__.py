@@ -1,0 +1,1 @@
+"""TensorRT: one engine builder, one CUDA wrapper. Importing this package imports nothing."""

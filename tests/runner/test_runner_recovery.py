@@ -1,0 +1,183 @@
+"""Accuracy and fine-tuning as steps of the pruning job: results, reuse, interruption, errors."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+from rich.console import Console
+
+import mdp_mmdet3d.runner  # noqa: F401
+from mdp_mmdet3d.adapters import InputShape, adapter_of
+from mdp_mmdet3d.errors import FileFormatError, MdpError
+from mdp_mmdet3d.report.summary import print_summary
+from mdp_mmdet3d.runner import recovery
+from mdp_mmdet3d.runner.job import PruneJob
+from mdp_mmdet3d.runner.recovery import evaluate, finetune, model_identity
+from mdp_mmdet3d.runner.settings import FinetuneSettings, PruneSettings
+from mdp_mmdet3d.simdata.mini_nuscenes import easy_spec, write_mini_nuscenes
+
+ROOT = Path(__file__).resolve().parents[2]
+QUIET = Console(quiet=True)
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    """The demo's config on two scenes of three frames."""
+    root = tmp_path_factory.mktemp("easy") / "data"
+    write_mini_nuscenes(root, easy_spec(scenes=2, frames=3))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MINI_NUSCENES_ROOT", str(root))
+        config = Config.fromfile(ROOT / "configs/streampetr_mini_mdp.py")
+    config.prune.update(
+        frames=2,
+        rounds=4,
+        calibration_networks=2,
+        refinements=1,
+        max_options=3,
+        budget=0.6,
+        finetune=dict(iterations=4, save_interval=2),
+    )
+    return config
+
+
+@pytest.fixture(scope="module")
+def dense(config, tmp_path_factory):
+    """A dense model and its checkpoint."""
+    model, _ = adapter_of(config, InputShape(6, 64, 176)).build(None)
+    path = tmp_path_factory.mktemp("dense") / "dense.pth"
+    torch.save({"state_dict": model.state_dict(), "meta": {}}, path)
+    return model, path
+
+
+def state_of(path: Path) -> dict[str, torch.Tensor]:
+    return torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+
+
+@pytest.mark.slow
+def test_the_job_shows_accuracy_before_and_after_fine_tuning(config, dense, tmp_path, monkeypatch):
+    def run():
+        job = PruneJob(config, PruneSettings.from_config(config.prune), tmp_path, str(dense[1]), QUIET)
+        return job.run()
+
+    report = run()
+    assert list(report["accuracy"]) == ["dense", "pruned", "finetuned"]
+    for figures in report["accuracy"].values():
+        assert set(figures) == {"mAP", "NDS"} and all(0 <= value <= 1 for value in figures.values())
+    assert report["finetune"]["iterations"] == 4 and report["finetune"]["checkpoint"] == "finetune/finetuned.pth"
+    assert json.loads((tmp_path / "report.json").read_text()) == json.loads(json.dumps(report))
+    pruned, tuned = state_of(tmp_path / "pruned.pth"), state_of(tmp_path / "finetune/finetuned.pth")
+    assert {k: v.shape for k, v in pruned.items()} == {k: v.shape for k, v in tuned.items()}
+    assert any(not torch.equal(pruned[key], tuned[key]) for key in pruned)
+    text = Console(width=160)
+    with text.capture() as captured:
+        print_summary(report, text)
+    assert "pruned, fine-tuned" in captured.get() and "mAP" in captured.get()
+
+    # Another run ends at the same plan, and reads what was evaluated and trained.
+    files = {
+        path: path.stat().st_mtime_ns
+        for path in (*(tmp_path / "accuracy").glob("*.json"), tmp_path / "finetune/finetuned.pth")
+    }
+    monkeypatch.setattr(recovery.Runner, "from_cfg", lambda _: pytest.fail("a runner was built"))
+    again = run()
+    assert {key: again[key] for key in ("plan_hash", "accuracy", "finetune", "calibrations")} == {
+        key: report[key] for key in ("plan_hash", "accuracy", "finetune", "calibrations")
+    }
+    assert files == {path: path.stat().st_mtime_ns for path in files}
+
+
+@pytest.mark.slow
+def test_interrupted_fine_tuning_ends_where_an_uninterrupted_one_does(config, dense, tmp_path, monkeypatch):
+    settings = FinetuneSettings(4, save_interval=2)
+    identity = model_identity(config, "w", None)
+    whole = state_of(finetune(config, dense[1], tmp_path / "whole", settings, identity, QUIET))
+
+    class Stop(recovery._Bar):
+        def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+            if runner.iter == 2:
+                raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(recovery, "_Bar", Stop)
+        finetune(config, dense[1], tmp_path / "parts", settings, identity, QUIET)
+    assert (tmp_path / "parts/iter_2.pth").is_file() and not (tmp_path / "parts/finetuned.pth").exists()
+    parts = state_of(finetune(config, dense[1], tmp_path / "parts", settings, identity, QUIET))
+    torch.testing.assert_close(parts, whole, rtol=0, atol=0)
+    assert not list((tmp_path / "parts").glob("iter_*"))
+
+    # Another seed is another training, and starts from the beginning.
+    other = state_of(
+        finetune(config, dense[1], tmp_path / "parts", FinetuneSettings(4, seed=1, save_interval=2), identity, QUIET)
+    )
+    assert any(not torch.equal(other[key], whole[key]) for key in whole)
+
+
+def test_accuracy_is_that_of_the_weights_and_kept_with_its_identity(config, dense, tmp_path, monkeypatch):
+    identity = model_identity(config, "w", None)
+    path = tmp_path / "dense.json"
+    result = evaluate(config, dense[0].state_dict(), path, identity, QUIET, ("mAP", "NDS"))
+    assert any(key.endswith("car_AP_dist_2.0") for key in result["metrics"])
+    assert evaluate(config, {}, path, identity, QUIET, ("mAP", "NDS")) == result
+    with pytest.raises(RuntimeError, match="Missing key"):
+        evaluate(config, {}, path, model_identity(config, "other weights", None), QUIET, ("mAP", "NDS"))
+    path.write_text("{")
+    with pytest.raises(FileFormatError, match=r"accuracy .*dense\.json is truncated"):
+        evaluate(config, {}, path, identity, QUIET, ("mAP", "NDS"))
+
+
+def test_identity_depends_on_weights_plan_config_and_data(config, tmp_path):
+    base = model_identity(config, "w", None)
+    assert model_identity(config, "w", None) == base
+    assert model_identity(config, "v", None) != base and model_identity(config, "w", "p") != base
+    other = Config(config.to_dict())
+    other.model.pts_bbox_head.decoder.dropout = 0.1
+    assert model_identity(other, "w", None) != base
+    root = tmp_path / "data"
+    shutil.copytree(config.data_root, root, ignore=shutil.ignore_patterns("samples", "sweeps", "v1.0*", "maps"))
+    moved = Config(config.to_dict())
+    moved.train_dataloader.dataset.data_root = str(root)
+    assert model_identity(moved, "w", None)["data"] == base["data"]
+    with (root / "nuscenes_infos_train.pkl").open("ab") as stream:
+        stream.write(b"x")
+    assert model_identity(moved, "w", None)["data"] != base["data"]
+
+
+def test_configs_that_cannot_evaluate_or_train_are_named(config, dense, tmp_path):
+    without = Config(config.to_dict())
+    without.test_evaluator = None
+    with pytest.raises(MdpError, match=r"prune\.evaluate needs test_dataloader, test_cfg and test_evaluator"):
+        evaluate(without, {}, tmp_path / "a.json", {}, QUIET, ("mAP", "NDS"))
+    without = Config(config.to_dict())
+    without.optim_wrapper = None
+    with pytest.raises(MdpError, match=r"prune\.finetune needs optim_wrapper"):
+        finetune(without, dense[1], tmp_path / "f", FinetuneSettings(1), {}, QUIET)
+    without = Config(config.to_dict())
+    without.train_cfg = dict(type="EpochBasedTrainLoop", max_epochs=1)
+    with pytest.raises(MdpError, match=r"prune\.finetune counts iterations"):
+        finetune(without, dense[1], tmp_path / "f", FinetuneSettings(1), {}, QUIET)
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        (
+            dict(iteration=3),
+            r"unknown key 'iteration' in the config's prune\.finetune section; did you mean 'iterations'",
+        ),
+        (dict(lr=1e-4), r"prune\.finetune needs iterations"),
+        (dict(iterations=0), r"prune\.finetune\.iterations = 0 must be a whole number of at least 1"),
+        (dict(iterations=3, lr=0), r"prune\.finetune\.lr = 0 must lie between 0 and 1"),
+        (dict(iterations=3, seed=0.5), r"prune\.finetune\.seed = 0\.5 must be a whole number"),
+        (300, r"prune\.finetune = 300 must be a dict"),
+    ],
+)
+def test_bad_settings_are_named(section, message):
+    with pytest.raises(MdpError, match=message):
+        PruneSettings.from_config(dict(finetune=section))
+    with pytest.raises(MdpError, match=r"prune\.evaluate = 'yes' must be True or False"):
+        PruneSettings.from_config(dict(evaluate="yes"))

@@ -1,0 +1,62 @@
+"""Budgets and the prune section: every mistake is named with its remedy."""
+
+import pytest
+
+from mdp_mmdet3d.errors import MdpError
+from mdp_mmdet3d.runner.settings import PruneSettings, budget_ms
+
+
+@pytest.mark.parametrize(
+    "budget,expected",
+    [(0.5, 100), ("0.55", 110), ("120ms", 120), (" 120 ms ", 120), ("8fps", 125), ("8 FPS", 125), (".5", 100)],
+)
+def test_budgets_are_understood(budget, expected):
+    assert budget_ms(budget, 200.0) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    "budget,message",
+    [
+        ("fast", "not understood"),
+        ("-3ms", "not understood"),
+        (0, "not understood"),
+        ("nan", "not understood"),
+        (1.5, "write 1.5ms"),
+        ("250ms", "not below"),
+        ("4fps", "not below"),
+        (1, "not below"),
+    ],
+)
+def test_budgets_that_make_no_sense_are_refused(budget, message):
+    with pytest.raises(MdpError, match=message):
+        budget_ms(budget, 200.0)
+
+
+def test_unknown_key_names_the_nearest():
+    with pytest.raises(MdpError, match=r"'budgets'.*did you mean 'budget'"):
+        PruneSettings.from_config({"budgets": 0.5})
+    with pytest.raises(MdpError, match="known: budget, frames"):
+        PruneSettings.from_config({"zzz": 1})
+
+
+@pytest.mark.parametrize(
+    "section",
+    [
+        {"frames": 0},
+        {"frames": "many"},
+        {"input_size": (250, 704)},
+        {"freeze": "all"},
+        {"min_keep": 2},
+        {"rounds": 1},
+        {"budget": "1x"},
+        {"max_options": True},
+    ],
+)
+def test_bad_values_are_refused(section):
+    with pytest.raises(MdpError):
+        PruneSettings.from_config(section)
+
+
+def test_lists_of_a_config_become_tuples():
+    settings = PruneSettings.from_config({"freeze": ["a.*"], "input_size": [64, 192]})
+    assert settings.freeze == ("a.*",) and settings.input_size == (64, 192)

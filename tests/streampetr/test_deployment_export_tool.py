@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+from mmengine import Config
+
+from mdp_mmdet3d.runtime.manifest import DeploymentManifest
+from mdp_mmdet3d.runtime.stream import StreamRunner
+from mdp_mmdet3d.runtime.synthetic import synthetic_frames
+
+from ..tiny_deployment import CLASS_NAMES
+
+TOOL = Path(__file__).resolve().parents[2] / "tools/export.py"
+
+
+def export(monkeypatch, *arguments) -> int:
+    monkeypatch.setattr(sys, "argv", [str(TOOL), *map(str, arguments)])
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_path(str(TOOL), run_name="__main__")
+    return stopped.value.code
+
+
+@pytest.fixture
+def config(tiny_config, tmp_path):
+    path = tmp_path / "tiny.py"
+    Config({"model": tiny_config(), "class_names": list(CLASS_NAMES), "prune": {"input_size": (64, 176)}}).dump(path)
+    return path
+
+
+def test_a_config_becomes_a_checked_float16_folder(monkeypatch, config, tmp_path):
+    out = tmp_path / "out"
+    options = ("--precision", "fp16", "--frames", "synthetic", "--num-frames", 2, "--prev-exists")
+    assert export(monkeypatch, config, "--out", out, *options) == 0
+    manifest = DeploymentManifest.load(out)
+    assert manifest.precision == "fp16" and manifest.weights == "random" and manifest.image.size == (64, 176)
+    assert manifest.checks["fp32_against_pytorch"]["teacher_forced"]["logits"] < 1e-3
+    assert manifest.checks["boxes_against_fp32"]["frames"] == 2
+    assert (out / "mdp_runtime.pyz").is_file()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "tiny.py"]
+    runner = StreamRunner(out)
+    assert len(runner.decode(runner.run(synthetic_frames(manifest, 1)[0])).scores) > 0
+
+
+def test_bad_input_is_status_two(monkeypatch, config, tmp_path, capsys):
+    assert export(monkeypatch, tmp_path / "nothing.py") == 2
+    assert "does not exist" in capsys.readouterr().err
+    (tmp_path / "unfinished").mkdir()
+    assert export(monkeypatch, tmp_path / "unfinished") == 2
+    assert "pruned_config.py" in capsys.readouterr().err
+    assert export(monkeypatch, config, "--out", tmp_path, "--frames", "synthetic") == 2
+    assert "no deployment folder" in capsys.readouterr().err
