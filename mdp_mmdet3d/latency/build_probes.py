@@ -14,9 +14,10 @@ from mdp_mmdet3d.errors import MdpError, StructureMismatchError
 from mdp_mmdet3d.files import read_json, write_json
 from mdp_mmdet3d.latency.backends.tensorrt import build_report
 from mdp_mmdet3d.latency.graphs import Precision, operator_graph
-from mdp_mmdet3d.latency.probe.tensorrt_timer import kernel_signs, load_tensorrt
+from mdp_mmdet3d.latency.probe.tensorrt_timer import kernel_signs
 from mdp_mmdet3d.latency.sampling import Point
 from mdp_mmdet3d.progress import PlainProgress
+from mdp_mmdet3d.trt.builder import load_tensorrt
 
 SCHEMA_VERSION = 1
 _SAVE_EVERY_S = 5.0

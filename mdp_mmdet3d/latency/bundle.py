@@ -16,6 +16,7 @@ from mdp_mmdet3d.latency.sampling import Point
 
 MANIFEST_VERSION = 1
 _PROGRAM = ("probe.py", "host.py", "onnxruntime_timer.py", "tensorrt_timer.py")
+_PACKAGE = ("__init__.py", "trt/__init__.py", "trt/builder.py", "trt/cuda.py")  # import nothing else of it
 _WEIGHTS = "weights.bin"
 _INLINE_BYTES = 4096
 _PAGE = 4096
@@ -46,6 +47,8 @@ def write_bundle(points: list[Point], path: str | Path, precision: Precision = "
     with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
         for name in _PROGRAM:
             archive.write(Path(__file__).parent / "probe" / name, name)
+        for name in _PACKAGE:
+            archive.write(Path(__file__).parents[1] / name, f"mdp_mmdet3d/{name}")
 
         def add(graph: OperatorGraph, name: str) -> dict[str, object]:
             nonlocal largest

@@ -13,18 +13,13 @@ from typing import Any
 
 from mdp_mmdet3d.errors import DeploymentError, FileFormatError
 from mdp_mmdet3d.files import atomic_path, file_sha256, read_json, write_json
-from mdp_mmdet3d.latency.probe import tensorrt_timer
 from mdp_mmdet3d.runtime.graph_manifest import load_manifest
+from mdp_mmdet3d.trt import builder
 
 ENGINES_FILE = "engines.json"
 TIMING_CACHE_FILE = "timing.cache"
 SCHEMA_VERSION = 1
 ONNX_SUFFIX = ".onnx"
-
-_WHY_REFUSED = {
-    "8.7": "Orin has no TensorRT-RTX: copy the folder to the vehicle and build there with the TensorRT of JetPack",
-    "9.0": "TensorRT-RTX leaves data-centre GPUs to standard TensorRT: build there",
-}
 
 
 class EngineBuildError(DeploymentError):
@@ -103,7 +98,7 @@ def read_engines(folder: str | Path) -> dict[str, Any]:
 def import_tensorrt() -> Any:
     """The TensorRT module of this machine; `DeploymentError` if there is none."""
     try:
-        return tensorrt_timer.load_tensorrt()
+        return builder.load_tensorrt()
     except ImportError as error:
         raise DeploymentError(
             f"{error}. On a Jetson use the system's Python (JetPack has TensorRT); on a host install tensorrt_rtx"
@@ -111,7 +106,7 @@ def import_tensorrt() -> Any:
 
 
 def build_engine(trt: Any, path: Path, capability: str | None, cache_file: Path) -> tuple[bytes, dict[str, Any]]:
-    """Build one engine; returns the plan and its report.
+    """Build one engine with `mdp_mmdet3d.trt.builder`; returns the plan and its report.
 
     Args:
         trt: ``tensorrt`` or ``tensorrt_rtx``.
@@ -123,83 +118,19 @@ def build_engine(trt: Any, path: Path, capability: str | None, cache_file: Path)
         TargetError: The capability is refused.
         EngineBuildError: The graph is refused; has the names of the nodes.
     """
-    logger = tensorrt_timer.shared_logger(trt)
-    # A process has one logger; the timer's keeps its records for its own builds in this list.
-    records = tensorrt_timer.log_records
-    del records[:]
-    builder = trt.Builder(logger)
-    strongly_typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
-    network = builder.create_network(0 if strongly_typed is None else 1 << int(strongly_typed))
-    config = builder.create_builder_config()
-    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    set_target(trt, config, capability)
-    parser = trt.OnnxParser(network, logger)
-    if not parser.parse_from_file(str(path)):
-        errors = [parser.get_error(index) for index in range(parser.num_errors)]
-        nodes = tuple(name for name in map(_node_name, errors) if name)
-        lines = "\n".join(f"  node {_node_name(error) or '?'!r}: {error.desc()}" for error in errors)
-        raise EngineBuildError(f"{trt.__name__} {trt.__version__} cannot parse {path}:\n{lines}", nodes)
-    has_cache = _load_cache(config, cache_file)
-    start_seconds = tensorrt_timer.time.perf_counter()
-    plan = builder.build_serialized_network(network, config)
-    seconds = tensorrt_timer.time.perf_counter() - start_seconds
-    if plan is None:
-        raise EngineBuildError(f"{trt.__name__} {trt.__version__} cannot build {path}: " + " | ".join(records[-3:]))
-    if has_cache:
-        _save_cache(config, cache_file)
-    plan = bytes(plan)
-    kernels = tensorrt_timer.parse_kernels(next((text for text in records if text.startswith("Layers:")), ""))
-    memory = {}
-    for name, pattern in tensorrt_timer.MEMORY_PATTERNS.items():
-        found = [match for match in map(pattern.search, records) if match]
-        memory[name] = int(found[-1].group(1)) if found else None
-    return plan, {"kernels": kernels, "seconds": seconds, "plan_bytes": len(plan), **memory}
-
-
-def set_target(trt: Any, config: Any, capability: str | None) -> None:
-    """Choose the compute capability; raises `TargetError` with the reason and what can be built."""
-    if capability is None:
-        return
-    kinds = getattr(trt, "ComputeCapability", None)
-    if kinds is None:
-        raise TargetError(
-            f"{trt.__name__} {trt.__version__} builds only for the GPU of this machine, not for {capability}: "
-            "leave --capability out and run on the target"
-        )
-    names = sorted(name for name in dir(kinds) if name.startswith("SM") and name[2:].isdigit())
-    name = "SM" + capability.replace(".", "")
-    if name in names:
-        config.num_compute_capabilities = 1
-        if config.set_compute_capability(getattr(kinds, name), 0):
-            return
-    reason = _WHY_REFUSED.get(capability, f"known are {', '.join(f'{n[2:-1]}.{n[-1]}' for n in names)}")
-    raise TargetError(f"{trt.__name__} {trt.__version__} cannot build for compute capability {capability}. {reason}")
+    try:
+        cache = cache_file.read_bytes() if cache_file.is_file() else b""
+        built = builder.build_engine(trt, path, capability, cache)
+    except builder.CapabilityError as error:
+        raise TargetError(str(error)) from error
+    except builder.BuildError as error:
+        raise EngineBuildError(str(error), error.nodes) from error
+    if built["timing_cache"] is not None:
+        with atomic_path(cache_file) as temporary:
+            temporary.write_bytes(built["timing_cache"])
+    return built["plan"], builder.engine_summary(built)
 
 
 def kernel_types(report: dict[str, Any]) -> Counter[str]:
     """How many kernels of each type an engine runs."""
     return Counter(kernel["type"] for kernel in report["kernels"])
-
-
-def _node_name(error: Any) -> str:
-    """The parser's name of the node; not in every version."""
-    return str(error.node_name()) if hasattr(error, "node_name") else ""
-
-
-def _load_cache(config: Any, path: Path) -> bool:
-    """Attach the timing cache; False where this TensorRT has none."""
-    if not hasattr(config, "create_timing_cache"):
-        return False
-    cache = config.create_timing_cache(path.read_bytes() if path.is_file() else b"")
-    if cache is None and path.is_file():  # written by another version or for another device
-        path.unlink()
-        cache = config.create_timing_cache(b"")
-    # TensorRT-RTX times nothing when it builds and may refuse one.
-    return cache is not None and bool(config.set_timing_cache(cache, False))
-
-
-def _save_cache(config: Any, path: Path) -> None:
-    cache = config.get_timing_cache()
-    if cache is not None:
-        with atomic_path(path) as temporary:
-            temporary.write_bytes(bytes(cache.serialize()))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,13 +11,10 @@ import numpy as np
 
 from mdp_mmdet3d.errors import DeploymentError
 from mdp_mmdet3d.files import file_sha256
-from mdp_mmdet3d.latency.probe.tensorrt_timer import Cuda, DeviceBuffer, shared_logger
 from mdp_mmdet3d.runtime.manifest import TensorSpec
 from mdp_mmdet3d.trt.build import import_tensorrt, read_engines
-
-HOST_TO_DEVICE, DEVICE_TO_HOST, DEVICE_TO_DEVICE = 1, 2, 3
-CAPTURE_THREAD_LOCAL = 1
-CAPABILITY_MAJOR, CAPABILITY_MINOR = 75, 76  # of cudaDeviceAttr
+from mdp_mmdet3d.trt.builder import shared_logger
+from mdp_mmdet3d.trt.cuda import DEVICE_TO_DEVICE, DEVICE_TO_HOST, HOST_TO_DEVICE, Cuda, DeviceBuffer
 
 
 @dataclass(frozen=True)
@@ -34,51 +30,15 @@ class DeviceArray:
     spec: TensorSpec
 
 
-class CudaStream(Cuda):
-    """Copies and graphs on the one stream, besides what timing needs."""
-
-    def copy(self, target: int, source: int, size: int, kind: int) -> None:
-        """Enqueue a copy of ``size`` bytes; ``kind`` is one of the constants above."""
-        self._call(
-            "cudaMemcpyAsync", ctypes.c_void_p(target), ctypes.c_void_p(source), ctypes.c_size_t(size),
-            ctypes.c_int(kind), ctypes.c_void_p(self.stream()),
-        )  # fmt: skip
-
-    def capability(self) -> str:
-        """Compute capability of device 0, e.g. ``"8.6"``."""
-        numbers = []
-        for attribute in (CAPABILITY_MAJOR, CAPABILITY_MINOR):
-            value = ctypes.c_int()
-            self._call("cudaDeviceGetAttribute", ctypes.byref(value), ctypes.c_int(attribute), ctypes.c_int(0))
-            numbers.append(value.value)
-        return f"{numbers[0]}.{numbers[1]}"
-
-    def capture(self, enqueue: Any) -> Any:
-        """Record what ``enqueue()`` puts on the stream as an executable graph; raises `RuntimeError`."""
-        graph, executable = ctypes.c_void_p(), ctypes.c_void_p()
-        stream = ctypes.c_void_p(self.stream())
-        self._call("cudaStreamBeginCapture", stream, ctypes.c_int(CAPTURE_THREAD_LOCAL))
-        try:
-            enqueue()
-        finally:  # a stream that stays in capture is of no use
-            self._call("cudaStreamEndCapture", stream, ctypes.byref(graph))
-        self._call("cudaGraphInstantiateWithFlags", ctypes.byref(executable), graph, ctypes.c_ulonglong(0))
-        return executable
-
-    def launch(self, executable: Any) -> None:
-        """Enqueue a captured graph."""
-        self._call("cudaGraphLaunch", executable, ctypes.c_void_p(self.stream()))
+_cuda: Cuda | None = None
 
 
-_cuda: CudaStream | None = None
-
-
-def shared_cuda() -> CudaStream:
+def shared_cuda() -> Cuda:
     """The process's stream: engines that hand data on must share it. Raises `DeploymentError` without a GPU."""
     global _cuda
     if _cuda is None:
         try:
-            _cuda = CudaStream()
+            _cuda = Cuda()
         except RuntimeError as error:
             raise DeploymentError(f"TensorRT engines cannot run here: {error}") from error
     return _cuda

@@ -10,9 +10,10 @@ from mdp_mmdet3d.latency import LatencyTable
 from mdp_mmdet3d.latency.backends.roofline import DeviceFigures, RooflineBackend
 from mdp_mmdet3d.latency.backends.torch import TorchBackend
 from mdp_mmdet3d.latency.graphs import operator_graph
-from mdp_mmdet3d.latency.probe.tensorrt_timer import kernel_signs, load_tensorrt, parse_kernels
+from mdp_mmdet3d.latency.probe.tensorrt_timer import kernel_signs
 from mdp_mmdet3d.operators import OPERATORS
 from mdp_mmdet3d.space import OperatorSignature
+from mdp_mmdet3d.trt.builder import load_tensorrt, parse_kernels
 
 every_operator = pytest.mark.parametrize("signature, widths", EVERY_OPERATOR.values(), ids=EVERY_OPERATOR.keys())
 ORIN = DeviceFigures("Orin", peak_tflops=40, bandwidth_gb_s=200, launch_us=5)

@@ -25,8 +25,8 @@ MEMORY = ("embedding", "reference_point", "timestamp", "egopose", "velo")
 @pytest.fixture(scope="module")
 def package(deployed_model, tmp_path_factory):
     base = tmp_path_factory.mktemp("autoware")
-    export_streampetr(deployed_model, base / "deploy", class_names=CLASS_NAMES, input_size=INPUT_SIZE, layout="autoware",
-                      weights="random")  # fmt: skip
+    export_streampetr(deployed_model, base / "deploy", class_names=CLASS_NAMES, input_size=INPUT_SIZE,
+                      layout="autoware", weights="random")  # fmt: skip
     files = package_autoware(base / "deploy", base / "package")
     return base / "deploy", base / "package", files
 

@@ -217,10 +217,10 @@ def test_wrong_feeds_are_refused(built, cuda):
 
 
 def test_without_a_gpu_the_error_says_so(built, stream):
-    from mdp_mmdet3d.trt.engine import CudaStream
+    from mdp_mmdet3d.trt.cuda import Cuda
 
     try:
-        CudaStream()
+        Cuda()
     except RuntimeError:
         with pytest.raises(DeploymentError):
             StreamRunner(built, backend="tensorrt")

@@ -15,7 +15,7 @@ import onnx
 import onnxruntime as ort
 from onnx import helper
 
-from mdp_mmdet3d.latency.probe.tensorrt_timer import Cuda
+from mdp_mmdet3d.trt.cuda import Cuda
 
 PROVIDERS = {"cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 TARGET = "target"

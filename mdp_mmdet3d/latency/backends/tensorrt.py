@@ -11,9 +11,10 @@ from typing import Any
 from mdp_mmdet3d.errors import MdpError
 from mdp_mmdet3d.latency.graphs import Precision, operator_graph, reference_graph
 from mdp_mmdet3d.latency.probe.host import system_name
-from mdp_mmdet3d.latency.probe.tensorrt_timer import TensorRtTimer, build_engine, engine_summary, load_tensorrt
+from mdp_mmdet3d.latency.probe.tensorrt_timer import TensorRtTimer
 from mdp_mmdet3d.latency.sampling import Point
 from mdp_mmdet3d.latency.table import Device, Entry, MeasurementProtocol
+from mdp_mmdet3d.trt.builder import build_engine, engine_summary, load_tensorrt
 
 
 class TensorRtBackend:
