@@ -12,6 +12,7 @@ if __name__ == "__main__":  # on a vehicle the repository is not installed
 
 from mdp_mmdet3d.errors import MdpError
 from mdp_mmdet3d.files import atomic_path
+from mdp_mmdet3d.runtime.graph_manifest import load_manifest
 from mdp_mmdet3d.trt.build import build_engines, kernel_types
 from mdp_mmdet3d.trt.report import engine_report
 
@@ -46,7 +47,7 @@ def main() -> int:
         )
         for capability in args.capability or [None]:
             for folder in args.deployments:
-                for name, report in build_engines(folder, capability).items():
+                for name, report in build_engines(folder, load_manifest(folder), capability).items():
                     types = ", ".join(f"{kind} {count}" for kind, count in kernel_types(report).most_common(4))
                     print(
                         f"{str(folder)[-32:]:<32} {capability or 'here':<7} {name:<19} {len(report['kernels']):>7} "

@@ -11,20 +11,12 @@ import numpy as np
 
 from mdp_mmdet3d.errors import FileFormatError
 from mdp_mmdet3d.files import file_sha256, read_json, read_npz, write_json
+from mdp_mmdet3d.tensor_spec import TensorSpec
 
 MANIFEST_FILE = "deployment.json"
 SCHEMA_VERSION = 1
 SINGLE_GRAPH = "single_graph"
 """``kind`` of a deployment of one graph (`graph_manifest`); a StreamPETR's has none."""
-
-
-@dataclass(frozen=True)
-class TensorSpec:
-    """Name, numpy dtype name and static shape of a graph input or output."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ from typing import Any
 
 from mdp_mmdet3d.errors import DeploymentError, FileFormatError
 from mdp_mmdet3d.files import atomic_path, file_sha256, read_json, write_json
-from mdp_mmdet3d.runtime.graph_manifest import load_manifest
 from mdp_mmdet3d.trt import builder
 
 ENGINES_FILE = "engines.json"
@@ -38,7 +37,7 @@ class TargetError(DeploymentError):
     """TensorRT here cannot build for the compute capability that was asked for."""
 
 
-def build_engines(folder: str | Path, capability: str | None = None) -> dict[str, Any]:
+def build_engines(folder: str | Path, manifest: Any, capability: str | None = None) -> dict[str, Any]:
     """Build an engine of every ONNX file of a deployment, with a timing cache that a second build reuses.
 
     Writes ``<name>.<target>.engine``, ``engines.json`` (what they belong to; kernels and memory of each) and
@@ -46,6 +45,7 @@ def build_engines(folder: str | Path, capability: str | None = None) -> dict[str
 
     Args:
         folder: Deployment folder.
+        manifest: Its manifest, as `runtime.graph_manifest.load_manifest` reads and checks it.
         capability: Compute capability, e.g. ``"8.6"``; None means the GPU here.
 
     Returns:
@@ -54,10 +54,9 @@ def build_engines(folder: str | Path, capability: str | None = None) -> dict[str
 
     Raises:
         DeploymentError: There is no TensorRT. `TargetError`, `EngineBuildError`: see there.
-        FileFormatError: The deployment is incomplete, or its files have changed.
+        FileFormatError: ``engines.json`` of an earlier build is damaged.
     """
     folder = Path(folder)
-    manifest = load_manifest(folder)
     trt = import_tensorrt()
     target = f"sm{capability.replace('.', '')}" if capability else "here"
     cache = folder / f"{target}.{TIMING_CACHE_FILE}"

@@ -11,7 +11,7 @@ import numpy as np
 
 from mdp_mmdet3d.errors import DeploymentError
 from mdp_mmdet3d.files import file_sha256
-from mdp_mmdet3d.runtime.manifest import TensorSpec
+from mdp_mmdet3d.tensor_spec import TensorSpec
 from mdp_mmdet3d.trt.build import import_tensorrt, read_engines
 from mdp_mmdet3d.trt.builder import shared_logger
 from mdp_mmdet3d.trt.cuda import DEVICE_TO_DEVICE, DEVICE_TO_HOST, HOST_TO_DEVICE, Cuda, DeviceBuffer

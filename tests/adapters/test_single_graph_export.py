@@ -214,4 +214,4 @@ def test_tensorrt_builds_it(detector, tmp_path):
     from mdp_mmdet3d.trt.build import build_engines
 
     export_single_graph(build(detector), tmp_path / "out", input_size=SIZE, precision="fp16")
-    assert len(build_engines(tmp_path / "out", "8.6")["model"]["kernels"]) > 10
+    assert len(build_engines(tmp_path / "out", load_manifest(tmp_path / "out"), "8.6")["model"]["kernels"]) > 10

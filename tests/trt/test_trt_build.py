@@ -8,6 +8,7 @@ from onnx import TensorProto, helper
 
 from mdp_mmdet3d.errors import FileFormatError
 from mdp_mmdet3d.onnx.reduce import reduce_precision
+from mdp_mmdet3d.runtime.graph_manifest import load_manifest
 from mdp_mmdet3d.runtime.manifest import DeploymentManifest
 from mdp_mmdet3d.trt.build import EngineBuildError, TargetError, build_engine, build_engines, read_engines
 from mdp_mmdet3d.trt.report import engine_report
@@ -28,7 +29,7 @@ def deployment(tiny_deployment, tmp_path):
 
 def test_engines_are_built_for_two_targets_and_listed(deployment):
     for capability in ("8.6", "8.9"):
-        build_engines(deployment, capability)
+        build_engines(deployment, load_manifest(deployment), capability)
     targets = read_engines(deployment)["targets"]
     assert targets.keys() == {"sm86", "sm89"}
     manifest = DeploymentManifest.load(deployment)
@@ -61,7 +62,7 @@ def test_reduced_precision_builds_smaller_engines(tiny_deployment, tmp_path, pre
 @pytest.mark.parametrize(("capability", "reason"), [("8.7", "JetPack"), ("9.0", "data-centre"), ("1.0", "known are")])
 def test_a_refused_target_is_explained(deployment, capability, reason):
     with pytest.raises(TargetError, match=reason):
-        build_engines(deployment, capability)
+        build_engines(deployment, load_manifest(deployment), capability)
     assert not list(deployment.glob("*.engine")) and not (deployment / "engines.json").exists()
 
 
@@ -83,4 +84,4 @@ def test_truncated_onnx_is_refused(deployment, tmp_path):
         build_engine(trt, tmp_path / "cut.onnx", "8.6", tmp_path / "cache")
     (deployment / "head.onnx").write_bytes(content)
     with pytest.raises(FileFormatError, match="truncated or replaced"):
-        build_engines(deployment, "8.6")
+        build_engines(deployment, load_manifest(deployment), "8.6")
