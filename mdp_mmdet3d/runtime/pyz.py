@@ -9,32 +9,11 @@ import mdp_mmdet3d
 from mdp_mmdet3d.errors import MdpError
 from mdp_mmdet3d.files import atomic_path
 
-MODULES = (
-    "__init__",
-    "errors",
-    "files",
-    "deploy/__init__",
-    "deploy/decode",
-    "deploy/drive",
-    "deploy/engine_report",
-    "deploy/errors",
-    "deploy/graph_manifest",
-    "deploy/graph_runner",
-    "deploy/host",
-    "deploy/load",
-    "deploy/manifest",
-    "deploy/ort_engine",
-    "deploy/preprocess",
-    "deploy/stream",
-    "deploy/synthetic",
-    "deploy/trt_build",
-    "deploy/trt_engine",
-    "deploy/validate",
-    "latency/probe/__init__",
-    "latency/probe/host",
-    "latency/probe/tensorrt_timer",
-)
-"""What the vehicle needs of this package."""
+FOLDERS = ("runtime", "trt")
+"""Packed whole."""
+
+BASE = ("__init__", "errors", "files", "tensor_spec")
+"""What these folders stand on."""
 
 COMMANDS = ("validate_fps", "build_engine")
 """Tools that run there."""
@@ -64,12 +43,13 @@ def write_runtime(path: str | Path) -> Path:
     """
     package = Path(mdp_mmdet3d.__file__).parent
     tools = package.parent / "tools"
-    sources = {f"mdp_mmdet3d/{name}.py": package / f"{name}.py" for name in MODULES}
+    modules = [package / f"{name}.py" for name in BASE]
+    modules += [path for folder in FOLDERS for path in (package / folder).rglob("*.py")]
+    sources = {f"mdp_mmdet3d/{path.relative_to(package).as_posix()}": path for path in modules}
     sources |= {f"{name}.py": tools / f"{name}.py" for name in COMMANDS}
     if missing := [str(source) for source in sources.values() if not source.is_file()]:
         raise MdpError(f"the vehicle's runtime needs {missing}; run from a checkout of the repository")
     files = {name: source.read_text(encoding="utf-8") for name, source in sources.items()}
-    files["mdp_mmdet3d/latency/__init__.py"] = ""  # the package's own needs more than a vehicle has
     files["__main__.py"] = _MAIN.format(commands="|".join(COMMANDS), names=COMMANDS)
     with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
         for name in sorted(files):
