@@ -9,7 +9,7 @@ from rich.progress import Progress
 
 from mdp_mmdet3d.errors import MdpError
 from mdp_mmdet3d.runtime.manifest import DeploymentManifest
-from mdp_mmdet3d.runtime.measure import device_fingerprint, measure_interleaved, speedup
+from mdp_mmdet3d.runtime.measure import measure_interleaved, session_device, speedup
 from mdp_mmdet3d.runtime.synthetic import synthetic_frames
 
 
@@ -41,7 +41,7 @@ def main() -> None:
         figures = (item.median_ms, item.minimum_ms, item.p90_ms, item.spread_ms, *item.engines_ms.values())
         milliseconds = " | ".join(f"{value:.1f}" for value in figures)
         print(f"| {name} | {milliseconds} | {item.fps:.2f} | {speedup(baseline, item):.3f} |")
-    print(", ".join(f"{key}: {value}" for key, value in device_fingerprint(args.threads).items()))
+    print(session_device(args.threads))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from pathlib import Path
 from mdp_mmdet3d.errors import MdpError
 from mdp_mmdet3d.files import read_json, write_json
 from mdp_mmdet3d.latency import LatencyTable
-from mdp_mmdet3d.latency.sampling import Point
+from mdp_mmdet3d.latency.sampling import EntryKey
 from mdp_mmdet3d.latency.table import Entry
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -44,7 +44,7 @@ def installed(python: Path) -> dict[str, str]:
     return {package["name"]: package["version"] for package in json.loads(listed.stdout)}
 
 
-def entries(path: Path) -> dict[Point, Entry]:
+def entries(path: Path) -> dict[EntryKey, Entry]:
     """Each entry of a table that a probe writes."""
     return {(signature, widths): entry for signature, widths, entry in LatencyTable.load(path)}
 
@@ -93,7 +93,7 @@ def main() -> int:
     command = [str(python), str(work / "bundle/probe.py"), "--out", str(table)]
 
     generator = random.Random(args.seed)
-    kept: dict[Point, Entry] = {}
+    kept: dict[EntryKey, Entry] = {}
     history, lost, changed = [], 0, 0
     for number in range(args.kills):
         moment = generator.uniform(0.0, args.longest)

@@ -123,7 +123,7 @@ def importance_result(folder: Path) -> dict[str, str]:
 
 
 def pruning_result(folder: Path) -> dict[str, str]:
-    """Plan and slim weights, which must belong together."""
+    """Plan and pruned weights, which must belong together."""
     plan = PruningPlan.load(folder / "plan.json")
     data = torch.load(folder / "pruned.pth", weights_only=True)
     if data["meta"]["mdp_plan"]["hash"] != plan.hash:
@@ -132,7 +132,7 @@ def pruning_result(folder: Path) -> dict[str, str]:
 
 
 def job_result(folder: Path) -> dict[str, str]:
-    """Importance, plan and slim weights of ``tools/prune.py``."""
+    """Importance, plan and pruned weights of ``tools/prune.py``."""
     return importance_result(folder) | pruning_result(folder)
 
 
@@ -252,7 +252,7 @@ def make_config(path: Path, root: Path, hooks: list[dict], iterations: int) -> P
         max_options=4,
         channel_multiple=8,
         rounds=2,
-        calibration_networks=2,
+        fit_networks=2,
         refinements=0,
     )
     config.dump(path)

@@ -44,25 +44,25 @@ from mdp_mmdet3d.latency import (
     LatencyModel,
     LatencyTable,
     Lookup,
-    Measured,
+    MeasuredNetwork,
     Structure,
-    calibration_structures,
     entries_of,
+    fit_structures,
 )
 from mdp_mmdet3d.latency.backends.onnxruntime import OnnxRuntimeBackend
 from mdp_mmdet3d.latency.measure import measure_latency
 from mdp_mmdet3d.latency.structures import random_structure
 from mdp_mmdet3d.operators import OPERATORS, OperatorSignature
+from mdp_mmdet3d.runner.networks import plan_of_structure
 from mdp_mmdet3d.runner.settings import PruneSettings
-from mdp_mmdet3d.runner.wholes import plan_of_structure
 from mdp_mmdet3d.space import PruningSpace
 from mdp_mmdet3d.surgery.apply import apply_plan
 
 Run = dict[str, Any]  # milliseconds per engine: "kernels_ms", "wall_ms" (each round), and "reference_ms" of its group
 Kernel = tuple[str, str]  # name and index of its node
 DENSE = "dense"
-STAGES = ("image_encoder", "head")
-CALIBRATION = 6
+ENGINES = ("image_encoder", "head")
+FITTED = 6
 WARMUP = 1  # per load
 GROUP = 12  # structures that take turns
 POOL_SEED, RANDOM_SEED, SKEWED_SEED = 10_000, 20_000, 30_000
@@ -127,34 +127,34 @@ class Whole:
 
     def _run(self, names: list[str]) -> list[Run]:
         kernels: dict[tuple[str, str], dict[Kernel, list[float]]] = {}
-        wall_ms: dict[str, dict[str, list[float]]] = {name: {stage: [] for stage in STAGES} for name in names}
+        wall_ms: dict[str, dict[str, list[float]]] = {name: {engine: [] for engine in ENGINES} for name in names}
         reference_ms: list[float] = []
         for load in range(self.loads):
             order = random.Random(load).sample(names, len(names))
             with tempfile.TemporaryDirectory() as folder:
                 engines = {
-                    (name, stage): profiled_session(
-                        self.folder / name / f"{stage}.onnx", Path(folder) / f"{name}_{stage}"
+                    (name, engine): profiled_session(
+                        self.folder / name / f"{engine}.onnx", Path(folder) / f"{name}_{engine}"
                     )
                     for name in order
-                    for stage in STAGES
+                    for engine in ENGINES
                 }
                 for index in range(WARMUP + self.rounds):
                     first = index % len(order)
                     for name in order[first:] + order[:first]:
                         reference_ms.append(self.backend.reference_ms())
-                        for stage in STAGES:
-                            session, feed = engines[name, stage]
+                        for engine in ENGINES:
+                            session, feed = engines[name, engine]
                             begin = time.perf_counter()
                             session.run(None, feed)
                             if index >= WARMUP:
-                                wall_ms[name][stage].append(1e3 * (time.perf_counter() - begin))
+                                wall_ms[name][engine].append(1e3 * (time.perf_counter() - begin))
                 for engine, (session, _) in engines.items():
                     add_kernel_times(kernels.setdefault(engine, {}), session.end_profiling())
                 del engines, session
         return [
             {
-                "kernels_ms": {stage: kernels_ms(kernels[name, stage]) for stage in STAGES},
+                "kernels_ms": {engine: kernels_ms(kernels[name, engine]) for engine in ENGINES},
                 "wall_ms": wall_ms[name],
                 "reference_ms": reference_ms,
             }
@@ -162,9 +162,9 @@ class Whole:
         ]
 
     def _export(self, structure: Structure, name: str) -> None:
-        slim = apply_plan(copy.deepcopy(self.dense), plan_of_structure(self.space, structure))
-        self.adapter.export(slim, self.folder / name, plan_hash=name, weights="random")
-        del slim
+        pruned = apply_plan(copy.deepcopy(self.dense), plan_of_structure(self.space, structure))
+        self.adapter.export(pruned, self.folder / name, plan_hash=name, weights="random")
+        del pruned
         gc.collect()
 
 
@@ -198,7 +198,7 @@ def relative_ms(runs: list[Run], times: Callable[[Run], dict[str, float]]) -> li
     result = []
     for run in runs:
         own, dense = times(run), times(run[DENSE])
-        result.append({stage: own[stage] * first[stage] / dense[stage] for stage in STAGES})
+        result.append({engine: own[engine] * first[engine] / dense[engine] for engine in ENGINES})
     return result
 
 
@@ -209,7 +209,7 @@ def fastest_kernels_ms(run: Run) -> dict[str, float]:
 
 def fastest_runs_ms(run: Run) -> dict[str, float]:
     """Per engine the median of the three fastest runs by the wall clock."""
-    return {stage: statistics.median(sorted(times)[:3]) for stage, times in run["wall_ms"].items()}
+    return {engine: statistics.median(sorted(times)[:3]) for engine, times in run["wall_ms"].items()}
 
 
 def extreme_structures(
@@ -266,12 +266,12 @@ def main() -> None:
     backend, table_path = OnnxRuntimeBackend(), args.work_dir / "latency_table.json"
     table = measure_latency(space, backend, table_path)
 
-    calibration = calibration_structures(space, CALIBRATION)
+    fitted = fit_structures(space, FITTED)
     sets = {
         "random": [random_structure(space, RANDOM_SEED + i) for i in range(args.random)],
         "skewed": [random_structure(space, SKEWED_SEED + i, skew=True) for i in range(args.skewed)],
     }
-    ones = {stage: 1.0 for stage in STAGES}
+    ones = {engine: 1.0 for engine in ENGINES}
     zeros = dict.fromkeys(ones, 0.0)
     macs_table = MacsTable(table.device, table.protocol)
     sets["extreme"] = extreme_structures(
@@ -281,7 +281,7 @@ def main() -> None:
         args.pool,
         args.extreme,
     )
-    structures = calibration + [structure for chosen in sets.values() for structure in chosen]
+    structures = fitted + [structure for chosen in sets.values() for structure in chosen]
 
     dense_path = args.work_dir / DENSE
     if not dense_path.exists():
@@ -291,14 +291,14 @@ def main() -> None:
     if runs is None:
         return
     kernels, walls = (
-        [Measured(s.widths, s.removed, ms) for s, ms in zip(structures, times, strict=True)]
+        [MeasuredNetwork(s.widths, s.removed, ms) for s, ms in zip(structures, times, strict=True)]
         for times in (relative_ms(runs, fastest_kernels_ms), relative_ms(runs, fastest_runs_ms))
     )
     drift = [sum(run[DENSE]["kernels_ms"].values()) for run in runs[::GROUP]]
 
     tables: dict[str, LatencyTable] = {"table": table}
     if args.exact:
-        used = [point for structure in structures for point in entries_of(space, structure.widths, structure.removed)]
+        used = [key for structure in structures for key in entries_of(space, structure.widths, structure.removed)]
         exact = measure_latency(space, backend, args.work_dir / "latency_table_exact.json", extra=used)
         tables["table, exact"] = exact
     tables |= {"HALP": HalpTable(table), "MACs": macs_table}
@@ -308,18 +308,18 @@ def main() -> None:
         "dense_ms_per_group": drift,
         "reference_ms": quartiles([ms for run in runs for ms in run["reference_ms"]]),
     }
-    for key, title, points in (
+    for key, title, networks in (
         ("sets", "sum of the fastest kernels", kernels),
         ("sets_wall_clock", "fastest runs by the wall clock", walls),
     ):
-        models = {name: LatencyModel.fit(space, one, points[:CALIBRATION]) for name, one in tables.items()}
+        models = {name: LatencyModel.fit(space, one, networks[:FITTED]) for name, one in tables.items()}
         for name, model in models.items():
             for line in model.explanation:
                 console.print(f"{name}: {line}", highlight=False)
-        result[key] = report(title, sets, points[CALIBRATION:], models, console)
-    result["calibration"] = {
-        "kernels_ms": [p.stages_ms for p in kernels[:CALIBRATION]],
-        "wall_ms": [p.stages_ms for p in walls[:CALIBRATION]],
+        result[key] = report(title, sets, networks[FITTED:], models, console)
+    result["fit"] = {
+        "kernels_ms": [p.engines_ms for p in kernels[:FITTED]],
+        "wall_ms": [p.engines_ms for p in walls[:FITTED]],
     }
     console.print(
         f"{table.device}; {result['disturbed_entries']} of {len(table)} table entries were measured while "
@@ -339,7 +339,7 @@ def quartiles(values: list[float]) -> list[float]:
 def report(
     title: str,
     sets: dict[str, list[Structure]],
-    points: list[Measured],
+    networks: list[MeasuredNetwork],
     models: dict[str, LatencyModel],
     console: Console,
 ) -> dict[str, Any]:
@@ -356,10 +356,10 @@ def report(
     )
     result: dict[str, Any] = {}
     percent: Callable[[float], str] = lambda value: f"{100 * value:.1f} %"  # noqa: E731
-    rest = iter(points)
+    rest = iter(networks)
     for name, structures in sets.items():
         mine = [next(rest) for _ in structures]
-        measured = np.array([sum(point.stages_ms.values()) for point in mine])
+        measured = np.array([sum(network.engines_ms.values()) for network in mine])
         result[name] = {}
         for label, model in models.items():
             predicted = np.array([model.predict(s.widths, s.removed) for s in structures])

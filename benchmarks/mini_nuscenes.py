@@ -37,7 +37,7 @@ from mdp_mmdet3d.latency.measure import measure_latency
 from mdp_mmdet3d.latency.predict import LatencyModel
 from mdp_mmdet3d.onnx.macs import count_macs
 from mdp_mmdet3d.runner.optimise import PlanSearch
-from mdp_mmdet3d.runner.outputs import save_slim_checkpoint, write_slim_config
+from mdp_mmdet3d.runner.outputs import save_pruned_checkpoint, write_pruned_config
 from mdp_mmdet3d.runner.recovery import model_identity
 from mdp_mmdet3d.runner.settings import PruneSettings
 from mdp_mmdet3d.runner.steps import (
@@ -45,12 +45,12 @@ from mdp_mmdet3d.runner.steps import (
     TABLE_FILE,
     export_model,
     find_importance,
+    find_networks,
     find_space,
-    find_wholes,
     frame_engine_files,
     measure_models,
 )
-from mdp_mmdet3d.runtime.measure import LatencyStats, device_fingerprint
+from mdp_mmdet3d.runtime.measure import LatencyStats, session_device
 from mdp_mmdet3d.solver.baselines import halp, uniform_path
 from mdp_mmdet3d.solver.build import LATENCY, Ranking, build_problem, select
 from mdp_mmdet3d.surgery.apply import apply_plan
@@ -164,11 +164,13 @@ class Comparison:
             adapter, self.dense, self.space, self.weights, settings.frames, folder / "importance.npz", say
         )
         export_model(adapter, self.dense, folder / "onnx" / "dense", None, self.weights, say)
-        wholes = find_wholes(adapter, self.dense, self.space, settings, folder, self.weights, self.side_by_side, say)
-        self.reference_ms = sum(wholes[0].stages_ms.values())
+        networks = find_networks(
+            adapter, self.dense, self.space, settings, folder, self.weights, self.side_by_side, say
+        )
+        self.reference_ms = sum(networks[0].engines_ms.values())
         self.backend = OnnxRuntimeBackend()
         table = measure_latency(self.space, self.backend, self.work_dir / TABLE_FILE)
-        self.latency = LatencyModel.fit(self.space, table, wholes)
+        self.latency = LatencyModel.fit(self.space, table, networks)
         for line in self.latency.explanation:
             self.console.print(line)
         self.dense_ms: list[float] = []
@@ -214,7 +216,7 @@ class Comparison:
         return baseline
 
     def folder(self, method: str, share: float) -> Path:
-        """Where a plan and its slim model lie."""
+        """Where a plan and its pruned model lie."""
         return self.work_dir / "plans" / f"{method}_{share:g}"
 
     def plan(self, method: str, share: float) -> Path:
@@ -225,7 +227,7 @@ class Comparison:
             "weights": self.weights,
             "space": self.space.hash,
             "frames": self.settings.frames,
-            "device": device_fingerprint(),
+            "device": asdict(session_device()),
         }
         if (folder / "tuned.json").is_file():
             kept = read_json(folder / "tuned.json", what="tuned plan", schema_version=SCHEMA_VERSION)
@@ -238,10 +240,10 @@ class Comparison:
             return self.against_dense(folder)[0]
 
         found = tune(self.propose(method), measure, share)
-        slim = self.cut(found.plan, folder)
+        pruned = self.cut(found.plan, folder)
         found.plan.save(folder / "plan.json")
-        save_slim_checkpoint(folder / "pruned.pth", slim, found.plan, self.weights, self.adapter.class_names)
-        write_slim_config(folder / "pruned_config.py", self.config)
+        save_pruned_checkpoint(folder / "pruned.pth", pruned, found.plan, self.weights, self.adapter.class_names)
+        write_pruned_config(folder / "pruned_config.py", self.config)
         write_json(
             folder / "tuned.json",
             {
@@ -250,7 +252,7 @@ class Comparison:
                 "plan_hash": found.plan.hash,
                 "share": found.share,
                 "tries": [list(turn) for turn in found.tries],
-                **self.size(slim, folder / "onnx"),
+                **self.size(pruned, folder / "onnx"),
                 "importance_kept": found.plan.info["importance_kept"],
                 "removed_blocks": sorted(found.plan.removed),
                 "widths": {d.name: [found.plan.width(d.name, d.size), d.size] for d in self.space.dimensions},
@@ -260,10 +262,10 @@ class Comparison:
         return folder
 
     def cut(self, plan: PruningPlan, folder: Path) -> torch.nn.Module:
-        """The slim model of a plan, exported."""
-        slim = apply_plan(self.adapter.build(self.checkpoint)[0], plan)
-        self.adapter.export(slim, folder / "onnx", plan_hash=plan.hash, weights=self.weights)
-        return slim
+        """The pruned model of a plan, exported."""
+        pruned = apply_plan(self.adapter.build(self.checkpoint)[0], plan)
+        self.adapter.export(pruned, folder / "onnx", plan_hash=plan.hash, weights=self.weights)
+        return pruned
 
     def size(self, model: torch.nn.Module, folder: Path) -> dict[str, int]:
         """Parameters that are deployed, and multiply-accumulates per frame."""
@@ -415,7 +417,7 @@ def compare(args: argparse.Namespace, console: Console) -> dict[str, Any]:
         "schema_version": SCHEMA_VERSION,
         "version": __version__,
         "torch": torch.__version__,
-        "device": device_fingerprint(),
+        "device": asdict(session_device()),
         "config": args.config,
         "weights": job.weights,
         "data": model_identity(config, job.weights, None)["data"],

@@ -56,7 +56,7 @@ class Steps:
         self.added = self.ended = 0
 
     def add(self, name: str, plan: Path | None, seed: int | None) -> Path:
-        """Evaluate a plan's slim model, or the dense one; after fine-tuning if there is a seed. Returns the result."""
+        """Evaluate a plan's pruned model, or the dense one, fine-tuned if there is a seed. Returns the result."""
         folder = self.folder / name
         settings = None if seed is None else replace(self.settings, seed=seed)
         plan_hash = None if plan is None else PruningPlan.load(plan / "plan.json").hash

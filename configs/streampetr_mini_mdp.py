@@ -18,7 +18,7 @@ prune = dict(
     channel_multiple=8,  # 8 channels are a block of ONNX Runtime's convolutions
     head_width_multiple=4,
     rounds=200,  # a frame takes milliseconds
-    calibration_networks=6,
+    fit_networks=6,
     evaluate=True,  # mAP and NDS: dense, pruned, fine-tuned
     finetune=dict(iterations=300, lr=1e-4),
 )

@@ -33,7 +33,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--layout", choices=["native", "autoware"], default="native")
     parser.add_argument("--levels", choices=["last", "all"], default="last", help="decoder levels in the outputs")
-    parser.add_argument("--precision", choices=["fp32", "fp16", "int8"], default="fp32")
+    parser.add_argument("--precision", choices=["float32", "float16", "int8"], default="float32")
     parser.add_argument(
         "--simplify",
         action=argparse.BooleanOptionalAction,

@@ -22,7 +22,7 @@ from mdp_mmdet3d.errors import MdpError
 from mdp_mmdet3d.latency import LatencyModel, entries_of
 from mdp_mmdet3d.latency.backends.base import Backend
 from mdp_mmdet3d.latency.compare import compare_tables, print_comparison
-from mdp_mmdet3d.latency.sampling import Point, policy_points
+from mdp_mmdet3d.latency.sampling import EntryKey, policy_entries
 from mdp_mmdet3d.latency.table import LatencyTable
 from mdp_mmdet3d.space.types import PruningSpace
 from mdp_mmdet3d.surgery.plan import PruningPlan
@@ -95,17 +95,17 @@ def make_backend(name: str, precision: Precision) -> Backend:
     return TorchBackend("cuda" if torch.cuda.is_available() else "cpu", precision)
 
 
-def plan_points(space: PruningSpace, plan: PruningPlan, lacking: Path | None) -> list[Point]:
+def plan_entries(space: PruningSpace, plan: PruningPlan, lacking: Path | None) -> list[EntryKey]:
     """What a plan uses, without what a table holds."""
-    if plan.fingerprint != space.fingerprint:
+    if plan.model_digest != space.model_digest:
         raise MdpError(f"plan {plan.hash} is of another model than this config's; give the config it was made with")
-    points = entries_of(space, plan.widths(space), set(plan.removed))
+    keys = entries_of(space, plan.widths(space), set(plan.removed))
     if lacking is not None:
         table = LatencyTable.load(lacking)
-        points = [point for point in points if table.get(*point) is None]
-    if not points:
+        keys = [key for key in keys if table.get(*key) is None]
+    if not keys:
         raise MdpError(f"{lacking} holds every entry that plan {plan.hash} uses: nothing is left to measure")
-    return points
+    return keys
 
 
 def measure(args: argparse.Namespace, console: Console) -> None:
@@ -127,11 +127,11 @@ def measure(args: argparse.Namespace, console: Console) -> None:
     if args.plan is not None:
         plan = PruningPlan.load(args.plan)
         widths, removed = plan.widths(space), set(plan.removed)
-        points = plan_points(space, plan, args.lacking)
+        keys = plan_entries(space, plan, args.lacking)
     else:
-        points = policy_points(space, args.policy)
+        keys = policy_entries(space, args.policy)
     if args.bundle is not None:
-        count = write_bundle(points, args.bundle, args.precision)
+        count = write_bundle(keys, args.bundle, args.precision)
         console.print(
             f"{args.bundle}: {count} operators; on the target: unzip it and run python probe.py "
             "--backend tensorrt|onnxruntime",
@@ -139,11 +139,11 @@ def measure(args: argparse.Namespace, console: Console) -> None:
         )
         return
     if args.build_only:
-        build(args, points, console)
+        build(args, keys, console)
         return
     path = args.out or Path("work_dirs") / args.config.stem / "latency_table.json"
     table = measure_latency(
-        space, make_backend(args.backend, args.precision), path, policy="none", extra=points, improve=True
+        space, make_backend(args.backend, args.precision), path, policy="none", extra=keys, improve=True
     )
     console.print(f"{path}: {len(table)} entries of {table.device}", highlight=False)
     disturbed = len(table.disturbed())
@@ -152,7 +152,7 @@ def measure(args: argparse.Namespace, console: Console) -> None:
             f"[yellow]{disturbed} of them were measured while the machine was busy[/yellow]: run again when "
             "it is idle, or expect them to be too slow"
         )
-    unit = {term.stage: 1.0 for term in space.frame_terms()}
+    unit = {term.engine: 1.0 for term in space.frame_terms()}
     rows = LatencyModel(space, table, dict.fromkeys(unit, 0.0), unit).breakdown(widths, removed)
     name = "dense" if args.plan is None else "pruned"
     shown = Table("module", "ms", "share", title=f"where the milliseconds of the {name} model are")
@@ -167,8 +167,8 @@ def measure(args: argparse.Namespace, console: Console) -> None:
         plot_breakdown({name: rows}, args.plots / "breakdown.png")
 
 
-def build(args: argparse.Namespace, points: list[Point], console: Console) -> None:
-    """Engines of every point, for each target."""
+def build(args: argparse.Namespace, keys: list[EntryKey], console: Console) -> None:
+    """Engines of every entry, for each target."""
     from mdp_mmdet3d.latency.build_probes import build_probes, compute_capability, refused, summary_line
 
     if args.backend != "tensorrt" or not args.target:
@@ -176,7 +176,7 @@ def build(args: argparse.Namespace, points: list[Point], console: Console) -> No
     folder, bad = args.out or Path("work_dirs") / args.config.stem, 0
     for capability in map(compute_capability, args.target):
         path = folder / f"probes_sm{capability.replace('.', '')}_{args.precision}.json"
-        result = build_probes(points, args.precision, capability, path, console)
+        result = build_probes(keys, args.precision, capability, path, console)
         console.print(f"{path}: {summary_line(result)}", highlight=False)
         for probe in refused(result):
             bad += 1

@@ -39,7 +39,7 @@ def parse_args() -> argparse.Namespace:
         "--target-latency",
         type=Path,
         metavar="FPS_JSON",
-        help="tools/validate_fps.py --json of the last plan, run on the target: calibrates predictions",
+        help="tools/validate_fps.py --json of the last plan, run on the target: corrects predictions",
     )
     parser.add_argument("--precision", choices=PRECISIONS, help="of the target's table and deployment")
     parser.add_argument("--work-dir", help="default: work_dirs/<name of the config>")

@@ -11,7 +11,7 @@ from pathlib import Path
 from mmengine.config import Config, DictAction
 from mmengine.runner import Runner
 
-import mdp_mmdet3d.runner  # noqa: F401  registers the slim model and lets checkpoints load safely
+import mdp_mmdet3d.runner  # noqa: F401  registers the pruned model and lets checkpoints load safely
 from mdp_mmdet3d.config_file import read_config
 from mdp_mmdet3d.errors import MdpError
 from projects.streampetr.checkpoint import load_checkpoint

@@ -30,7 +30,9 @@ def parse_args() -> argparse.Namespace:
         metavar="CHECKPOINT",
         help="go on from a checkpoint; without a file, from the latest one in the work directory",
     )
-    parser.add_argument("--fp32", action="store_true", help="train in single precision although the config says mixed")
+    parser.add_argument(
+        "--float32", action="store_true", help="train in single precision although the config says mixed"
+    )
     parser.add_argument("--launcher", choices=["none", "pytorch", "slurm", "mpi"], default="none")
     parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help="set by the launcher")
     parser.add_argument("--cfg-options", nargs="+", action=DictAction, help="override settings, key=value ...")
@@ -50,7 +52,7 @@ def configure(args: argparse.Namespace) -> Config:
     add_plan_hook(config)
     check_loaders(config)
     choose_start(config, args.resume)
-    if args.fp32 and config.optim_wrapper.type == "AmpOptimWrapper":
+    if args.float32 and config.optim_wrapper.type == "AmpOptimWrapper":
         config.optim_wrapper.type = "FiniteOptimWrapper"
         for key in ("loss_scale", "dtype"):
             config.optim_wrapper.pop(key, None)

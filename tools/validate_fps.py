@@ -16,7 +16,7 @@ if __name__ == "__main__":  # on a vehicle the repository is not installed
 
 from mdp_mmdet3d.errors import MdpError
 from mdp_mmdet3d.files import write_json
-from mdp_mmdet3d.runtime.host import host_fingerprint, host_state
+from mdp_mmdet3d.runtime.host import host_device, host_state
 from mdp_mmdet3d.runtime.load import Runner, load_runner
 from mdp_mmdet3d.runtime.stream import BACKENDS, StreamRunner
 from mdp_mmdet3d.runtime.validate import Requirement, Validation, validate
@@ -136,7 +136,7 @@ def main() -> int:
                     },
                     "frames": args.frames,
                     "warmup": args.warmup,
-                    "host": host_fingerprint(),
+                    "host": host_device(),
                     "host_state": {"before": before, "after": host_state()},
                 },
             )

@@ -24,7 +24,7 @@ from mdp_mmdet3d.files import file_sha256
 from mdp_mmdet3d.importance.collect import model_loss
 from mdp_mmdet3d.space.builder import InputShape, SpaceBuilder, SpaceOptions
 from mdp_mmdet3d.space.types import PruningSpace
-from mdp_mmdet3d.surgery.apply import fingerprint
+from mdp_mmdet3d.surgery.apply import model_digest
 
 RANDOM = "random"
 HOW_TO = "docs/how-to/new-architecture.md"
@@ -37,7 +37,7 @@ class DeployOptions:
     """What ``tools/export.py`` is asked for.
 
     Attributes:
-        precision: ``"fp32"``, ``"fp16"`` or ``"int8"``.
+        precision: ``"float32"``, ``"float16"`` or ``"int8"``.
         simplify: Let onnxslim fuse nodes and merge equal ones.
         synthetic: Compare and calibrate on noise and not on the importance data.
         num_frames: Frames for that.
@@ -49,7 +49,7 @@ class DeployOptions:
         on_progress: Called with (what is done, steps done, steps in all) during long work.
     """
 
-    precision: str = "fp32"
+    precision: str = "float32"
     simplify: bool = True
     synthetic: bool = False
     num_frames: int = 4
@@ -160,7 +160,7 @@ class Adapter(ABC):
                 raise MdpError(
                     f"prune.freeze pattern {pattern!r} matches no dimension and no block of {name}{examples}"
                 )
-        return builder.finish(name, fingerprint(model), self.once)
+        return builder.finish(name, model_digest(model), self.once)
 
     # data
 

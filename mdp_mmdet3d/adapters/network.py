@@ -38,7 +38,7 @@ def record_input_shapes(model: nn.Module, forward: Callable[[], Any]) -> Shapes:
 
 
 def add_network_terms(
-    builder: SpaceBuilder, calls: Sequence[Call], shapes: Shapes, blocks: Sequence[ResidualBlock], stage: str
+    builder: SpaceBuilder, calls: Sequence[Call], shapes: Shapes, blocks: Sequence[ResidualBlock], engine: str
 ) -> None:
     """Add the cost of every convolution, max-pooling and linear layer, once per call.
 
@@ -47,7 +47,7 @@ def add_network_terms(
         calls: `record_calls` at any image size: tells which norm and activation follow a convolution.
         shapes: `record_input_shapes` at deployment.
         blocks: Residual blocks, whose last convolution is fused with the addition.
-        stage: Engine it runs in.
+        engine: Engine it runs in.
     """
     readers: dict[int, list[Call]] = defaultdict(list)
     for call in calls:
@@ -69,20 +69,20 @@ def add_network_terms(
                 call.name,
                 call.module,
                 {call.module: (batch, channels, height, width)},
-                stage,
+                engine,
                 relu=call.name in lasts or _has_relu(call, readers),
                 residual=call.name in lasts,
                 term=term,
             )
         elif isinstance(call.module, nn.MaxPool2d):
-            _add_pool(builder, term, call, calls, shape, stage)
+            _add_pool(builder, term, call, calls, shape, engine)
         elif isinstance(call.module, nn.Linear):
             rows = 1
             for count in shape[:-1]:
                 rows *= count
             builder.add_term(
                 term,
-                stage,
+                engine,
                 "linear",
                 (builder.width_of(f"{call.name}.weight", 1, shape[-1]), call.module.out_features),
                 tokens=rows,
@@ -100,7 +100,7 @@ def _has_relu(call: Call, readers: dict[int, list[Call]]) -> bool:
 
 
 def _add_pool(
-    builder: SpaceBuilder, term: str, call: Call, calls: Sequence[Call], shape: tuple[int, ...], stage: str
+    builder: SpaceBuilder, term: str, call: Call, calls: Sequence[Call], shape: tuple[int, ...], engine: str
 ) -> None:
     """A max-pooling has the channels of the convolution before it."""
     pool = call.module
@@ -113,7 +113,7 @@ def _add_pool(
     channels = builder.width_of(f"{before[-1].name}.weight", 0, dense)
     builder.add_term(
         term,
-        stage,
+        engine,
         "max_pool",
         (channels,),
         batch=batch,

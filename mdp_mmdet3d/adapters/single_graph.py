@@ -135,7 +135,7 @@ class SingleGraph(Adapter):
         weights: str,
         say: Callable[[str], None],
     ) -> str:
-        """One graph in fp32 or fp16, compared with PyTorch on noise."""
+        """One graph in float32 or float16, compared with PyTorch on noise."""
         if options.evaluate:
             raise MdpError("--evaluate runs a streaming runtime, which a single graph does not have; use tools/test.py")
         self.export(

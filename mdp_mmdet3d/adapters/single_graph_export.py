@@ -61,13 +61,13 @@ def export_single_graph(
     input_size: tuple[int, int],
     num_cams: int = 1,
     class_names: Sequence[str] = (),
-    precision: str = "fp32",
+    precision: str = "float32",
     simplify: bool = True,
     tolerance: float = 1e-3,
     plan_hash: str | None = None,
     weights: str = "unknown",
 ) -> GraphManifest:
-    """Write a dense or slim detector as ``model.onnx`` and ``deployment.json``, linted and compared with PyTorch.
+    """Write a dense or pruned detector as ``model.onnx`` and ``deployment.json``, linted and compared with PyTorch.
 
     The graph ends at the raw outputs of the heads: decoding, NMS and preprocessing stay with the host.
 
@@ -77,10 +77,10 @@ def export_single_graph(
         input_size: (H, W) of the network image in pixels.
         num_cams: Camera images per frame; more than one makes the input (1, N, 3, H, W).
         class_names: In the order of the score columns.
-        precision: ``"fp32"`` or ``"fp16"`` (learned layers in float16; see `to_float16`).
+        precision: ``"float32"`` or ``"float16"`` (learned layers in float16; see `to_float16`).
         simplify: See `export_onnx`.
-        tolerance: Largest difference of an fp32 output from PyTorch, relative to the output's largest value if that is
-            above 1.
+        tolerance: Largest difference of a float32 output from PyTorch, relative to the output's largest value if
+            that is above 1.
         plan_hash: Hash of the pruning plan, None for a dense model.
         weights: Where the weights came from.
 
@@ -90,8 +90,8 @@ def export_single_graph(
     """
     out_dir = Path(out_dir)
     check_target(out_dir)
-    if precision not in ("fp32", "fp16"):
-        raise DeploymentError(f"precision={precision!r}: a single graph is fp32 or fp16 (int8 is StreamPETR's only)")
+    if precision not in ("float32", "float16"):
+        raise DeploymentError(f"precision={precision!r}: a single graph is float32 or float16 (int8: StreamPETR only)")
     _check_takes_images(model)
     wrapper = TensorMode(model, (input_size[0], input_size[1]))
     shape = (1, 3, *input_size) if num_cams == 1 else (1, num_cams, 3, *input_size)
@@ -111,12 +111,12 @@ def export_single_graph(
         except DeploymentError as error:
             raise DeploymentError(f"{type(model).__name__}: {error}{_where(wrapper, images[0], str(error))}") from error
         check_initializers(graph, {key: tuple(value.shape) for key, value in model.state_dict().items()})
-        checks = {"fp32_against_pytorch": compare(path, images, expected, tolerance)}
-        if precision == "fp16":
+        checks = {"float32_against_pytorch": compare(path, images, expected, tolerance)}
+        if precision == "float16":
             graph = to_float16(graph, "model")
-            require_clean(graph, f"{GRAPH_FILE} in fp16")
+            require_clean(graph, f"{GRAPH_FILE} in float16")
             onnx.save(graph, str(path))
-            checks["fp16_against_pytorch"] = compare(path, images, expected, None)
+            checks["float16_against_pytorch"] = compare(path, images, expected, None)
         mean, std, order = _normalisation(model)
         manifest = GraphManifest(
             engines={"model": engine_spec(GRAPH_FILE, graph)},

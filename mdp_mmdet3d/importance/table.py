@@ -22,20 +22,20 @@ class ImportanceTable:
     """First-order Taylor importance, averaged over batches.
 
     Attributes:
-        fingerprint: Digest of the dense model's state-dict names and shapes.
+        model_digest: Digest of the dense model's state-dict names and shapes.
         weights: Identity of the weights: ``"random"`` or name and digest of a checkpoint.
         batches: Batches that were accumulated.
         skipped: Batches with a loss or gradient that was not finite.
-        requested: Batches that were asked for; a data set that ends early gives fewer.
+        frames: Batches that were asked for; a data set that ends early gives fewer.
         scores: Per dimension and block (None: outside every block), an array (copies, size).
         data: Where the batches came from.
     """
 
-    fingerprint: str
+    model_digest: str
     weights: str
     batches: int
     skipped: int
-    requested: int
+    frames: int
     scores: Scores
     data: str = ""
 
@@ -59,12 +59,12 @@ class ImportanceTable:
         index = [(name, block) for name, blocks in self.scores.items() for block in blocks]
         meta = {
             "schema_version": SCHEMA_VERSION,
-            "fingerprint": self.fingerprint,
+            "fingerprint": self.model_digest,
             "weights": self.weights,
             "data": self.data,
             "batches": self.batches,
             "skipped": self.skipped,
-            "requested": self.requested,
+            "requested": self.frames,
             "index": index,
         }
         arrays = {f"score_{i}": self.scores[name][block] for i, (name, block) in enumerate(index)}
@@ -104,10 +104,10 @@ class ImportanceTable:
 
     def check(self, space: PruningSpace, path: str | Path = "<memory>") -> None:
         """Raise `StructureMismatchError` unless the table was collected for ``space``."""
-        if self.fingerprint != space.fingerprint:
+        if self.model_digest != space.model_digest:
             raise StructureMismatchError(
-                f"importance {path} was collected for another model (fingerprint {self.fingerprint}, this model has "
-                f"{space.fingerprint}); delete it or give another --work-dir"
+                f"importance {path} was collected for another model (digest {self.model_digest}, this model has "
+                f"{space.model_digest}); delete it or give another --work-dir"
             )
         for dimension in space.dimensions:
             blocks = {source.block for source in dimension.sources}

@@ -112,7 +112,7 @@ class TaylorAccumulator:
         sums = {f"sum_{i}": total.numpy().copy() for i, total in enumerate(self._sums)}
         return {"batches": np.array(self.batches), "skipped": np.array(self.skipped), **sums}
 
-    def table(self, weights: str, requested: int | None = None, data: str = "") -> ImportanceTable:
+    def table(self, weights: str, frames: int | None = None, data: str = "") -> ImportanceTable:
         """Averages so far; see `ImportanceTable` for the arguments."""
         scores: dict[str, dict[str | None, np.ndarray]] = {d.name: {} for d in self.space.dimensions}
         for (dimension, source), total in zip(self._sources, self._sums):
@@ -121,11 +121,11 @@ class TaylorAccumulator:
             blocks[source.block] = blocks[source.block] + array if source.block in blocks else array.copy()
         seen = self.batches + self.skipped
         return ImportanceTable(
-            self.space.fingerprint,
+            self.space.model_digest,
             weights,
             self.batches,
             self.skipped,
-            seen if requested is None else requested,
+            seen if frames is None else frames,
             scores,
             data,
         )

@@ -3,12 +3,12 @@
 `LatencyTable`, `LatencyModel` and the sampling need numpy only; a backend is imported when it is used.
 """
 
-from mdp_mmdet3d.latency.predict import LatencyModel, Measured
-from mdp_mmdet3d.latency.sampling import entries_of, exact_points, grid_points
+from mdp_mmdet3d.latency.predict import LatencyModel, MeasuredNetwork
+from mdp_mmdet3d.latency.sampling import entries_of, exact_entries, grid_entries
 from mdp_mmdet3d.latency.structures import (
     Structure,
-    calibration_structures,
     dense_structure,
+    fit_structures,
     random_structure,
     smallest_structure,
 )
@@ -27,15 +27,15 @@ __all__ = [
     "LatencyModel",
     "LatencyTable",
     "Lookup",
-    "Measured",
+    "MeasuredNetwork",
     "MeasurementProtocol",
     "NotMeasuredError",
     "Structure",
-    "calibration_structures",
     "dense_structure",
     "entries_of",
-    "exact_points",
-    "grid_points",
+    "exact_entries",
+    "fit_structures",
+    "grid_entries",
     "random_structure",
     "smallest_structure",
 ]

@@ -15,7 +15,7 @@ from mdp_mmdet3d.files import read_json, write_json
 from mdp_mmdet3d.latency.backends.tensorrt import build_report
 from mdp_mmdet3d.latency.graphs import Precision, operator_graph
 from mdp_mmdet3d.latency.probe.tensorrt_timer import kernel_signs
-from mdp_mmdet3d.latency.sampling import Point
+from mdp_mmdet3d.latency.sampling import EntryKey
 from mdp_mmdet3d.progress import PlainProgress
 from mdp_mmdet3d.trt.builder import load_tensorrt
 
@@ -33,12 +33,12 @@ def compute_capability(target: str) -> str:
 
 
 def build_probes(
-    points: Sequence[Point], precision: Precision, capability: str, path: Path, console: Console
+    keys: Sequence[EntryKey], precision: Precision, capability: str, path: Path, console: Console
 ) -> dict[str, Any]:
-    """Build one engine per point and write what each became; goes on where it was stopped.
+    """Build one engine per entry and write what each became; goes on where it was stopped.
 
     Args:
-        points: E.g. `sampling.grid_points` of a space.
+        keys: E.g. `sampling.grid_entries` of a space.
         precision: Element type of the operators.
         capability: Compute capability, e.g. ``"8.6"``.
         path: JSON file to write.
@@ -73,7 +73,7 @@ def build_probes(
         if different:
             raise StructureMismatchError(f"{path} was built with another {', '.join(different)}; give another --out")
     done = {(probe["operator"], tuple(probe["widths"])) for probe in result["probes"]}
-    todo = [point for point in points if (point[0].key, point[1]) not in done]
+    todo = [key for key in keys if (key[0].key, key[1]) not in done]
     progress = PlainProgress(console, f"{precision} {capability}", len(todo), "probes")
     saved = time.monotonic()
     try:

@@ -12,24 +12,24 @@ import onnx
 
 from mdp_mmdet3d.files import atomic_path
 from mdp_mmdet3d.latency.graphs import OperatorGraph, Precision, operator_graph, reference_graph
-from mdp_mmdet3d.latency.sampling import Point
+from mdp_mmdet3d.latency.sampling import EntryKey
 
 MANIFEST_VERSION = 1
-_PROGRAM = ("probe.py", "host.py", "onnxruntime_timer.py", "tensorrt_timer.py")
-_PACKAGE = ("__init__.py", "trt/__init__.py", "trt/builder.py", "trt/cuda.py")  # import nothing else of it
+_PROGRAM = ("probe.py", "onnxruntime_timer.py", "tensorrt_timer.py")
+_PACKAGE = ("__init__.py", "device.py", "trt/__init__.py", "trt/builder.py", "trt/cuda.py")  # import nothing else of it
 _WEIGHTS = "weights.bin"
 _INLINE_BYTES = 4096
 _PAGE = 4096
 _OFFSETS = 16
 
 
-def write_bundle(points: list[Point], path: str | Path, precision: Precision = "float32") -> int:
-    """Write a zip file that measures ``points`` on the target: unpack it and run ``python probe.py``.
+def write_bundle(keys: list[EntryKey], path: str | Path, precision: Precision = "float32") -> int:
+    """Write a zip file that measures ``keys`` on the target: unpack it and run ``python probe.py``.
 
     The models share one file of random weights, so that hundreds of them take a few megabytes.
 
     Args:
-        points: What to measure, e.g. `sampling.grid_points` of a space.
+        keys: What to measure, e.g. `sampling.grid_entries` of a space.
         path: Zip file to write.
         precision: Element type of the models.
 
@@ -39,9 +39,9 @@ def write_bundle(points: list[Point], path: str | Path, precision: Precision = "
     Raises:
         ValueError: There is nothing to measure.
     """
-    if not points:
+    if not keys:
         raise ValueError("a probe bundle needs at least one operator to measure")
-    ordered = sorted(points, key=lambda point: (point[0].key, point[1]))
+    ordered = sorted(keys, key=lambda key: (key[0].key, key[1]))
     operators: list[dict[str, object]] = []
     largest = 0
     with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -61,7 +61,7 @@ def write_bundle(points: list[Point], path: str | Path, precision: Precision = "
             }
 
         reference = add(reference_graph(precision), "reference")
-        for signature, group in groupby(ordered, key=lambda point: point[0]):
+        for signature, group in groupby(ordered, key=lambda key: key[0]):
             probes = [
                 {
                     "widths": list(widths),
@@ -86,7 +86,7 @@ def write_bundle(points: list[Point], path: str | Path, precision: Precision = "
                 indent=1,
             ),
         )
-    return len(points)
+    return len(keys)
 
 
 def _share_weights(model: onnx.ModelProto) -> int:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.table import Table
 
-from mdp_mmdet3d.latency.sampling import Point
+from mdp_mmdet3d.latency.sampling import EntryKey
 from mdp_mmdet3d.latency.table import Device, LatencyTable
 from mdp_mmdet3d.operators import OPERATORS
 
@@ -18,14 +18,14 @@ class Comparison:
     """Entries of two tables side by side.
 
     Attributes:
-        ratios: Second over first, for each point that both hold with a positive time.
-        only_first: Points that only the first table holds.
-        only_second: Points that only the second table holds.
+        ratios: Second over first, for each entry that both hold with a positive time.
+        only_first: Entries that only the first table holds.
+        only_second: Entries that only the second table holds.
     """
 
-    ratios: dict[Point, float]
-    only_first: list[Point]
-    only_second: list[Point]
+    ratios: dict[EntryKey, float]
+    only_first: list[EntryKey]
+    only_second: list[EntryKey]
 
 
 def compare_tables(first: LatencyTable, second: LatencyTable) -> Comparison:
@@ -33,9 +33,9 @@ def compare_tables(first: LatencyTable, second: LatencyTable) -> Comparison:
     left = {(signature, widths): entry.ms for signature, widths, entry in first}
     right = {(signature, widths): entry.ms for signature, widths, entry in second}
     return Comparison(
-        {point: right[point] / ms for point, ms in left.items() if point in right and ms > 0},
-        [point for point in left if point not in right],
-        [point for point in right if point not in left],
+        {key: right[key] / ms for key, ms in left.items() if key in right and ms > 0},
+        [key for key in left if key not in right],
+        [key for key in right if key not in left],
     )
 
 

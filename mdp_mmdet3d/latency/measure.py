@@ -19,7 +19,7 @@ from rich.progress import (
 )
 
 from mdp_mmdet3d.latency.backends.base import Backend
-from mdp_mmdet3d.latency.sampling import Point, Policy, policy_points
+from mdp_mmdet3d.latency.sampling import EntryKey, Policy, policy_entries
 from mdp_mmdet3d.latency.table import LatencyTable
 from mdp_mmdet3d.progress import PlainProgress
 from mdp_mmdet3d.space import PruningSpace
@@ -35,13 +35,13 @@ def measure_latency(
     path: str | Path,
     *,
     policy: Policy = "grid",
-    extra: Sequence[Point] = (),
+    extra: Sequence[EntryKey] = (),
     improve: bool = False,
     progress: bool = True,
 ) -> LatencyTable:
     """Measure what ``path`` does not hold yet and return the whole table.
 
-    The file is replaced atomically every two seconds, so a kill loses no more than that. Points that were
+    The file is replaced atomically every two seconds, so a kill loses no more than that. Entries that were
     measured while the machine was busy with something else are measured again, `MAX_ATTEMPTS` times at most. A complete
     table is returned as it is.
 
@@ -49,8 +49,8 @@ def measure_latency(
         space: What may be pruned; terms that do not run every frame are skipped.
         backend: What measures.
         path: Table file; it is created, or continued.
-        policy: See `sampling.policy_points`; ``"none"``: only ``extra``.
-        extra: Further points, e.g. `sampling.entries_of` a plan.
+        policy: See `sampling.policy_entries`; ``"none"``: only ``extra``.
+        extra: Further entries, e.g. `sampling.entries_of` a plan.
         improve: Measure disturbed entries of an earlier call again, even if nothing is missing.
         progress: Show a progress bar with the remaining time, or a line now and then where there is no terminal.
 
@@ -58,17 +58,17 @@ def measure_latency(
         FileFormatError: ``path`` holds something that is no intact latency table.
         StructureMismatchError: ``path`` was measured on another device or by another protocol.
     """
-    wanted = list(dict.fromkeys([*policy_points(space, policy), *extra]))
+    wanted = list(dict.fromkeys([*policy_entries(space, policy), *extra]))
     path = Path(path)
-    device = backend.fingerprint()
+    device = backend.device()
     if path.exists():
         table = LatencyTable.load(path)
         table.require(device, backend.protocol, what=f"latency table {path}")
     else:
         table = LatencyTable(device, backend.protocol)
-    if not improve and all(table.get(*point) is not None for point in wanted):
+    if not improve and all(table.get(*key) is not None for key in wanted):
         return table
-    tries: Counter[Point] = Counter()
+    tries: Counter[EntryKey] = Counter()
     for attempt in range(MAX_ATTEMPTS):
         pending = _pending(table, wanted, tries, improve)
         if pending:
@@ -79,31 +79,31 @@ def measure_latency(
     return table
 
 
-def _pending(table: LatencyTable, wanted: list[Point], tries: Counter[Point], improve: bool) -> list[Point]:
-    """Points without an entry, and those worth another attempt.
+def _pending(table: LatencyTable, wanted: list[EntryKey], tries: Counter[EntryKey], improve: bool) -> list[EntryKey]:
+    """Entries without an entry, and those worth another attempt.
 
     Worth it are disturbed entries, and those of this call (``tries``) far above what their neighbours make one expect.
     """
-    doubtful = {*table.disturbed(), *(point for point in tries if _surprises(table, point))}
+    doubtful = {*table.disturbed(), *(key for key in tries if _surprises(table, key))}
 
-    def again(point: Point) -> bool:
-        entry = table.get(*point)
+    def again(key: EntryKey) -> bool:
+        entry = table.get(*key)
         if entry is None:
             return True
-        return point in doubtful and (tries[point] if improve else entry.attempts) < MAX_ATTEMPTS
+        return key in doubtful and (tries[key] if improve else entry.attempts) < MAX_ATTEMPTS
 
-    return [point for point in wanted if again(point)]
+    return [key for key in wanted if again(key)]
 
 
-def _surprises(table: LatencyTable, point: Point) -> bool:
-    entry, expected = table.get(*point), table.expected_ms(*point)
+def _surprises(table: LatencyTable, key: EntryKey) -> bool:
+    entry, expected = table.get(*key), table.expected_ms(*key)
     return entry is not None and expected is not None and entry.ms > SURPRISING * expected
 
 
 def _measure(
-    table: LatencyTable, backend: Backend, points: list[Point], path: Path, title: str, progress: bool
+    table: LatencyTable, backend: Backend, keys: list[EntryKey], path: Path, title: str, progress: bool
 ) -> None:
-    """Measure ``points`` into ``table`` and its file."""
+    """Measure ``keys`` into ``table`` and its file."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -114,14 +114,14 @@ def _measure(
     saved = time.monotonic()
     try:
         with Progress(*columns, disable=not progress) as bar:
-            task = bar.add_task(title, total=len(points))
-            plain = PlainProgress(bar.console, title, len(points), "operators")
-            for done, (point, entry) in enumerate(backend.measure(points), start=1):
-                old = table.get(*point)
+            task = bar.add_task(title, total=len(keys))
+            plain = PlainProgress(bar.console, title, len(keys), "operators")
+            for done, (key, entry) in enumerate(backend.measure(keys), start=1):
+                old = table.get(*key)
                 if old is not None:
                     # Another process only ever adds time: the fastest attempt is nearest to the truth.
                     entry = replace(min(old, entry, key=lambda item: item.ms), attempts=old.attempts + 1)
-                table.add(*point, entry)
+                table.add(*key, entry)
                 bar.advance(task)
                 if progress:
                     plain(done)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mdp_mmdet3d.latency.sampling import Point, kept_terms, term_widths
+from mdp_mmdet3d.latency.sampling import EntryKey, kept_terms, term_widths
 from mdp_mmdet3d.latency.table import LatencyTable, NotMeasuredError
 from mdp_mmdet3d.space import CostTerm, PruningSpace
 
@@ -16,18 +16,18 @@ ALIKE = 1.3
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredNetwork:
     """A structure that was measured whole.
 
     Attributes:
         widths: Kept count per dimension; missing ones are dense.
         removed: Removed blocks.
-        stages_ms: Milliseconds per engine, e.g. ``{"image_encoder": 812.0, "head": 240.0}``.
+        engines_ms: Milliseconds per engine, e.g. ``{"image_encoder": 812.0, "head": 240.0}``.
     """
 
     widths: Mapping[str, int]
     removed: Collection[str]
-    stages_ms: Mapping[str, float]
+    engines_ms: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class LatencyModel:
         fixed_ms: Per engine, what is not prunable.
         scale: Per engine, how the sum of operators relates to the whole.
         explanation: How `fixed_ms` and `scale` came about, for reports.
-        points: Whole measurements that they were fitted to.
+        networks: Whole measurements that they were fitted to.
     """
 
     space: PruningSpace
@@ -48,11 +48,11 @@ class LatencyModel:
     fixed_ms: Mapping[str, float]
     scale: Mapping[str, float]
     explanation: tuple[str, ...] = ()
-    points: tuple[Measured, ...] = ()
+    networks: tuple[MeasuredNetwork, ...] = ()
 
     @classmethod
     def from_dense(cls, space: PruningSpace, table: LatencyTable, dense_ms: Mapping[str, float]) -> LatencyModel:
-        """Start from the dense model alone; `calibrate` with a much smaller structure as soon as there is one.
+        """Start from the dense model alone; `refit` with a much smaller structure as soon as there is one.
 
         Args:
             space: What may be pruned.
@@ -62,57 +62,59 @@ class LatencyModel:
         Raises:
             ValueError: An engine of the space is missing in ``dense_ms``, or a time is not positive.
         """
-        return cls.fit(space, table, [Measured({}, (), dense_ms)])
+        return cls.fit(space, table, [MeasuredNetwork({}, (), dense_ms)])
 
     @classmethod
-    def fit(cls, space: PruningSpace, table: LatencyTable, points: Sequence[Measured]) -> LatencyModel:
+    def fit(cls, space: PruningSpace, table: LatencyTable, networks: Sequence[MeasuredNetwork]) -> LatencyModel:
         """Fit the scale and the fixed part of each engine to structures that were measured whole.
 
         Both are found by least squares of the relative error with the fixed part at least 0. With the dense and the
-        smallest structure among the points (`structures.calibration_structures`) every prediction lies between
+        smallest structure among the networks (`structures.fit_structures`) every prediction lies between
         measured ones. Points that are all alike cannot tell a fixed part from a scale: then the engines share one
         scale, the largest that leaves no fixed part negative, and `explanation` says so.
 
         Args:
             space: What may be pruned.
             table: Covers every term of the space.
-            points: Whole measurements, at least one.
+            networks: Whole measurements, at least one.
 
         Raises:
-            ValueError: There is no point, one lacks an engine or holds no positive time, or times fall while the
+            ValueError: There is no network, one lacks an engine or holds no positive time, or times fall while the
                 operators grow.
         """
-        if not points:
+        if not networks:
             raise ValueError("a latency model needs at least the dense structure measured whole")
-        stages = tuple(dict.fromkeys(term.stage for term in space.frame_terms()))
-        unit = cls(space, table, dict.fromkeys(stages, 0.0), dict.fromkeys(stages, 1.0))
-        for point in points:
-            for stage in stages:
-                if not point.stages_ms.get(stage, 0.0) > 0:
-                    raise ValueError(f"a whole measurement has no positive time of {stage}: {dict(point.stages_ms)}")
-        sums = [unit.predict_stages(point.widths, point.removed) for point in points]
-        x = {stage: np.array([total[stage] for total in sums]) for stage in stages}
-        y = {stage: np.array([point.stages_ms[stage] for point in points]) for stage in stages}
-        shared = min(float((y[stage] / x[stage]).min()) for stage in stages)
+        engines = tuple(dict.fromkeys(term.engine for term in space.frame_terms()))
+        unit = cls(space, table, dict.fromkeys(engines, 0.0), dict.fromkeys(engines, 1.0))
+        for network in networks:
+            for engine in engines:
+                if not network.engines_ms.get(engine, 0.0) > 0:
+                    raise ValueError(
+                        f"a whole measurement has no positive time of {engine}: {dict(network.engines_ms)}"
+                    )
+        sums = [unit.predict_engines(network.widths, network.removed) for network in networks]
+        x = {engine: np.array([total[engine] for total in sums]) for engine in engines}
+        y = {engine: np.array([network.engines_ms[engine] for network in networks]) for engine in engines}
+        shared = min(float((y[engine] / x[engine]).min()) for engine in engines)
         fixed, scale, explanation = {}, {}, []
-        for stage in stages:
-            alike = x[stage].max() < ALIKE * x[stage].min()
+        for engine in engines:
+            alike = x[engine].max() < ALIKE * x[engine].min()
             if alike:
-                scale[stage], fixed[stage] = shared, max(0.0, float(np.mean(y[stage] - shared * x[stage])))
-                doubt = "one scale for all engines, as these points cannot tell it from a fixed part"
+                scale[engine], fixed[engine] = shared, max(0.0, float(np.mean(y[engine] - shared * x[engine])))
+                doubt = "one scale for all engines, as these networks cannot tell it from a fixed part"
             else:
-                scale[stage], fixed[stage] = _fit_line(x[stage], y[stage])
-                error = np.abs((scale[stage] * x[stage] + fixed[stage]) / y[stage] - 1).max()
+                scale[engine], fixed[engine] = _fit_line(x[engine], y[engine])
+                error = np.abs((scale[engine] * x[engine] + fixed[engine]) / y[engine] - 1).max()
                 doubt = f"off by {error:.1%} at most"
             explanation.append(
-                f"{stage}: {scale[stage]:.4f} x operators + {fixed[stage]:.2f} ms, from {len(points)} "
+                f"{engine}: {scale[engine]:.4f} x operators + {fixed[engine]:.2f} ms, from {len(networks)} "
                 f"whole measurements; {doubt}"
             )
-        return cls(space, table, fixed, scale, tuple(explanation), tuple(points))
+        return cls(space, table, fixed, scale, tuple(explanation), tuple(networks))
 
-    def calibrate(self, points: Sequence[Measured]) -> LatencyModel:
+    def refit(self, networks: Sequence[MeasuredNetwork]) -> LatencyModel:
         """Fit again with further structures that were measured whole; see `fit`."""
-        return self.fit(self.space, self.table, [*self.points, *points])
+        return self.fit(self.space, self.table, [*self.networks, *networks])
 
     @property
     def total_fixed_ms(self) -> float:
@@ -125,7 +127,7 @@ class LatencyModel:
         With `total_fixed_ms` these add up to `predict`.
         """
         ms, interpolated = self.table.cost_array(self.space, term)
-        return ms * self.scale[term.stage], interpolated
+        return ms * self.scale[term.engine], interpolated
 
     def predict(self, widths: Mapping[str, int], removed: Collection[str] = ()) -> float:
         """Milliseconds per frame.
@@ -137,17 +139,17 @@ class LatencyModel:
         Raises:
             NotMeasuredError: The table does not cover a term.
         """
-        return sum(self.predict_stages(widths, removed).values())
+        return sum(self.predict_engines(widths, removed).values())
 
-    def predict_stages(self, widths: Mapping[str, int], removed: Collection[str] = ()) -> dict[str, float]:
+    def predict_engines(self, widths: Mapping[str, int], removed: Collection[str] = ()) -> dict[str, float]:
         """Milliseconds per frame of each engine; arguments as for `predict`."""
         self._check(widths, removed)
         totals = dict(self.fixed_ms)
         for term, ms, _ in self._terms(widths, removed):
-            totals[term.stage] += self.scale[term.stage] * ms
+            totals[term.engine] += self.scale[term.engine] * ms
         return totals
 
-    def interpolated_points(self, widths: Mapping[str, int], removed: Collection[str] = ()) -> list[Point]:
+    def interpolated_entries(self, widths: Mapping[str, int], removed: Collection[str] = ()) -> list[EntryKey]:
         """The distinct table entries of this structure that are not measured but interpolated."""
         self._check(widths, removed)
         return list(
@@ -157,10 +159,6 @@ class LatencyModel:
                 if interpolated
             )
         )
-
-    def interpolated_entries(self, widths: Mapping[str, int], removed: Collection[str] = ()) -> int:
-        """How many `interpolated_points` there are."""
-        return len(self.interpolated_points(widths, removed))
 
     def breakdown(
         self, widths: Mapping[str, int], removed: Collection[str] = (), *, depth: int = 2
@@ -173,14 +171,14 @@ class LatencyModel:
             depth: How many parts of the module path make up a row, e.g. 2 for ``"img_backbone.layer3"``.
 
         Returns:
-            Milliseconds per module, largest first, with ``"<stage>: not prunable"`` for the fixed parts.
+            Milliseconds per module, largest first, with ``"<engine>: not prunable"`` for the fixed parts.
         """
         rows: dict[str, float] = {}
         for term, ms, _ in self._terms(widths, removed):
             module = ".".join(term.name.split(".")[:depth])
-            rows[module] = rows.get(module, 0.0) + self.scale[term.stage] * ms
-        for stage, fixed in self.fixed_ms.items():
-            rows[f"{stage}: not prunable"] = fixed
+            rows[module] = rows.get(module, 0.0) + self.scale[term.engine] * ms
+        for engine, fixed in self.fixed_ms.items():
+            rows[f"{engine}: not prunable"] = fixed
         return dict(sorted(rows.items(), key=lambda row: -row[1]))
 
     def _terms(self, widths: Mapping[str, int], removed: Collection[str]) -> list[tuple[CostTerm, float, bool]]:
@@ -208,6 +206,6 @@ def _fit_line(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
     if slope <= 0:
         raise ValueError(
             f"measured times {np.round(y, 2).tolist()} ms do not grow with the sums of operators "
-            f"{np.round(x, 2).tolist()} ms: the machine was busy, measure the calibration points again"
+            f"{np.round(x, 2).tolist()} ms: the machine was busy, measure the networks again"
         )
     return float(slope), float(offset)

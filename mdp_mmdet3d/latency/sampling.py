@@ -9,7 +9,7 @@ from typing import Literal, get_args
 from mdp_mmdet3d.operators import OPERATORS, OperatorSignature
 from mdp_mmdet3d.space import CostTerm, PruningSpace
 
-Point = tuple[OperatorSignature, tuple[int, ...]]
+EntryKey = tuple[OperatorSignature, tuple[int, ...]]
 Policy = Literal["grid", "sparse", "exact", "none"]
 
 
@@ -29,7 +29,7 @@ def sampled_widths(options: tuple[int, ...], count: int | None) -> tuple[int, ..
     return tuple(sorted({min(options, key=lambda option: (abs(option - target), option)) for target in targets}))
 
 
-def policy_points(space: PruningSpace, policy: Policy) -> list[Point]:
+def policy_entries(space: PruningSpace, policy: Policy) -> list[EntryKey]:
     """What is measured before any plan is known.
 
     Args:
@@ -44,10 +44,10 @@ def policy_points(space: PruningSpace, policy: Policy) -> list[Point]:
         raise ValueError(f"policy {policy!r} is unknown; use one of {', '.join(get_args(Policy))}")
     if policy == "none":
         return []
-    return exact_points(space) if policy == "exact" else grid_points(space, sparse=policy == "sparse")
+    return exact_entries(space) if policy == "exact" else grid_entries(space, sparse=policy == "sparse")
 
 
-def grid_points(space: PruningSpace, *, sparse: bool = False) -> list[Point]:
+def grid_entries(space: PruningSpace, *, sparse: bool = False) -> list[EntryKey]:
     """Every signature of the space at a rectangular grid of a few widths per role.
 
     Args:
@@ -69,17 +69,17 @@ def grid_points(space: PruningSpace, *, sparse: bool = False) -> list[Point]:
     ]
 
 
-def exact_points(space: PruningSpace) -> list[Point]:
+def exact_entries(space: PruningSpace) -> list[EntryKey]:
     """Every combination of options that some plan may use."""
-    points: dict[Point, None] = {}
+    keys: dict[EntryKey, None] = {}
     for term in space.frame_terms():
         names = term.dimensions
         for counts in product(*(space.by_name[name].options for name in names)):
-            points[term.signature, term_widths(space, term, dict(zip(names, counts, strict=True)))] = None
-    return [point for point in points if 0 not in point[1]]
+            keys[term.signature, term_widths(space, term, dict(zip(names, counts, strict=True)))] = None
+    return [key for key in keys if 0 not in key[1]]
 
 
-def entries_of(space: PruningSpace, widths: Mapping[str, int], removed: Collection[str]) -> list[Point]:
+def entries_of(space: PruningSpace, widths: Mapping[str, int], removed: Collection[str]) -> list[EntryKey]:
     """The measurements that one structure uses, each once.
 
     Args:
@@ -87,8 +87,8 @@ def entries_of(space: PruningSpace, widths: Mapping[str, int], removed: Collecti
         widths: Kept count per dimension; one that is missing keeps its dense size.
         removed: Names of removed blocks.
     """
-    points = {(term.signature, term_widths(space, term, widths)): None for term in kept_terms(space, removed)}
-    return [point for point in points if 0 not in point[1]]
+    keys = {(term.signature, term_widths(space, term, widths)): None for term in kept_terms(space, removed)}
+    return [key for key in keys if 0 not in key[1]]
 
 
 def kept_terms(space: PruningSpace, removed: Collection[str]) -> list[CostTerm]:

@@ -1,4 +1,4 @@
-"""Structures to measure whole, for the calibration of the latency model."""
+"""Structures to measure whole, for the fit of the latency model."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def random_structure(space: PruningSpace, seed: int, *, skew: bool = False) -> S
     return Structure(widths, _outermost(space, {b.name for b in space.blocks if generator.random() < share}))
 
 
-def calibration_structures(space: PruningSpace, count: int = 5, seed: int = 0) -> list[Structure]:
+def fit_structures(space: PruningSpace, count: int = 5, seed: int = 0) -> list[Structure]:
     """The dense and the smallest structure, and skewed random ones, ``count`` in all (at least 2)."""
     if count < 2:
         raise ValueError(f"count is {count}: the dense and the smallest structure are always needed")

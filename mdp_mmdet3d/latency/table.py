@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from mdp_mmdet3d.device import Device
 from mdp_mmdet3d.errors import FileFormatError, MdpError, StructureMismatchError
 from mdp_mmdet3d.files import read_json, write_json
 from mdp_mmdet3d.latency.backends.staircases import STAIRCASES
@@ -24,42 +25,6 @@ DISTURBED = 1.1
 
 class NotMeasuredError(MdpError):
     """The table does not cover an operator or a width that is asked for."""
-
-
-@dataclass(frozen=True)
-class Device:
-    """Where a table was measured; `python` and `system` are for people, the rest must agree to use a table.
-
-    Attributes:
-        processor: Model name of the CPU or GPU.
-        runtime: What runs the operators, e.g. ``"onnxruntime-cpu"``.
-        runtime_version: Its version.
-        threads: CPU threads used; 0 where it does not apply.
-        precision: ``"float32"``, ``"float16"``, ...
-        system: Operating system, cores, driver.
-        python: Version of the interpreter that measured.
-    """
-
-    processor: str
-    runtime: str
-    runtime_version: str
-    threads: int
-    precision: str
-    system: str = ""
-    python: str = ""
-
-    def differences(self, other: Device) -> list[str]:
-        """Fields in which two devices are not interchangeable, as readable text."""
-        names = ("processor", "runtime", "runtime_version", "threads", "precision")
-        return [
-            f"{name}: {getattr(self, name)!r} and {getattr(other, name)!r}"
-            for name in names
-            if getattr(self, name) != getattr(other, name)
-        ]
-
-    def __str__(self) -> str:
-        threads = f", {self.threads} thread{'s' if self.threads != 1 else ''}" if self.threads else ""
-        return f"{self.runtime} {self.runtime_version} on {self.processor}{threads}, {self.precision}"
 
 
 @dataclass(frozen=True)
@@ -101,7 +66,7 @@ class Entry:
         time: When, ISO 8601 in UTC.
         reference_ms: Time of the backend's reference operator next to this measurement; 0 if it has none. Where
             it is longer than elsewhere in the table, something else kept the machine busy.
-        attempts: How often the point was measured; the fastest attempt is kept.
+        attempts: How often it was measured; the fastest attempt is kept.
     """
 
     ms: float
@@ -159,12 +124,12 @@ class LatencyTable:
         self._grids.pop(signature, None)
 
     def disturbed(self) -> list[tuple[OperatorSignature, tuple[int, ...]]]:
-        """Points measured while the reference operator was `DISTURBED` times slower than at its fastest."""
+        """Entries measured while the reference operator was `DISTURBED` times slower than at its fastest."""
         limit = DISTURBED * min((entry.reference_ms for _, _, entry in self if entry.reference_ms > 0), default=0.0)
         return [(signature, widths) for signature, widths, entry in self if entry.reference_ms > limit]
 
     def expected_ms(self, signature: OperatorSignature, widths: tuple[int, ...]) -> float | None:
-        """What the other entries make one expect of a point, or None if they do not surround it."""
+        """What the other entries make one expect of an entry, or None if they do not surround it."""
         others = LatencyTable(self.device, self.protocol)
         others._entries[signature] = {
             key: entry for key, entry in self._entries.get(signature, {}).items() if key != tuple(widths)

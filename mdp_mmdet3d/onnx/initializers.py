@@ -1,4 +1,4 @@
-"""Check that an exported graph holds the weights of a given, usually slim, model."""
+"""Check that an exported graph holds the weights of a given, usually pruned, model."""
 
 from __future__ import annotations
 

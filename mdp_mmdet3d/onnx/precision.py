@@ -31,7 +31,7 @@ FLOAT32_INPUTS = {"Resize": (1, 2)}
 """Positions of inputs that ONNX keeps in float32 whatever the element type."""
 
 FLOAT16_MAX = 65504.0
-SUFFIX = "__fp16"
+SUFFIX = "__float16"
 
 
 def to_float16(graph: onnx.ModelProto, name: str) -> onnx.ModelProto:
@@ -49,7 +49,7 @@ def to_float16(graph: onnx.ModelProto, name: str) -> onnx.ModelProto:
     """
     if name == "position_embedding":
         return copy.deepcopy(graph)
-    islands = fp32_nodes(graph, name)
+    islands = float32_nodes(graph, name)
     if len(islands) == len(graph.graph.node):
         raise DeploymentError(f"no node of {name} is in a learned module; was it exported by this package?")
     _check_range(graph, islands, name)
@@ -136,7 +136,7 @@ def _drop_unused(graph: onnx.GraphProto) -> None:
     graph.initializer.extend(kept)
 
 
-def fp32_nodes(graph: onnx.ModelProto, name: str) -> set[str]:
+def float32_nodes(graph: onnx.ModelProto, name: str) -> set[str]:
     """Names of the nodes that stay float32: the islands.
 
     Args:
@@ -162,5 +162,5 @@ def _check_range(graph: onnx.ModelProto, islands: Iterable[str], name: str) -> N
             if key in weights and abs(numpy_helper.to_array(weights[key])).max(initial=0.0) > FLOAT16_MAX:
                 raise DeploymentError(
                     f"{name}: weight {key} of node {node.name!r} exceeds float16's largest value {FLOAT16_MAX:g}; "
-                    "export with --precision fp32"
+                    "export with --precision float32"
                 )

@@ -21,7 +21,7 @@ from mdp_mmdet3d.runtime.accuracy import compare_boxes
 from mdp_mmdet3d.runtime.manifest import DeploymentManifest
 from mdp_mmdet3d.runtime.stream import Frame, StreamRunner
 
-Precision = Literal["fp16", "int8"]
+Precision = Literal["float16", "int8"]
 
 
 def reduce_precision(
@@ -32,12 +32,12 @@ def reduce_precision(
     Args:
         source: float32 deployment folder; it is left as it is.
         out_dir: Folder to write; an earlier deployment there is replaced once the new one is complete.
-        precision: ``"fp16"``: learned layers of image encoder and head; ``"int8"``: convolutions of the image encoder
-            with Q/DQ, head as in fp16.
+        precision: ``"float16"``: learned layers of image encoder and head; ``"int8"``: convolutions of the image
+            encoder with Q/DQ, head as in float16.
         frames: To compare on, and to calibrate int8.
 
     Returns:
-        The new manifest; ``checks["boxes_against_fp32"]`` has the agreement, ``checks["padded_attentions"]`` the
+        The new manifest; ``checks["boxes_against_float32"]`` has the agreement, ``checks["padded_attentions"]`` the
         attentions whose heads were widened for TensorRT (`pad_attention`).
 
     Raises:
@@ -47,10 +47,10 @@ def reduce_precision(
     source, out_dir = Path(source), Path(out_dir)
     check_target(out_dir)
     manifest = DeploymentManifest.load(source)
-    if manifest.precision != "fp32" or precision not in ("fp16", "int8") or not frames:
+    if manifest.precision != "float32" or precision not in ("float16", "int8") or not frames:
         raise DeploymentError(
             f"cannot make {precision!r} of {source}, which is {manifest.precision}, with {len(frames)} frames: start "
-            "from an fp32 deployment, ask for fp16 or int8, and give at least one frame"
+            "from a float32 deployment, ask for float16 or int8, and give at least one frame"
         )
     with new_deployment(out_dir) as part:
         for name in manifest.checksums:
@@ -74,5 +74,5 @@ def reduce_precision(
         )
         manifest.save(part)
         agreement = compare_boxes(StreamRunner(source), StreamRunner(part), frames)
-        manifest = manifest.with_checks(part, boxes_against_fp32=agreement.to_json())
+        manifest = manifest.with_checks(part, boxes_against_float32=agreement.to_json())
     return manifest

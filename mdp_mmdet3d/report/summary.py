@@ -11,8 +11,8 @@ from rich.table import Table
 from torch import nn
 
 from mdp_mmdet3d import __version__
+from mdp_mmdet3d.device import Device
 from mdp_mmdet3d.importance.table import ImportanceTable
-from mdp_mmdet3d.latency.table import Device
 from mdp_mmdet3d.onnx.macs import count_macs
 from mdp_mmdet3d.runtime.measure import LatencyStats
 from mdp_mmdet3d.solver.rerank import RankedSolution
@@ -32,7 +32,7 @@ def model_figures(
     """Size and speed of one exported model.
 
     Args:
-        model: Dense or slim.
+        model: Dense or pruned.
         engines: ONNX files of the engines that run every frame.
         stats: Its measured latency; None if it was not measured, as for another device.
         predicted_ms: What the latency table says.
@@ -73,7 +73,7 @@ def build_report(
         plan: What stays.
         solution: Of the solver.
         figures: `model_figures` of ``"dense"`` and ``"pruned"``.
-        seconds: Per stage.
+        seconds: Per step.
         **facts: Further entries that are stored as they are.
     """
     result, problem = solution.result, solution.problem
@@ -102,7 +102,7 @@ def build_report(
 def print_summary(report: Mapping[str, Any], console: Console) -> None:
     """The closing table."""
     measured = report["measured_end_to_end"]
-    table = Table(title=f"{report['model']} on {_device(report['device'])}")
+    table = Table(title=f"{report['model']} on {Device(**report['device'])}")
     for column in ("", "dense", "pruned", "ratio"):
         table.add_column(column, justify="left" if not column else "right")
     dense, pruned = report["dense"], report["pruned"]
@@ -147,7 +147,7 @@ def print_summary(report: Mapping[str, Any], console: Console) -> None:
 def print_target_steps(report: Mapping[str, Any], config: str, work_dir: Path, console: Console) -> None:
     """What is left to do on the device that a plan was made for."""
     table = report["latency_table"]
-    device = _device(report["device"])
+    device = Device(**report["device"])
     console.print(
         f"[bold]End-to-end latency on {device} is a prediction[/bold] ({'; '.join(report['latency_model'])})."
         " To do on that device:",
@@ -166,20 +166,14 @@ def print_target_steps(report: Mapping[str, Any], config: str, work_dir: Path, c
             highlight=False,
             markup=False,
         )
-    fp32 = report["device"]["precision"] == "float32"
-    precision = "" if fp32 else ", both exported in that precision (tools/export.py)"
+    float32 = report["device"]["precision"] == "float32"
+    precision = "" if float32 else ", both exported in that precision (tools/export.py)"
     console.print(
         f"- validate: tools/validate_fps.py {work_dir}/onnx/pruned --dense {work_dir}/onnx/dense "
-        f"--fps N --json fps.json{precision}; --target-latency fps.json calibrates the next run on it",
+        f"--fps N --json fps.json{precision}; --target-latency fps.json corrects the next run by it",
         highlight=False,
         markup=False,
     )
-
-
-def _device(device: Mapping[str, Any]) -> str:
-    if "cpu_model" in device:
-        return f"{device['cpu_model']}, ONNX Runtime {device['onnxruntime']}, {device['threads']} thread"
-    return str(Device(**device))
 
 
 def _accuracy_table(report: Mapping[str, Any]) -> Table:

@@ -1,6 +1,6 @@
-"""The only place that imports MMEngine: registered slim model, hooks, the pruning job.
+"""The only place that imports MMEngine: registered pruned model, hooks, the pruning job.
 
-Importing it (``custom_imports = dict(imports=["mdp_mmdet3d.runner"])``) registers `MDPSlimModel` and the
+Importing it (``custom_imports = dict(imports=["mdp_mmdet3d.runner"])``) registers `MDPPrunedModel` and the
 hooks.
 """
 
@@ -10,7 +10,7 @@ from mdp_mmdet3d.runner.importance_hook import ImportanceHook
 from mdp_mmdet3d.runner.plan_hook import PlanHook
 from mdp_mmdet3d.runner.plan_logger_hook import PlanLoggerHook
 from mdp_mmdet3d.runner.prune_hook import MDPPruneHook
-from mdp_mmdet3d.runner.slim_model import MDPSlimModel
+from mdp_mmdet3d.runner.pruned_model import MDPPrunedModel
 
 register_safe_globals()
 
@@ -18,7 +18,7 @@ __all__ = [
     "FiniteOptimWrapper",
     "ImportanceHook",
     "MDPPruneHook",
-    "MDPSlimModel",
+    "MDPPrunedModel",
     "PlanHook",
     "PlanLoggerHook",
     "register_safe_globals",

@@ -1,4 +1,4 @@
-"""The pruning job: every stage of the line, in order, each reusing what an earlier run left in the work directory."""
+"""The pruning job: every step of the line, in order, each reusing what an earlier run left in the work directory."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from mdp_mmdet3d.latency.predict import LatencyModel
 from mdp_mmdet3d.latency.table import LatencyTable
 from mdp_mmdet3d.onnx.folders import check_target
 from mdp_mmdet3d.report.structure import plot_structure
-from mdp_mmdet3d.runner.calibration import load_calibration, save_calibration
+from mdp_mmdet3d.runner.correction import load_correction, save_correction
 from mdp_mmdet3d.runner.optimise import PlanSearch
 from mdp_mmdet3d.runner.outputs import new_pruned_model
 from mdp_mmdet3d.runner.recovery import recover
@@ -35,23 +35,23 @@ from mdp_mmdet3d.runner.steps import (
     TABLE_FILE,
     export_model,
     find_importance,
+    find_networks,
     find_space,
-    find_wholes,
     frame_engine_files,
     measure_models,
 )
-from mdp_mmdet3d.runner.target import load_target_table, table_identity, target_model, target_points
-from mdp_mmdet3d.runtime.measure import LatencyStats, device_fingerprint, speedup
+from mdp_mmdet3d.runner.target import load_target_table, table_identity, target_model, target_networks
+from mdp_mmdet3d.runtime.measure import LatencyStats, session_device, speedup
 from mdp_mmdet3d.space.types import PruningSpace
 from mdp_mmdet3d.surgery.apply import apply_plan
 from mdp_mmdet3d.surgery.plan import PruningPlan
 
-CALIBRATION_FILE = "calibration.json"
+CORRECTION_FILE = "calibration.json"
 COMPARED_FRAMES = 3  # frames on which ONNX Runtime is compared with PyTorch
 
 
-class Stages:
-    """Announces the stages and keeps their times."""
+class Steps:
+    """Announces the steps and keeps their times."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -75,14 +75,14 @@ class Pruned:
     Attributes:
         search: With the latency model that the plan was made on.
         plan: What stays.
-        slim: The slim model.
+        model: The pruned model.
         stats: Latency of ``"dense"`` and ``"pruned"`` on this machine; None if the plan is for another device.
         drift: Dense latency of this session relative to the one that the budget refers to.
     """
 
     search: PlanSearch
     plan: PruningPlan
-    slim: nn.Module
+    model: nn.Module
     stats: dict[str, LatencyStats] | None = None
     drift: float = 1.0
 
@@ -114,8 +114,8 @@ class PruneJob:
         """Prune, export, measure; returns what ``report.json`` holds."""
         self.settings.check()
         self.work_dir.mkdir(parents=True, exist_ok=True)
-        stages = Stages(self.console)
-        with stages("model"):
+        steps = Steps(self.console)
+        with steps("model"):
             adapter = adapter_of(self.config, self.settings.input_shape, self.settings.adapter)
             dense, weights = adapter.build(self.checkpoint)
             if weights == RANDOM:
@@ -124,23 +124,23 @@ class PruneJob:
                     "the latencies are real, but which parts stay means nothing. Use --checkpoint."
                 )
             frames = adapter.frames(dense, max(MEASURED_FRAMES, COMPARED_FRAMES))
-        with stages("pruning space"):
+        with steps("pruning space"):
             space = find_space(adapter, dense, self.settings, self.work_dir / "space.json", self._say)
         target = self._target_table(space)
-        with stages("importance"):
+        with steps("importance"):
             importance = find_importance(
                 adapter, dense, space, weights, self.settings.frames, self.work_dir / "importance.npz", self._say
             )
-        with stages("export dense"):
+        with steps("export dense"):
             export_model(adapter, dense, self.work_dir / "onnx" / "dense", None, weights, self._say)
         if target is None or self.latency_table is None:
-            found = self._prune_here(adapter, space, importance, dense, frames, weights, stages)
+            found = self._prune_here(adapter, space, importance, dense, frames, weights, steps)
         else:
-            found = self._prune_for_target(adapter, space, importance, self.latency_table, target, weights, stages)
-        with stages("check"):
+            found = self._prune_for_target(adapter, space, importance, self.latency_table, target, weights, steps)
+        with steps("check"):
             differences = {
                 name: adapter.compare(model, self.work_dir / "onnx" / name, frames[:COMPARED_FRAMES])
-                for name, model in (("dense", dense), ("pruned", found.slim))
+                for name, model in (("dense", dense), ("pruned", found.model))
             }
         plot_structure(self.work_dir / "structure.png", space, found.plan)
         recovered = recover(
@@ -150,13 +150,13 @@ class PruneJob:
             evaluate_models=self.settings.evaluate,
             settings=self.settings.finetuning,
             dense=dense,
-            slim=found.slim,
+            pruned=found.model,
             plan=found.plan,
             weights=weights,
             console=self.console,
-            stages=stages,
+            steps=steps,
         )
-        report = {**self._report(adapter, space, importance, found, differences, weights, stages, dense), **recovered}
+        report = {**self._report(adapter, space, importance, found, differences, weights, steps, dense), **recovered}
         write_json(self.work_dir / "report.json", report)
         return report
 
@@ -168,28 +168,28 @@ class PruneJob:
         dense: nn.Module,
         frames: list[Any],
         weights: str,
-        stages: Stages,
+        steps: Steps,
     ) -> Pruned:
-        """Measure on this machine, solve, measure the result, and calibrate until it meets the budget."""
-        with stages("whole networks"):
-            wholes = find_wholes(
+        """Measure on this machine, solve, measure the result, and correct until it meets the budget."""
+        with steps("whole networks"):
+            networks = find_networks(
                 adapter, dense, space, self.settings, self.work_dir, weights, partial(self._measure, frames), self._say
             )
-        reference_ms = sum(wholes[0].stages_ms.values())
+        reference_ms = sum(networks[0].engines_ms.values())
         budget = budget_ms(self.settings.budget, reference_ms)
-        with stages("latency table"):
+        with steps("latency table"):
             backend = OnnxRuntimeBackend()
             table = measure_latency(space, backend, self.work_dir / TABLE_FILE, policy=self.settings.sampling)
-        latency = self._explained(LatencyModel.fit(space, table, wholes))
+        latency = self._explained(LatencyModel.fit(space, table, networks))
         identity = {
             "budget": str(self.settings.budget),
             "tolerance": self.settings.tolerance,
             "space": space.hash,
-            "importance": [importance.weights, importance.data, importance.requested],
-            "wholes": digest([point.stages_ms for point in wholes]),
+            "importance": [importance.weights, importance.data, importance.frames],
+            "wholes": digest([network.engines_ms for network in networks]),
         }
-        finished = load_calibration(self.work_dir / CALIBRATION_FILE, identity, latency)
-        latency, calibrations = finished or (latency, 0)
+        finished = load_correction(self.work_dir / CORRECTION_FILE, identity, latency)
+        latency, corrections = finished or (latency, 0)
         search = PlanSearch(
             space,
             importance,
@@ -200,13 +200,13 @@ class PruneJob:
             self.settings.time_limit_s,
             self._say,
             {"latency_device": str(table.device)},
-            calibrations,
+            corrections,
         )
         for refinement in range(self.settings.refinements + 1):
-            with stages("solve"):
+            with steps("solve"):
                 plan = search.solve()
-            slim = self._cut(adapter, plan, weights, search, stages)
-            with stages("measure"):
+            pruned = self._cut(adapter, plan, weights, search, steps)
+            with steps("measure"):
                 stats = self._measure(frames, {name: self.work_dir / "onnx" / name for name in ("dense", "pruned")})
             drift = stats["dense"].settled_ms / reference_ms
             measured = stats["pruned"].settled_ms / drift
@@ -218,9 +218,9 @@ class PruneJob:
             if finished or abs(deviation) <= self.settings.tolerance or refinement == self.settings.refinements:
                 break
             found_ms = stats["pruned"].engines_ms
-            search.calibrate({stage: ms * measured / sum(found_ms.values()) for stage, ms in found_ms.items()})
-        save_calibration(self.work_dir / CALIBRATION_FILE, identity, search.latency, search.calibrations)
-        return Pruned(search, plan, slim, stats, drift)
+            search.correct({engine: ms * measured / sum(found_ms.values()) for engine, ms in found_ms.items()})
+        save_correction(self.work_dir / CORRECTION_FILE, identity, search.latency, search.corrections)
+        return Pruned(search, plan, pruned, stats, drift)
 
     def _prune_for_target(
         self,
@@ -230,12 +230,12 @@ class PruneJob:
         path: Path,
         table: LatencyTable,
         weights: str,
-        stages: Stages,
+        steps: Steps,
     ) -> Pruned:
         """Solve on the target's table; what it takes end to end is measured on the target."""
-        with stages("latency model of the target"):
+        with steps("latency model of the target"):
             model = self._explained(
-                target_model(space, table, target_points(self.work_dir, space, table, self.target_latency))
+                target_model(space, table, target_networks(self.work_dir, space, table, self.target_latency))
             )
             dense_ms = model.predict({})
             self.console.print(f"  dense: {dense_ms:.3f} ms predicted on {table.device}")
@@ -250,9 +250,9 @@ class PruneJob:
             self._say,
             {"latency_device": str(table.device), "latency_table": table_identity(path, table)},
         )
-        with stages("solve"):
+        with steps("solve"):
             plan = search.solve()
-        return Pruned(search, plan, self._cut(adapter, plan, weights, search, stages))
+        return Pruned(search, plan, self._cut(adapter, plan, weights, search, steps))
 
     def _target_table(self, space: PruningSpace) -> LatencyTable | None:
         """The given table if it is of another device; one of this device joins the work directory's."""
@@ -269,7 +269,7 @@ class PruneJob:
             return None
         backend = OnnxRuntimeBackend()
         table = LatencyTable.load(self.latency_table)
-        differences = [*table.device.differences(backend.fingerprint()), *table.protocol.differences(backend.protocol)]
+        differences = [*table.device.differences(backend.device()), *table.protocol.differences(backend.protocol)]
         if differences:
             table = load_target_table(self.latency_table, space, self.settings.precision)
             self.console.print(
@@ -304,17 +304,17 @@ class PruneJob:
             self.console.print(f"  {line}")
         return model
 
-    def _cut(self, adapter: Adapter, plan: PruningPlan, weights: str, search: PlanSearch, stages: Stages) -> nn.Module:
-        with stages("cut and export"):
-            slim = apply_plan(adapter.build(self.checkpoint)[0], plan)
-            self._save(adapter, slim, plan, weights, search)
-        return slim
+    def _cut(self, adapter: Adapter, plan: PruningPlan, weights: str, search: PlanSearch, steps: Steps) -> nn.Module:
+        with steps("cut and export"):
+            pruned = apply_plan(adapter.build(self.checkpoint)[0], plan)
+            self._save(adapter, pruned, plan, weights, search)
+        return pruned
 
-    def _save(self, adapter: Adapter, slim: nn.Module, plan: PruningPlan, weights: str, search: PlanSearch) -> None:
+    def _save(self, adapter: Adapter, pruned: nn.Module, plan: PruningPlan, weights: str, search: PlanSearch) -> None:
         check_target(self.work_dir / "onnx" / "pruned")
-        with new_pruned_model(self.work_dir, slim, plan, weights, self.config, adapter.class_names) as part:
+        with new_pruned_model(self.work_dir, pruned, plan, weights, self.config, adapter.class_names) as part:
             search.solution.problem.save(part / "problem.npz")
-            export_model(adapter, slim, part / "onnx" / "pruned", plan, weights, self._say)
+            export_model(adapter, pruned, part / "onnx" / "pruned", plan, weights, self._say)
 
     def _report(
         self,
@@ -324,7 +324,7 @@ class PruneJob:
         found: Pruned,
         differences: dict[str, dict[str, float]],
         weights: str,
-        stages: Stages,
+        steps: Steps,
         dense: nn.Module,
     ) -> dict[str, Any]:
         from mdp_mmdet3d.report.summary import build_report, model_figures
@@ -342,10 +342,10 @@ class PruneJob:
             )
             for name, model, predicted in (
                 ("dense", dense, search.dense_predicted_ms),
-                ("pruned", found.slim, search.predicted_ms),
+                ("pruned", found.model, search.predicted_ms),
             )
         }
-        interpolated = search.interpolated_points
+        interpolated = search.interpolated_entries
         device = search.latency.table.device
         return build_report(
             space=space,
@@ -362,13 +362,13 @@ class PruneJob:
             not_prunable_ms=search.latency.total_fixed_ms,
             interpolated_entries=len(interpolated),
             interpolated=[{"operator": signature.key, "widths": list(widths)} for signature, widths in interpolated],
-            calibrations=search.calibrations,
-            calibration_points=len(search.latency.points),
+            corrections=search.corrections,
+            fitted_networks=len(search.latency.networks),
             latency_model=list(search.latency.explanation),
             breakdown_ms=search.breakdown(),
             differences=differences,
             weights=weights,
-            device=device_fingerprint() if stats else asdict(device),
+            device=asdict(session_device() if stats else device),
             latency_table=search.provenance.get("latency_table"),
-            seconds=stages.seconds,
+            seconds=steps.seconds,
         )

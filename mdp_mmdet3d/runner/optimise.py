@@ -1,4 +1,4 @@
-"""Search for the plan of a budget: solve, measure what the plan uses, solve again; calibrate on what was measured."""
+"""Search for the plan of a budget: solve, measure what the plan uses, solve again; correct by what was measured."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mdp_mmdet3d.importance.table import ImportanceTable
 from mdp_mmdet3d.latency.backends.base import Backend
 from mdp_mmdet3d.latency.measure import measure_latency
 from mdp_mmdet3d.latency.predict import LatencyModel
-from mdp_mmdet3d.latency.sampling import Point, entries_of
+from mdp_mmdet3d.latency.sampling import EntryKey, entries_of
 from mdp_mmdet3d.solver import PruningProblem, SolveOptions, SolveResult, solve
 from mdp_mmdet3d.solver.build import LATENCY
 from mdp_mmdet3d.solver.rerank import RankedSolution, solve_ranked
@@ -32,7 +32,7 @@ class PlanSearch:
     Attributes:
         space: What may be pruned.
         importance: What each part is worth.
-        latency: What each part costs; replaced as measuring and calibration go on.
+        latency: What each part costs; replaced as measuring and correction go on.
         backend: Measures entries that the plan uses and the table lacks; None where the table is of another device:
             then such entries stay interpolated.
         table_path: Where the table is kept; None without a backend.
@@ -51,7 +51,7 @@ class PlanSearch:
     time_limit_s: float
     say: Callable[[str], None] = lambda line: None
     provenance: Mapping[str, Any] = field(default_factory=dict)
-    calibrations: int = 0
+    corrections: int = 0
     _solution: RankedSolution | None = field(default=None, repr=False)
     _factors: dict[str, list[float]] = field(default_factory=dict, repr=False)
     _applied: dict[str, float] = field(default_factory=dict, repr=False)
@@ -129,24 +129,26 @@ class PlanSearch:
             },
         )
 
-    def calibrate(self, measured_stages_ms: dict[str, float]) -> None:
+    def correct(self, measured_engines_ms: dict[str, float]) -> None:
         """Scale the prediction of every engine by what the plans so far took whole, as the last one just did.
 
         The factor is the median over these plans, which are much alike: one disturbed measurement moves it little.
         """
         plan = self.plan()
-        predicted = self.latency.predict_stages(plan.widths(self.space), set(plan.removed))
-        for stage, ms in predicted.items():
-            self._factors.setdefault(stage, []).append(measured_stages_ms[stage] / ms * self._applied.get(stage, 1.0))
-        factors = {stage: statistics.median(values) for stage, values in self._factors.items()}
-        change = {stage: factor / self._applied.get(stage, 1.0) for stage, factor in factors.items()}
+        predicted = self.latency.predict_engines(plan.widths(self.space), set(plan.removed))
+        for engine, ms in predicted.items():
+            self._factors.setdefault(engine, []).append(
+                measured_engines_ms[engine] / ms * self._applied.get(engine, 1.0)
+            )
+        factors = {engine: statistics.median(values) for engine, values in self._factors.items()}
+        change = {engine: factor / self._applied.get(engine, 1.0) for engine, factor in factors.items()}
         self._applied = factors
         self.latency = replace(
             self.latency,
-            fixed_ms={stage: ms * change[stage] for stage, ms in self.latency.fixed_ms.items()},
-            scale={stage: scale * change[stage] for stage, scale in self.latency.scale.items()},
+            fixed_ms={engine: ms * change[engine] for engine, ms in self.latency.fixed_ms.items()},
+            scale={engine: scale * change[engine] for engine, scale in self.latency.scale.items()},
         )
-        self.calibrations += 1
+        self.corrections += 1
 
     @property
     def predicted_ms(self) -> float:
@@ -155,14 +157,14 @@ class PlanSearch:
 
     @property
     def dense_predicted_ms(self) -> float:
-        """Of the dense model, under the present calibration."""
+        """Of the dense model, under the present correction."""
         return self.latency.predict({})
 
     @property
-    def interpolated_points(self) -> list[Point]:
+    def interpolated_entries(self) -> list[EntryKey]:
         """Table entries of the last plan that were not measured."""
         plan = self.plan()
-        return self.latency.interpolated_points(plan.widths(self.space), set(plan.removed))
+        return self.latency.interpolated_entries(plan.widths(self.space), set(plan.removed))
 
     def breakdown(self) -> dict[str, dict[str, float]]:
         """Predicted milliseconds per module, dense and pruned."""

@@ -1,4 +1,4 @@
-"""What pruning leaves behind: plan, slim checkpoint and a config that plain MMEngine tools run, all or none."""
+"""What pruning leaves behind: plan, pruned checkpoint and a config that plain MMEngine tools run, all or none."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from mdp_mmdet3d.surgery.plan import PruningPlan
 from mdp_mmdet3d.together import appear_together
 
 PLAN_FILE, CHECKPOINT_FILE, CONFIG_FILE = "plan.json", "pruned.pth", "pruned_config.py"
+DEPLOYMENT_KEYS = ("adapter", "input_size", "num_cams")  # of the prune section: export and test need them again
 PRUNED_FILES = (
     PLAN_FILE,
     CHECKPOINT_FILE,
@@ -35,9 +36,9 @@ PRUNED_FILES = (
 
 @contextmanager
 def new_pruned_model(
-    folder: str | Path, slim: nn.Module, plan: PruningPlan, weights: str, config: Config, class_names: Sequence[str]
+    folder: str | Path, pruned: nn.Module, plan: PruningPlan, weights: str, config: Config, class_names: Sequence[str]
 ) -> Iterator[Path]:
-    """Write plan, slim checkpoint and config into ``folder``; of an earlier plan, nothing stays.
+    """Write plan, pruned checkpoint and config into ``folder``; of an earlier plan, nothing stays.
 
     Yields:
         A folder for what else of `PRUNED_FILES` there is to write. When the block ends, everything moves into
@@ -45,7 +46,7 @@ def new_pruned_model(
 
     Args:
         folder: Work directory.
-        slim: The slim model.
+        pruned: The pruned model.
         plan: What was cut.
         weights: Where the dense weights came from.
         config: The dense config.
@@ -56,8 +57,8 @@ def new_pruned_model(
     """
     with appear_together(folder, PRUNED_FILES) as part:
         plan.save(part / PLAN_FILE)
-        save_slim_checkpoint(part / CHECKPOINT_FILE, slim, plan, weights, class_names)
-        write_slim_config(part / CONFIG_FILE, config)
+        save_pruned_checkpoint(part / CHECKPOINT_FILE, pruned, plan, weights, class_names)
+        write_pruned_config(part / CONFIG_FILE, config)
         yield part
 
 
@@ -69,14 +70,14 @@ def write_checkpoint(path: str | Path, content: Mapping[str, Any]) -> None:
         temporary.write_bytes(buffer.getbuffer())
 
 
-def save_slim_checkpoint(
+def save_pruned_checkpoint(
     path: str | Path, model: nn.Module, plan: PruningPlan, weights: str, class_names: Sequence[str]
 ) -> None:
-    """Write the slim state dict with its plan in the meta; readable with ``weights_only=True``.
+    """Write the pruned state dict with its plan in the meta; readable with ``weights_only=True``.
 
     Args:
         path: Target file.
-        model: The slim model.
+        model: The pruned model.
         plan: What was cut.
         weights: Where the dense weights came from.
         class_names: In the order of the score columns; MMDetection3D's ``init_model`` reads them.
@@ -92,24 +93,24 @@ def save_slim_checkpoint(
     write_checkpoint(path, {"meta": meta, "state_dict": state})
 
 
-def write_slim_config(
+def write_pruned_config(
     path: str | Path, config: Config, plan: str = PLAN_FILE, checkpoint: str = CHECKPOINT_FILE
 ) -> None:
-    """Write a config of the slim model; plan and checkpoint are looked for beside it, data where it lies now.
+    """Write a config of the pruned model; plan and checkpoint are looked for beside it, data where it lies now.
 
     Args:
         path: Target ``.py`` file.
         config: The dense config.
         plan: File name of the plan.
-        checkpoint: File name of the slim checkpoint.
+        checkpoint: File name of the pruned checkpoint.
     """
     content = _anchored(copy.deepcopy(config.to_dict()))
-    size = (content.get("prune") or {}).get("input_size")
-    if size is not None:
-        content["input_size"] = tuple(size)  # for tools/export.py
+    prune = content.get("prune") or {}
     for key in ("prune", "checkpoint", "work_dir", "resume"):
         content.pop(key, None)
-    content["model"] = {"type": "MDPSlimModel", "architecture": content["model"], "plan": "{{ fileDirname }}/" + plan}
+    if kept := {key: prune[key] for key in DEPLOYMENT_KEYS if prune.get(key) is not None}:
+        content["prune"] = kept
+    content["model"] = {"type": "MDPPrunedModel", "architecture": content["model"], "plan": "{{ fileDirname }}/" + plan}
     content["load_from"] = "{{ fileDirname }}/" + checkpoint
     imports = list((content.get("custom_imports") or {}).get("imports", ()))
     content["custom_imports"] = {

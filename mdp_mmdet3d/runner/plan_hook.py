@@ -1,4 +1,4 @@
-"""Checkpoints of a slim model carry its plan, and are refused where the plan differs."""
+"""Checkpoints of a pruned model carry its plan, and are refused where the plan differs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mdp_mmdet3d.surgery.plan import PruningPlan
 
 
 def plan_of(model: Any) -> PruningPlan | None:
-    """Plan of a slim model, also behind DDP; None for a dense one."""
+    """Plan of a pruned model, also behind DDP; None for a dense one."""
     return getattr(model.module if is_model_wrapper(model) else model, "mdp_plan", None)
 
 

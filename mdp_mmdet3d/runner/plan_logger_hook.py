@@ -24,7 +24,7 @@ def plan_scalars(plan: PruningPlan) -> dict[str, float]:
 
 @HOOKS.register_module()
 class PlanLoggerHook(Hook):
-    """Log the plan of a slim model at the start, and every plan that `MDPPruneHook` makes when it makes it."""
+    """Log the plan of a pruned model at the start, and every plan that `MDPPruneHook` makes when it makes it."""
 
     priority = "LOW"  # behind MDPPruneHook
 

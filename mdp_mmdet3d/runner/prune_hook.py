@@ -21,7 +21,7 @@ from mdp_mmdet3d.checkpoint.check import meta_of, plan_hash_of
 from mdp_mmdet3d.errors import FileFormatError, MdpError, StructureMismatchError
 from mdp_mmdet3d.files import read_json
 from mdp_mmdet3d.importance.table import ImportanceTable
-from mdp_mmdet3d.latency.predict import LatencyModel, Measured
+from mdp_mmdet3d.latency.predict import LatencyModel, MeasuredNetwork
 from mdp_mmdet3d.latency.table import LatencyTable
 from mdp_mmdet3d.runner.importance_hook import Collection, space_of, unwrapped
 from mdp_mmdet3d.runner.optimise import PlanSearch
@@ -53,18 +53,18 @@ def load_latency(folder: Path, space: PruningSpace) -> tuple[LatencyModel, float
     data = read_json(path, what="whole-network latency", schema_version=1)
     try:
         found = data["identity"]["fingerprint"]
-        points = [Measured(p["widths"], tuple(p["removed"]), p["stages_ms"]) for p in data["points"]]
+        networks = [MeasuredNetwork(p["widths"], tuple(p["removed"]), p["stages_ms"]) for p in data["points"]]
     except (KeyError, TypeError) as error:
         raise FileFormatError(
             f"whole-network latency {path} is damaged ({error!r}); run tools/prune.py again"
         ) from error
-    if found != space.fingerprint:
+    if found != space.model_digest:
         raise StructureMismatchError(
-            f"{path} was measured for another model (fingerprint {found}, this model has "
-            f"{space.fingerprint}); measure this one with tools/prune.py"
+            f"{path} was measured for another model (digest {found}, this model has "
+            f"{space.model_digest}); measure this one with tools/prune.py"
         )
     table = LatencyTable.load(folder / "latency_table.json")
-    return LatencyModel.fit(space, table, points), sum(points[0].stages_ms.values())
+    return LatencyModel.fit(space, table, networks), sum(networks[0].engines_ms.values())
 
 
 def solve_plan(
@@ -77,7 +77,7 @@ def solve_plan(
     """
     search = PlanSearch(space, importance, latency, None, None, budget, time_limit_s)
     plan = search.solve()
-    return replace(plan, info={**plan.info, "interpolated_entries": len(search.interpolated_points)})
+    return replace(plan, info={**plan.info, "interpolated_entries": len(search.interpolated_entries)})
 
 
 def _uniform(space: PruningSpace) -> ImportanceTable:
@@ -85,7 +85,7 @@ def _uniform(space: PruningSpace) -> ImportanceTable:
     scores: dict[str, dict[str | None, np.ndarray]] = {
         d.name: {source.block: np.ones((d.copies, d.size)) for source in d.sources} for d in space.dimensions
     }
-    return ImportanceTable(space.fingerprint, "none", 1, 0, 1, scores)
+    return ImportanceTable(space.model_digest, "none", 1, 0, 1, scores)
 
 
 class LiveMask:
@@ -121,7 +121,7 @@ class LiveMask:
 
 
 def _is_written(folder: Path, plan: PruningPlan) -> bool:
-    """Whether the folder holds this plan, a slim checkpoint of it and the config."""
+    """Whether the folder holds this plan, a pruned checkpoint of it and the config."""
     try:
         stored = PruningPlan.load(folder / PLAN_FILE).hash
         checkpoint = torch.load(folder / CHECKPOINT_FILE, map_location="cpu", weights_only=True)
@@ -254,12 +254,12 @@ class MDPPruneHook(Hook):
         runner.message_hub.update_info(PLAN_INFO, plan.to_dict())
 
     def _write(self, runner: Runner, plan: PruningPlan) -> None:
-        slim = apply_plan(copy.deepcopy(unwrapped(runner.model)), plan)
+        pruned = apply_plan(copy.deepcopy(unwrapped(runner.model)), plan)
         classes = runner.cfg.get("class_names") or runner.train_dataloader.dataset.metainfo["classes"]
         weights = f"{runner.experiment_name}@iter{runner.iter + 1}"
         config = copy.deepcopy(runner.cfg)
         config.custom_hooks = [h for h in config.get("custom_hooks") or () if h.get("type") != type(self).__name__]
-        with new_pruned_model(runner.work_dir, slim, plan, weights, config, classes):
+        with new_pruned_model(runner.work_dir, pruned, plan, weights, config, classes):
             pass  # nothing else belongs to a plan that is found while training
 
     def after_train(self, runner: Runner) -> None:

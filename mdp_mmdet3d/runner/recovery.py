@@ -1,4 +1,4 @@
-"""Steps after pruning that a config may ask for: accuracy on the validation set, fine-tuning of the slim model.
+"""Steps after pruning that a config may ask for: accuracy on the validation set, fine-tuning of the pruned model.
 
 Both run MMEngine's ordinary Runner and keep their result with its identity: done once, it is read from then on.
 """
@@ -76,7 +76,7 @@ def evaluate(
     """Evaluate a model on ``config.test_dataloader``, or read what an earlier run found.
 
     Args:
-        config: Of the dense or of the slim model.
+        config: Of the dense or of the pruned model.
         state: Its weights.
         path: JSON file of the result; what the devkit prints goes into a log beside it.
         identity: What the result depends on (`model_identity`).
@@ -135,7 +135,7 @@ def finetune(
     """Train a model on ``config.train_dataloader`` for a few steps; goes on where an earlier run stopped.
 
     Args:
-        config: Of the dense or of the slim model, with optimizer, training data and an iteration-based loop.
+        config: Of the dense or of the pruned model, with optimizer, training data and an iteration-based loop.
         checkpoint: The weights to start from.
         folder: Where training state and result lie.
         settings: How long and how.
@@ -203,11 +203,11 @@ def recover(
     evaluate_models: bool,
     settings: FinetuneSettings | None,
     dense: nn.Module,
-    slim: nn.Module,
+    pruned: nn.Module,
     plan: PruningPlan,
     weights: str,
     console: Console,
-    stages: Callable[[str], AbstractContextManager[None]],
+    steps: Callable[[str], AbstractContextManager[None]],
 ) -> dict[str, Any]:
     """The steps of a pruning job after the cut, as far as its config asks for them.
 
@@ -218,40 +218,40 @@ def recover(
         evaluate_models: Whether to evaluate the dense, the pruned and, if there is one, the fine-tuned model.
         settings: How to fine-tune; None not to.
         dense: The dense model with its weights.
-        slim: The pruned model with its weights.
+        pruned: The pruned model with its weights.
         plan: What was cut.
         weights: Identity of the dense weights.
         console: Shows the progress.
-        stages: Announces and times a stage.
+        steps: Announces and times a step.
 
     Returns:
         For the report: ``accuracy`` (headline metrics of ``dense``, ``pruned``, ``finetuned``) and ``finetune`` (its
         settings and checkpoint), where asked for.
     """
     report: dict[str, Any] = {}
-    slim_config = Config.fromfile(work_dir / "pruned_config.py")
-    slim_identity = model_identity(config, weights, plan.hash)
+    pruned_config = Config.fromfile(work_dir / "pruned_config.py")
+    pruned_identity = model_identity(config, weights, plan.hash)
 
     def judge(name: str, config: Config, state: Mapping[str, Tensor], identity: Mapping[str, Any]) -> None:
         if not evaluate_models:
             return
-        with stages("evaluate"):
+        with steps("evaluate"):
             path = work_dir / "accuracy" / f"{name}.json"
             figures = evaluate(config, state, path, identity, console, headline)["figures"]
             report.setdefault("accuracy", {})[name] = figures
             console.print(f"  {name}: " + ", ".join(f"{figure} {value:.3f}" for figure, value in figures.items()))
 
     judge("dense", config, dense.state_dict(), model_identity(config, weights, None))
-    judge("pruned", slim_config, slim.state_dict(), slim_identity)
+    judge("pruned", pruned_config, pruned.state_dict(), pruned_identity)
     if settings is not None:
-        with stages("fine-tune"):
+        with steps("fine-tune"):
             path = finetune(
-                slim_config, work_dir / "pruned.pth", work_dir / "finetune", settings, slim_identity, console
+                pruned_config, work_dir / "pruned.pth", work_dir / "finetune", settings, pruned_identity, console
             )
             console.print(f"  {settings.iterations} iterations: {path}")
         report["finetune"] = {**asdict(settings), "checkpoint": str(path.relative_to(work_dir))}
         state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
-        judge("finetuned", slim_config, state, {**slim_identity, "finetune": asdict(settings)})
+        judge("finetuned", pruned_config, state, {**pruned_identity, "finetune": asdict(settings)})
     return report
 
 

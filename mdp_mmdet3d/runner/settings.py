@@ -12,6 +12,7 @@ from mdp_mmdet3d.errors import MdpError
 from mdp_mmdet3d.space.builder import InputShape, SpaceOptions
 
 PRECISIONS = ("float32", "float16")
+RENAMED = {"calibration_networks": "fit_networks"}  # keys of version-1 configs
 _BUDGET = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*(ms|fps)?\s*", re.IGNORECASE)
 
 
@@ -69,10 +70,10 @@ class PruneSettings:
             between as well, for more exact predictions of plans that are not measured; what the plan uses is measured
             in either case.
         tolerance: Largest relative distance of the measured latency from the budget before the prediction is
-            calibrated on the plan and the program is solved again.
+            corrected by the plan and the program is solved again.
         refinements: How often that may happen.
         rounds: Timed rounds of an end-to-end measurement.
-        calibration_networks: Whole networks that the latency model is fitted to, the dense one included.
+        fit_networks: Whole networks that the latency model is fitted to, the dense one included.
         time_limit_s: Limit of one solve.
         evaluate: Whether to evaluate the dense and the pruned model, and the fine-tuned one.
         adapter: Adapter of the model and its arguments, ``dict(type=...)``; None looks for one by the model's class.
@@ -93,7 +94,7 @@ class PruneSettings:
     tolerance: float = 0.02
     refinements: int = 3
     rounds: int = 16
-    calibration_networks: int = 4
+    fit_networks: int = 4
     time_limit_s: float = 300.0
     evaluate: bool = False
     finetune: Mapping[str, Any] | None = None
@@ -102,6 +103,7 @@ class PruneSettings:
     @classmethod
     def from_config(cls, section: Mapping[str, Any]) -> PruneSettings:
         """Read the section; raises `MdpError` on an unknown key (naming the nearest) or a bad value."""
+        section = {RENAMED.get(key, key): value for key, value in section.items()}
         check_keys(section, [f.name for f in fields(cls)], "prune")
         values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in section.items()}
         settings = cls(**values)
@@ -142,7 +144,7 @@ class PruneSettings:
             value = getattr(self, name)
             if not isinstance(value, (int, float)) or isinstance(value, bool) or value <= 0:
                 raise MdpError(f"prune.{name} = {value!r} must be positive")
-        for name in ("rounds", "calibration_networks"):
+        for name in ("rounds", "fit_networks"):
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 2:
                 raise MdpError(f"prune.{name} = {getattr(self, name)!r} must be a whole number of at least 2")
         if not 0 <= self.min_keep <= 1:

@@ -17,12 +17,12 @@ from mdp_mmdet3d.adapters import Adapter
 from mdp_mmdet3d.errors import FileFormatError, StructureMismatchError
 from mdp_mmdet3d.importance.collect import collect_importance
 from mdp_mmdet3d.importance.table import ImportanceTable
-from mdp_mmdet3d.latency.predict import Measured
+from mdp_mmdet3d.latency.predict import MeasuredNetwork
+from mdp_mmdet3d.runner.networks import load_networks, measure_networks
 from mdp_mmdet3d.runner.settings import PruneSettings
-from mdp_mmdet3d.runner.wholes import load_wholes, measure_wholes
 from mdp_mmdet3d.runtime.graph_manifest import load_manifest
 from mdp_mmdet3d.runtime.manifest import MANIFEST_FILE
-from mdp_mmdet3d.runtime.measure import LOADS, LatencyStats, device_fingerprint, measure_interleaved
+from mdp_mmdet3d.runtime.measure import LOADS, LatencyStats, measure_interleaved, session_device
 from mdp_mmdet3d.space.types import PruningSpace
 from mdp_mmdet3d.surgery.plan import PruningPlan
 
@@ -38,7 +38,7 @@ def find_space(adapter: Adapter, dense: nn.Module, settings: PruneSettings, path
         StructureMismatchError: ``path`` is of another model.
     """
     space = adapter.trace(dense, settings.space_options)
-    if path.exists() and PruningSpace.load(path).fingerprint != space.fingerprint:
+    if path.exists() and PruningSpace.load(path).model_digest != space.model_digest:
         raise StructureMismatchError(f"{path.parent} holds a run of another model; give another --work-dir")
     space.save(path)
     say(
@@ -55,7 +55,7 @@ def find_importance(
     data = adapter.data_identity()
     if path.exists():
         table = ImportanceTable.load(path, space)
-        if (table.weights, table.data, table.requested) == (weights, data, frames):
+        if (table.weights, table.data, table.frames) == (weights, data, frames):
             say(f"reused: {table.batches} frames")
             return table
         say("collected again: other weights, data or number of frames")
@@ -106,7 +106,7 @@ def measure_models(
         )
 
 
-def find_wholes(
+def find_networks(
     adapter: Adapter,
     dense: nn.Module,
     space: PruningSpace,
@@ -115,20 +115,20 @@ def find_wholes(
     weights: str,
     measure: Callable[[Mapping[str, Path]], dict[str, LatencyStats]],
     say: Say,
-) -> list[Measured]:
+) -> list[MeasuredNetwork]:
     """Whole networks measured in one session, the dense one first: the reference that table and budget are tied to."""
     path = work_dir / "whole_latency.json"
     identity = {
-        "device": device_fingerprint(),
-        "fingerprint": space.fingerprint,
+        "device": str(session_device()),
+        "fingerprint": space.model_digest,
         "input_size": list(settings.input_size),
-        "count": settings.calibration_networks,
+        "count": settings.fit_networks,
         "loads": LOADS,
     }
-    points = load_wholes(path, identity)
-    if points is None:
+    networks = load_networks(path, identity)
+    if networks is None:
         folder = work_dir / "onnx"
-        points = measure_wholes(
+        networks = measure_networks(
             path,
             identity,
             space,
@@ -136,11 +136,11 @@ def find_wholes(
             folder,
             lambda model, name, plan: export_model(adapter, model, folder / name, plan, weights, say),
             lambda names: measure({name: folder / name for name in names}),
-            count=settings.calibration_networks,
+            count=settings.fit_networks,
         )
-    dense_ms = sum(points[0].stages_ms.values())
-    say(f"dense: {dense_ms:.1f} ms = {1e3 / dense_ms:.2f} FPS; {len(points)} networks for calibration")
-    return points
+    dense_ms = sum(networks[0].engines_ms.values())
+    say(f"dense: {dense_ms:.1f} ms = {1e3 / dense_ms:.2f} FPS; {len(networks)} networks measured for the fit")
+    return networks
 
 
 def frame_engine_files(folder: Path, once: Sequence[str]) -> list[Path]:

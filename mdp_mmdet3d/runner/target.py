@@ -9,9 +9,9 @@ from typing import Any
 
 from mdp_mmdet3d.errors import FileFormatError, MdpError, StructureMismatchError
 from mdp_mmdet3d.files import file_sha256, read_json
-from mdp_mmdet3d.latency.predict import LatencyModel, Measured
+from mdp_mmdet3d.latency.predict import LatencyModel, MeasuredNetwork
 from mdp_mmdet3d.latency.table import LatencyTable, NotMeasuredError
-from mdp_mmdet3d.runner.wholes import load_wholes, save_wholes
+from mdp_mmdet3d.runner.networks import load_networks, save_networks
 from mdp_mmdet3d.runtime.validate import engine_key
 from mdp_mmdet3d.space.types import PruningSpace
 from mdp_mmdet3d.surgery.plan import PruningPlan
@@ -61,21 +61,23 @@ def table_identity(path: Path, table: LatencyTable) -> dict[str, Any]:
     return {"path": str(path), "sha256": file_sha256(path), "entries": len(table), "device": asdict(table.device)}
 
 
-def target_model(space: PruningSpace, table: LatencyTable, points: Sequence[Measured]) -> LatencyModel:
+def target_model(space: PruningSpace, table: LatencyTable, networks: Sequence[MeasuredNetwork]) -> LatencyModel:
     """Latency model of the target: fitted to whole measurements made there, else the sum of the operators."""
-    if points:
-        return LatencyModel.fit(space, table, points)
-    stages = dict.fromkeys(term.stage for term in space.frame_terms())
+    if networks:
+        return LatencyModel.fit(space, table, networks)
+    engines = dict.fromkeys(term.engine for term in space.frame_terms())
     return LatencyModel(
         space,
         table,
-        dict.fromkeys(stages, 0.0),
-        dict.fromkeys(stages, 1.0),
-        ("sum of the operators, without a calibration: no whole network was measured on the target",),
+        dict.fromkeys(engines, 0.0),
+        dict.fromkeys(engines, 1.0),
+        ("sum of the operators, without a fit: no whole network was measured on the target",),
     )
 
 
-def target_points(work_dir: Path, space: PruningSpace, table: LatencyTable, added: Path | None) -> list[Measured]:
+def target_networks(
+    work_dir: Path, space: PruningSpace, table: LatencyTable, added: Path | None
+) -> list[MeasuredNetwork]:
     """Whole measurements of the target that the work directory knows, and those of ``added``.
 
     Args:
@@ -88,32 +90,32 @@ def target_points(work_dir: Path, space: PruningSpace, table: LatencyTable, adde
         MdpError: ``added`` belongs to neither the plan of ``work_dir`` nor the dense model, or to another precision.
     """
     path = work_dir / "target_whole_latency.json"
-    identity = {"device": str(table.device), "fingerprint": space.fingerprint}
-    points = load_wholes(path, identity) or []
+    identity = {"device": str(table.device), "fingerprint": space.model_digest}
+    networks = load_networks(path, identity) or []
     if added is None:
-        return points
+        return networks
     data = read_json(added, what="FPS validation", schema_version=FPS_VERSION)
-    new = _validated(data, added, table.device.precision, {term.stage for term in space.frame_terms()})
-    known = [point.stages_ms for point in points]
-    if all(stages_ms in known for _, stages_ms in new):
-        return points
-    for plan_hash, stages_ms in new:
+    new = _validated(data, added, table.device.precision, {term.engine for term in space.frame_terms()})
+    known = [network.engines_ms for network in networks]
+    if all(engines_ms in known for _, engines_ms in new):
+        return networks
+    for plan_hash, engines_ms in new:
         plan = None if plan_hash is None else _plan_of(work_dir / "plan.json", plan_hash, added)
         widths = {} if plan is None else plan.widths(space)
-        points.append(Measured(widths, () if plan is None else tuple(sorted(plan.removed)), stages_ms))
-    save_wholes(path, identity, points)
-    return points
+        networks.append(MeasuredNetwork(widths, () if plan is None else tuple(sorted(plan.removed)), engines_ms))
+    save_networks(path, identity, networks)
+    return networks
 
 
 def _validated(
-    data: Mapping[str, Any], path: Path, precision: str, stages: Iterable[str]
+    data: Mapping[str, Any], path: Path, precision: str, engines: Iterable[str]
 ) -> list[tuple[str | None, dict[str, float]]]:
     """Plan hash (None: dense) and milliseconds per engine of what was validated."""
     try:
         found, plan_hash = data["deployment"]["precision"], data["deployment"]["plan_hash"]
-        new: list[tuple[str | None, dict[str, float]]] = [(plan_hash, _stages(data["latency"], stages))]
+        new: list[tuple[str | None, dict[str, float]]] = [(plan_hash, _engine_times(data["latency"], engines))]
         if data["dense_latency"]:
-            new.append((None, _stages(data["dense_latency"], stages)))
+            new.append((None, _engine_times(data["dense_latency"], engines)))
     except (KeyError, TypeError, ValueError) as error:
         raise FileFormatError(
             f"FPS validation {path} is damaged ({error!r}); run tools/validate_fps.py --json again"
@@ -137,5 +139,5 @@ def _plan_of(path: Path, plan_hash: str, validation: Path) -> PruningPlan:
     return plan
 
 
-def _stages(latency: Mapping[str, Any], stages: Iterable[str]) -> dict[str, float]:
-    return {stage: float(latency[engine_key(stage)]) for stage in stages}
+def _engine_times(latency: Mapping[str, Any], engines: Iterable[str]) -> dict[str, float]:
+    return {engine: float(latency[engine_key(engine)]) for engine in engines}

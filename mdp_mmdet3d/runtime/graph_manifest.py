@@ -25,7 +25,7 @@ class GraphManifest(Manifest):
     Attributes:
         engines: ``model``.
         model_type: Class of the detector.
-        precision: ``"fp32"`` or ``"fp16"``.
+        precision: ``"float32"`` or ``"float16"``.
         class_names: In the order of the score columns; empty if the config does not tell.
         mean: Per channel in ``channel_order`` on the 0..255 scale; empty if the model does not normalise.
         std: Likewise.

@@ -9,6 +9,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from mdp_mmdet3d.device import processor_name, system_name
+
 _FILES = {
     "cpu_governor": "/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor",
     "cpu_khz": "/sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq",
@@ -27,13 +29,9 @@ _COMMANDS = {
 }
 
 
-def host_fingerprint() -> dict[str, Any]:
+def host_device() -> dict[str, Any]:
     """Processor, system and Python; they do not change during a run."""
-    return {
-        "processor": _processor(),
-        "system": f"{platform.system()} {platform.release()}, {os.cpu_count()} cores",
-        "python": platform.python_version(),
-    }
+    return {"processor": processor_name(), "system": system_name(), "python": platform.python_version()}
 
 
 def host_state() -> dict[str, str]:
@@ -61,10 +59,3 @@ def resident_mib() -> float:
     if statm.is_file():
         return int(statm.read_text().split()[1]) * resource.getpagesize() / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
-    names = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
-    return names.get("model name") or names.get("Model") or platform.processor() or platform.machine()

@@ -14,6 +14,7 @@ from mdp_mmdet3d.files import file_sha256, read_json, read_npz, write_json
 from mdp_mmdet3d.tensor_spec import TensorSpec
 
 MANIFEST_FILE = "deployment.json"
+PRECISIONS_V1 = {"fp32": "float32", "fp16": "float16"}  # as the first release wrote them
 SCHEMA_VERSION = 1
 SINGLE_GRAPH = "single_graph"
 """``kind`` of a deployment of one graph (`graph_manifest`); a StreamPETR's has none."""
@@ -115,6 +116,7 @@ class Manifest:
     @classmethod
     def _from_json(cls: type[M], data: Mapping[str, Any]) -> M:
         values = tuples({item.name: data[item.name] for item in fields(cls)})
+        values["precision"] = PRECISIONS_V1.get(data["precision"], data["precision"])
         values["engines"] = {name: engine_from_json(engine) for name, engine in data["engines"].items()}
         return cls(**values)
 
@@ -137,7 +139,7 @@ class DeploymentManifest(Manifest):
         layout: ``"native"``: outputs (levels, 1, Q, C); ``"autoware"``: (1, C, levels * Q).
         levels: Decoder levels in the outputs, the last one being the result.
         num_queries: Q, learned and propagated queries.
-        precision: ``"fp32"``, ``"fp16"`` or ``"int8"``; see ``docs/deployment.md`` for what stays in fp32.
+        precision: ``"float32"``, ``"float16"`` or ``"int8"``; see ``docs/deployment.md`` for what stays in float32.
         class_names: In the order of the score columns.
         camera_names: In the order of the image slots.
         image: How network inputs are made.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import Any
 
 import onnxruntime as ort
 
+from mdp_mmdet3d.device import Device, processor_name, system_name
 from mdp_mmdet3d.errors import DeploymentError
 from mdp_mmdet3d.runtime.load import Runner, load_runner
 
@@ -152,25 +152,14 @@ def speedup(dense: LatencyStats, pruned: LatencyStats) -> float:
     return statistics.median(a / b for a, b in zip(dense.samples_ms, pruned.samples_ms))
 
 
-def device_fingerprint(threads: int = 1, precision: str = "fp32") -> dict[str, Any]:
+def session_device(threads: int = 1, precision: str = "float32") -> Device:
     """What a latency measured here depends on."""
-    return {
-        "backend": "onnxruntime-cpu",
-        "cpu_model": _cpu_model(),
-        "cpu_count": os.cpu_count(),
-        "machine": platform.machine(),
-        "system": f"{platform.system()} {platform.release()}",
-        "onnxruntime": ort.__version__,
-        "threads": threads,
-        "precision": precision,
-        "batch_size": 1,
-    }
-
-
-def _cpu_model() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or "unknown"
+    return Device(
+        processor_name(),
+        "onnxruntime-cpu",
+        ort.__version__,
+        threads,
+        precision,
+        system_name(),
+        platform.python_version(),
+    )

@@ -210,7 +210,7 @@ class StreamRunner:
                 self.reset()
                 raise DeploymentError(
                     f"{name} is not finite at {frame.timestamp!r} s in precision {self.manifest.precision}; the memory "
-                    "was reset. If it happens again export with --precision fp32"
+                    "was reset. If it happens again export with --precision float32"
                 )
         self.memory = self._next_memory(outputs, pose, frame.timestamp)
         self._scene, self._timestamp = frame.scene_token, frame.timestamp

@@ -51,7 +51,7 @@ def certify(problem: PruningProblem, result: SolveResult) -> dict[str, Any]:
     dense = problem.dense.value
     return {
         "checked": ["nesting", "canonical form", "value", "costs", "budgets", "bound"],
-        "problem_sha256": fingerprint(problem),
+        "problem_sha256": problem_digest(problem),
         "value": evaluation.value,
         "dense_value": dense,
         "share_kept": evaluation.value / dense if dense else 1.0,
@@ -102,7 +102,7 @@ def audit(
     }
 
 
-def fingerprint(problem: PruningProblem) -> str:
+def problem_digest(problem: PruningProblem) -> str:
     """SHA-256 over everything that decides the answer."""
     state = hashlib.sha256()
     state.update(

@@ -185,7 +185,7 @@ class SpaceBuilder:
     def add_term(
         self,
         name: str,
-        stage: str,
+        engine: str,
         kind: str,
         widths: tuple[str | int, ...],
         block: str | None = None,
@@ -204,7 +204,7 @@ class SpaceBuilder:
             raise MdpError(f"cost term {name!r} depends on {unknown[0]!r}, which is no dimension; an adapter is wrong")
         if name in self.terms:
             raise MdpError(f"cost term {name!r} is defined twice; an adapter is wrong")
-        self.terms[name] = CostTerm(name, OperatorSignature.make(kind, **attributes), widths, block, stage)
+        self.terms[name] = CostTerm(name, OperatorSignature.make(kind, **attributes), widths, block, engine)
 
     def leave(self, module: str, reason: str) -> None:
         """Note what is not prunable and why; a dimension of this name is taken out, its terms keep the dense count."""
@@ -233,7 +233,7 @@ class SpaceBuilder:
                 return f"{module}: {reason}"
         return None
 
-    def finish(self, model_name: str, fingerprint: str, once: tuple[str, ...] = ()) -> PruningSpace:
+    def finish(self, model_name: str, model_digest: str, once: tuple[str, ...] = ()) -> PruningSpace:
         """Check members against the model's tensors and freeze everything.
 
         Raises:
@@ -264,7 +264,7 @@ class SpaceBuilder:
                     )
         return PruningSpace(
             model=model_name,
-            fingerprint=fingerprint,
+            model_digest=model_digest,
             dimensions=tuple(self.dimensions.values()),
             blocks=tuple(self.blocks.values()),
             terms=tuple(self.terms.values()),

@@ -9,7 +9,7 @@ from mdp_mmdet3d.space.types import PruningSpace
 
 def describe(space: PruningSpace) -> str:
     """Every dimension, block and number of cost terms, and what is left alone and why."""
-    lines = [f"pruning space of {space.model} ({space.fingerprint})", "", f"{len(space.dimensions)} dimensions:"]
+    lines = [f"pruning space of {space.model} ({space.model_digest})", "", f"{len(space.dimensions)} dimensions:"]
     width = max((len(d.name) for d in space.dimensions), default=0)
     for d in space.dimensions:
         copies = f" in each of {d.copies} heads" if d.copies > 1 else ""
@@ -23,11 +23,11 @@ def describe(space: PruningSpace) -> str:
     for block in space.blocks:
         indent = "  " * len(space.chain(block.name))
         lines.append(f"{indent}{block.name}  {block.kind.value.replace('_', ' ')}")
-    kinds = Counter((t.stage, t.signature.kind) for t in space.terms)
+    kinds = Counter((t.engine, t.signature.kind) for t in space.terms)
     lines += ["", f"{len(space.terms)} cost terms, {len({t.signature for t in space.terms})} distinct operators:"]
-    for (stage, kind), count in sorted(kinds.items()):
-        once = " (runs once per rig, costs nothing per frame)" if stage in space.once else ""
-        lines.append(f"  {stage}: {count} x {kind}{once}")
+    for (engine, kind), count in sorted(kinds.items()):
+        once = " (runs once per rig, costs nothing per frame)" if engine in space.once else ""
+        lines.append(f"  {engine}: {count} x {kind}{once}")
     lines += ["", "not prunable:"]
     lines += [f"  {n.module}: {n.reason}" for n in space.not_prunable]
     return "\n".join(lines)

@@ -11,7 +11,7 @@ from mdp_mmdet3d.space.builder import SpaceBuilder
 from mdp_mmdet3d.space.residual import FIXED, ConvShapes, add_conv_term
 
 
-def add_fpn_terms(builder: SpaceBuilder, neck: nn.Module, path: str, shapes: ConvShapes, stage: str) -> None:
+def add_fpn_terms(builder: SpaceBuilder, neck: nn.Module, path: str, shapes: ConvShapes, engine: str) -> None:
     """Add the cost of every convolution that ran and of each upsample-and-add.
 
     Args:
@@ -19,20 +19,20 @@ def add_fpn_terms(builder: SpaceBuilder, neck: nn.Module, path: str, shapes: Con
         neck: Has ``lateral_convs`` and ``fpn_convs``, finest level first.
         path: Its path in the model.
         shapes: Input shape (B, C, H, W) of every convolution that ran.
-        stage: Engine it runs in.
+        engine: Engine it runs in.
     """
     for name, module in neck.named_modules(prefix=path):
         if isinstance(module, nn.Conv2d):
             owner = builder.model.get_submodule(name.rpartition(".")[0])
             relu = isinstance(getattr(owner, "activate", None), nn.ReLU)
-            add_conv_term(builder, name, module, shapes, stage, relu=relu)
+            add_conv_term(builder, name, module, shapes, engine, relu=relu)
     add_upsample_terms(
-        builder, neck, path, {name: [shapes[m]] for name, m in neck.named_modules(prefix=path) if m in shapes}, stage
+        builder, neck, path, {name: [shapes[m]] for name, m in neck.named_modules(prefix=path) if m in shapes}, engine
     )
 
 
 def add_upsample_terms(
-    builder: SpaceBuilder, neck: nn.Module, path: str, shapes: Mapping[str, Sequence[tuple[int, ...]]], stage: str
+    builder: SpaceBuilder, neck: nn.Module, path: str, shapes: Mapping[str, Sequence[tuple[int, ...]]], engine: str
 ) -> None:
     """Add the cost of each top-down upsample-and-add.
 
@@ -41,7 +41,7 @@ def add_upsample_terms(
         neck: Has ``lateral_convs``, finest level first.
         path: Its path in the model.
         shapes: Input shapes (B, C, H, W) of the calls of every convolution that ran, by path.
-        stage: Engine it runs in.
+        engine: Engine it runs in.
     """
     laterals = [(f"{path}.lateral_convs.{i}.conv", lateral.conv) for i, lateral in enumerate(neck.lateral_convs)]
     nearest = getattr(neck, "upsample_cfg", {"mode": "nearest"}) == {"mode": "nearest"}
@@ -53,7 +53,7 @@ def add_upsample_terms(
         batch, _, height, width = fine
         channels = builder.width_of(f"{name}.weight", 0, conv.out_channels)
         builder.add_term(
-            f"{name}.upsample_add", stage, "upsample_add", (channels,), batch=batch, height=height, width=width
+            f"{name}.upsample_add", engine, "upsample_add", (channels,), batch=batch, height=height, width=width
         )
 
 

@@ -38,7 +38,7 @@ def add_mlp(
     path: str,
     *,
     tokens: int,
-    stage: str,
+    engine: str,
     input_width: str | int | None = None,
 ) -> None:
     """Add the hidden widths and the cost of a chain of linear layers with norms and ReLUs between them.
@@ -48,7 +48,7 @@ def add_mlp(
         mlp: Linear layers, LayerNorms and activations.
         path: Its path in the model.
         tokens: Rows that it runs on per frame.
-        stage: Engine it runs in.
+        engine: Engine it runs in.
         input_width: Dimension that the first layer reads, where it is prunable.
     """
     linears = [i for i, module in enumerate(mlp) if isinstance(module, nn.Linear)]
@@ -75,7 +75,7 @@ def add_mlp(
             )
         builder.add_term(
             name,
-            stage,
+            engine,
             "linear",
             (width, out),
             tokens=tokens,
@@ -85,7 +85,7 @@ def add_mlp(
         width = out
 
 
-def add_fan_out(builder: SpaceBuilder, first: str, heads: tuple[str, ...], *, tokens: int, stage: str) -> None:
+def add_fan_out(builder: SpaceBuilder, first: str, heads: tuple[str, ...], *, tokens: int, engine: str) -> None:
     """Add the hidden width and the cost of one ReLU layer read by one or several linear layers.
 
     Covers ``reduce -> gamma, beta`` of a conditional norm and ``reduce -> expand`` of a gate.
@@ -95,15 +95,15 @@ def add_fan_out(builder: SpaceBuilder, first: str, heads: tuple[str, ...], *, to
         first: Path of the first linear layer.
         heads: Paths of the linear layers that read its ReLU.
         tokens: Rows per frame.
-        stage: Engine.
+        engine: Engine.
     """
     linear = builder.model.get_submodule(first)
     hidden = add_hidden(builder, first, heads, linear.out_features)
     builder.add_term(
-        first, stage, "linear", (linear.in_features, hidden), tokens=tokens, norm="none", activation="relu"
+        first, engine, "linear", (linear.in_features, hidden), tokens=tokens, norm="none", activation="relu"
     )
     for head in heads:
         module = builder.model.get_submodule(head)
         builder.add_term(
-            head, stage, "linear", (hidden, module.out_features), tokens=tokens, norm="none", activation="none"
+            head, engine, "linear", (hidden, module.out_features), tokens=tokens, norm="none", activation="none"
         )

@@ -52,7 +52,7 @@ def _block_obstacle(block: nn.Module) -> str | None:
     return None
 
 
-def add_residual_terms(builder: SpaceBuilder, backbone: ResNet, path: str, shapes: ConvShapes, stage: str) -> None:
+def add_residual_terms(builder: SpaceBuilder, backbone: ResNet, path: str, shapes: ConvShapes, engine: str) -> None:
     """Add the cost of every convolution and of the stem's pooling; what has no cost term is noted as left alone.
 
     Args:
@@ -60,7 +60,7 @@ def add_residual_terms(builder: SpaceBuilder, backbone: ResNet, path: str, shape
         backbone: mmdet ResNet.
         path: Its path in the model.
         shapes: Input shape (B, C, H, W) of every convolution and pooling at deployment size.
-        stage: Engine it runs in.
+        engine: Engine it runs in.
     """
     stem = (
         [(n, m) for n, m in backbone.stem.named_modules(prefix=f"{path}.stem") if hasattr(m, "kernel_size")]
@@ -68,18 +68,18 @@ def add_residual_terms(builder: SpaceBuilder, backbone: ResNet, path: str, shape
         else [(f"{path}.conv1", backbone.conv1)]
     )
     for name, conv in stem:
-        add_conv_term(builder, name, conv, shapes, stage, relu=True)
-    _add_pool_term(builder, backbone.maxpool, f"{path}.maxpool", stem[-1], shapes, stage)
+        add_conv_term(builder, name, conv, shapes, engine, relu=True)
+    _add_pool_term(builder, backbone.maxpool, f"{path}.maxpool", stem[-1], shapes, engine)
     for name, block in backbone.named_modules(prefix=path):
         if not isinstance(block, BLOCKS) or builder.excluded(name) is not None:
             continue
         last = "conv3" if isinstance(block, Bottleneck) else "conv2"
         for child, module in block.named_children():
             if child.startswith("conv"):
-                add_conv_term(builder, f"{name}.{child}", module, shapes, stage, relu=True, residual=child == last)
+                add_conv_term(builder, f"{name}.{child}", module, shapes, engine, relu=True, residual=child == last)
         for child, module in block.downsample.named_children() if block.downsample is not None else ():
             if hasattr(module, "out_channels"):
-                add_conv_term(builder, f"{name}.downsample.{child}", module, shapes, stage)
+                add_conv_term(builder, f"{name}.downsample.{child}", module, shapes, engine)
             elif not isinstance(module, nn.modules.batchnorm._BatchNorm):
                 builder.leave(f"{name}.downsample.{child}", f"is a {type(module).__name__}; {FIXED}")
 
@@ -90,7 +90,7 @@ def _add_pool_term(
     name: str,
     source: tuple[str, nn.Module],
     shapes: ConvShapes,
-    stage: str,
+    engine: str,
 ) -> None:
     """Add the cost of the max-pooling behind the convolution ``source``."""
     sizes = [getattr(pool, size, None) for size in ("kernel_size", "stride", "padding")]
@@ -103,7 +103,7 @@ def _add_pool_term(
     batch, channels, height, width = shapes[pool]
     builder.add_term(
         name,
-        stage,
+        engine,
         "max_pool",
         (builder.width_of(f"{source[0]}.weight", 0, channels),),
         batch=batch,
@@ -120,7 +120,7 @@ def add_conv_term(
     name: str,
     conv: nn.Conv2d,
     shapes: ConvShapes,
-    stage: str,
+    engine: str,
     *,
     relu: bool = False,
     residual: bool = False,
@@ -139,7 +139,7 @@ def add_conv_term(
     batch, _, height, width = shapes[conv]
     builder.add_term(
         term or name,
-        stage,
+        engine,
         "conv",
         (
             builder.width_of(f"{name}.weight", 1, conv.in_channels),

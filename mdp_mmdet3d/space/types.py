@@ -136,14 +136,14 @@ class CostTerm:
         signature: What is measured.
         widths: Per role of the signature's kind, a dimension's name or a fixed count.
         block: Innermost block it lives in.
-        stage: Engine it runs in: ``"image_encoder"``, ``"position_embedding"`` or ``"head"``.
+        engine: Engine it runs in: ``"image_encoder"``, ``"position_embedding"`` or ``"head"``.
     """
 
     name: str
     signature: OperatorSignature
     widths: tuple[str | int, ...]
     block: str | None
-    stage: str
+    engine: str
 
     @property
     def dimensions(self) -> tuple[str, ...]:
@@ -165,7 +165,7 @@ class PruningSpace:
 
     Attributes:
         model: Class name and config name, for people.
-        fingerprint: Digest of the dense model's state-dict names and shapes.
+        model_digest: Digest of the dense model's state-dict names and shapes.
         dimensions: Counts to choose.
         blocks: Removable units, parents before children.
         terms: Operators whose latency depends on the choice.
@@ -174,7 +174,7 @@ class PruningSpace:
     """
 
     model: str
-    fingerprint: str
+    model_digest: str
     dimensions: tuple[Dimension, ...]
     blocks: tuple[Block, ...]
     terms: tuple[CostTerm, ...]
@@ -201,7 +201,7 @@ class PruningSpace:
 
     def frame_terms(self) -> tuple[CostTerm, ...]:
         """Terms that run every frame."""
-        return tuple(term for term in self.terms if term.stage not in self.once)
+        return tuple(term for term in self.terms if term.engine not in self.once)
 
     def save(self, path: str | Path) -> None:
         """Write as JSON, atomically."""
@@ -247,7 +247,7 @@ def to_dict(space: PruningSpace) -> dict[str, Any]:
     return {
         "schema_version": SCHEMA_VERSION,
         "model": space.model,
-        "fingerprint": space.fingerprint,
+        "fingerprint": space.model_digest,
         "dimensions": [
             {
                 "name": d.name,
@@ -271,7 +271,7 @@ def to_dict(space: PruningSpace) -> dict[str, Any]:
                 "attributes": dict(t.signature.attributes),
                 "widths": list(t.widths),
                 "block": t.block,
-                "stage": t.stage,
+                "stage": t.engine,
             }
             for t in space.terms
         ],
@@ -285,7 +285,7 @@ def from_dict(data: Mapping[str, Any], path: str | Path = "<memory>") -> Pruning
     try:
         return PruningSpace(
             model=data["model"],
-            fingerprint=data["fingerprint"],
+            model_digest=data["fingerprint"],
             dimensions=tuple(
                 Dimension(
                     name=d["name"],

@@ -1,1 +1,1 @@
-"""Cut a plan out of a dense model, and prove that the slim model equals the masked dense one."""
+"""Cut a plan out of a dense model, and prove that the pruned model equals the masked dense one."""

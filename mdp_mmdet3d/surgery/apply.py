@@ -40,7 +40,7 @@ class ShortcutBlock(nn.Module):
         return x
 
 
-def fingerprint(model: nn.Module) -> str:
+def model_digest(model: nn.Module) -> str:
     """Digest of a model's state-dict names and shapes."""
     return digest({name: list(tensor.shape) for name, tensor in model.state_dict().items()})
 
@@ -55,7 +55,7 @@ def apply_plan(model: nn.Module, plan: PruningPlan) -> nn.Module:
         plan: What stays.
 
     Returns:
-        The same object, now slim.
+        The same object, now pruned.
 
     Raises:
         StructureMismatchError: The model is not the one the plan was made for; it is left unchanged.
@@ -76,7 +76,7 @@ def apply_plan(model: nn.Module, plan: PruningPlan) -> nn.Module:
 
 def check_fits(model: nn.Module, plan: PruningPlan) -> None:
     """Raise `StructureMismatchError` unless ``plan`` was made for a model with these names and shapes."""
-    if fingerprint(model) == plan.fingerprint:
+    if model_digest(model) == plan.model_digest:
         return
     tensors = dict(model.state_dict(keep_vars=True))
     for name, cut in plan.cuts.items():
@@ -94,7 +94,7 @@ def check_fits(model: nn.Module, plan: PruningPlan) -> None:
                     f"least {needed} along axis {member.axis}"
                 )
     raise StructureMismatchError(
-        f"the plan was made for a model with fingerprint {plan.fingerprint}, this one has {fingerprint(model)} "
+        f"the plan was made for a model with digest {plan.model_digest}, this one has {model_digest(model)} "
         "(state-dict names or shapes differ); use the dense config the plan was made with"
     )
 

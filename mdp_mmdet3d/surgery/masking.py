@@ -1,4 +1,4 @@
-"""The dense model with everything that a plan cuts switched off: what a slim model must equal."""
+"""The dense model with everything that a plan cuts switched off: what a pruned model must equal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pruning plan: the structure of record of a slim model. Plain data, no torch."""
+"""The pruning plan: the structure of record of a pruned model. Plain data, no torch."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ class PruningPlan:
     """Which parts of a dense model stay. Self-contained: no pruning space is needed to apply it.
 
     Attributes:
-        fingerprint: Digest of the dense model's state-dict names and shapes.
+        model_digest: Digest of the dense model's state-dict names and shapes.
         cuts: Narrowed dimensions by name; a dimension that is not listed stays dense.
         removed: Removed blocks by name, without their parents.
         info: Where the plan comes from (budget, predicted latency, solver status); not part of the structure.
     """
 
-    fingerprint: str
+    model_digest: str
     cuts: Mapping[str, Cut]
     removed: Mapping[str, Block]
     info: Mapping[str, Any] = field(default_factory=dict)
@@ -96,7 +96,7 @@ class PruningPlan:
                 )
             if counts != {dimension.size}:
                 cuts[dimension.name] = Cut(dimension.kind, dimension.size, copies, dimension.members)
-        return cls(space.fingerprint, cuts, blocks, dict(info or {}))
+        return cls(space.model_digest, cuts, blocks, dict(info or {}))
 
     def width(self, name: str, dense: int) -> int:
         """Count of dimension ``name``, whose dense count is ``dense``."""
@@ -110,7 +110,7 @@ class PruningPlan:
     def structure(self) -> dict[str, Any]:
         """JSON form of what is cut, without provenance."""
         return {
-            "fingerprint": self.fingerprint,
+            "fingerprint": self.model_digest,
             "cuts": {
                 name: {
                     "kind": c.kind.value,
@@ -126,7 +126,7 @@ class PruningPlan:
 
     @cached_property
     def hash(self) -> str:
-        """Digest of the structure; two plans with equal hashes give equal slim models."""
+        """Digest of the structure; two plans with equal hashes give equal pruned models."""
         return digest(self.structure)
 
     def to_dict(self) -> dict[str, Any]:

@@ -71,7 +71,7 @@ class StreamPETRAdapter(Adapter):
             input_size=(self.shape.height, self.shape.width),
             plan_hash=plan_hash,
             weights=weights,
-            on_stage=on_engine,
+            on_engine=on_engine,
             **options,
         )
 

@@ -51,7 +51,7 @@ def package_autoware(source: str | Path, out_dir: str | Path, settings: NodeSett
     """Write the three ONNX files, the two parameter files and a README.
 
     Args:
-        source: fp32 deployment in the Autoware layout, without a ``prev_exists`` input.
+        source: float32 deployment in the Autoware layout, without a ``prev_exists`` input.
         out_dir: Folder to make; it must not exist or be empty.
         settings: Of the node.
 
@@ -145,8 +145,8 @@ Plan {manifest.plan_hash or "none (dense model)"}, weights {manifest.weights}.
 def _check(manifest: DeploymentManifest, source: Path, settings: NodeSettings) -> None:
     if manifest.layout != "autoware":
         raise DeploymentError(f"{source} has the layout {manifest.layout!r}; export with --layout autoware")
-    if manifest.precision != "fp32":
-        raise DeploymentError(f"{source} is {manifest.precision}; the node reduces precision itself: export fp32")
+    if manifest.precision != "float32":
+        raise DeploymentError(f"{source} is {manifest.precision}; the node reduces precision itself: export float32")
     if any(spec.name == "prev_exists" for spec in manifest.engines["head"].inputs):
         raise DeploymentError(f"{source} has a prev_exists input, which the node does not feed; export without it")
     if settings.precision not in ("fp16", "fp32"):

@@ -27,10 +27,10 @@ def deploy(
     """See `Adapter.deploy`; ``facts`` are plan hash and weights."""
     if options.num_frames < 1:
         raise MdpError(f"--num-frames must be at least 1, got {options.num_frames}")
-    fp32 = folder if options.precision == "fp32" else folder.with_name(folder.name + ".fp32")
+    float32 = folder if options.precision == "float32" else folder.with_name(folder.name + ".float32")
     adapter.export(
         model,
-        fp32,
+        float32,
         source_size=options.source_size,
         layout=options.layout,
         levels=options.levels,
@@ -39,26 +39,26 @@ def deploy(
         on_engine=lambda engine: say(f"export {engine}"),
         **facts,
     )
-    manifest = DeploymentManifest.load(fp32)
+    manifest = DeploymentManifest.load(float32)
     try:
         count = options.num_frames
         frames = synthetic_frames(manifest, count) if options.synthetic else adapter.frames(model, count)
-        check = check_against_pytorch(model, fp32, frames)
+        check = check_against_pytorch(model, float32, frames)
         figures = ", ".join(f"{name} {check['teacher_forced'][name]:.1e}" for name in ("logits", "boxes", "memory"))
         say(f"against PyTorch over {len(frames)} frames: {figures} (teacher-forced)")
-        if options.precision == "fp32":
+        if options.precision == "float32":
             manifest = manifest.with_checks(folder, against_pytorch=check)
         else:
-            manifest = reduce_precision(fp32, folder, options.precision, frames)  # type: ignore[arg-type]
-            found = manifest.checks["boxes_against_fp32"]
+            manifest = reduce_precision(float32, folder, options.precision, frames)  # type: ignore[arg-type]
+            found = manifest.checks["boxes_against_float32"]
             say(
-                f"{options.precision} against fp32: {found['matched_share']:.1%} of {found['boxes']} boxes found "
+                f"{options.precision} against float32: {found['matched_share']:.1%} of {found['boxes']} boxes found "
                 f"within {found['match_distance_m']} m, mean distance {found['mean_distance_m']:.3f} m"
             )
-            manifest = manifest.with_checks(folder, fp32_against_pytorch=check)
+            manifest = manifest.with_checks(folder, float32_against_pytorch=check)
         if options.evaluate:
             accuracy = {}
-            for precision, place in {"fp32": fp32, options.precision: folder}.items():
+            for precision, place in {"float32": float32, options.precision: folder}.items():
                 on_frame = partial(options.on_progress, f"evaluate {precision}")
                 accuracy[precision] = evaluate_deployment(adapter.config, model.data_preprocessor, place, on_frame)
                 numbers = {k: v for k, v in accuracy[precision].items() if isinstance(v, float)}
@@ -68,7 +68,7 @@ def deploy(
                 )
             manifest = manifest.with_checks(folder, accuracy=accuracy)
     finally:
-        if fp32 != folder:
-            shutil.rmtree(fp32, ignore_errors=True)
+        if float32 != folder:
+            shutil.rmtree(float32, ignore_errors=True)
     runtime = write_runtime(folder / "mdp_runtime.pyz")
     return f"{', '.join(spec.file for spec in manifest.engines.values())}, init_memory.npz, {runtime.name}"

@@ -1,4 +1,4 @@
-"""Distillation: while a slim model is fine-tuned, its queries also learn what the dense model makes of theirs."""
+"""Distillation: while a pruned model is fine-tuned, its queries also learn what the dense model makes of theirs."""
 
 from __future__ import annotations
 

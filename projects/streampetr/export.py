@@ -99,9 +99,9 @@ def export_streampetr(
     simplify: bool = True,
     plan_hash: str | None = None,
     weights: str = "unknown",
-    on_stage: Callable[[str], None] | None = None,
+    on_engine: Callable[[str], None] | None = None,
 ) -> DeploymentManifest:
-    """Write a dense or slim StreamPETR as a deployment folder.
+    """Write a dense or pruned StreamPETR as a deployment folder.
 
     The folder holds ``image_encoder.onnx``, ``position_embedding.onnx``, ``head.onnx`` (linted, weight shapes
     checked against the model's), ``init_memory.npz`` and ``.json`` and ``deployment.json``. It is built next
@@ -121,7 +121,7 @@ def export_streampetr(
         simplify: See `export_onnx`.
         plan_hash: Hash of the pruning plan, None for a dense model.
         weights: Where the weights came from, for the manifest.
-        on_stage: Called with the name of each engine before it is exported.
+        on_engine: Called with the name of each engine before it is exported.
 
     Returns:
         The manifest as written.
@@ -136,7 +136,7 @@ def export_streampetr(
     _check_arguments(model, class_names, input_size, layout, levels)
     with new_deployment(out_dir) as part:
         graphs = _export_graphs(
-            model, part, len(camera_names), input_size, Head(head, layout, levels, prev_exists), simplify, on_stage
+            model, part, len(camera_names), input_size, Head(head, layout, levels, prev_exists), simplify, on_engine
         )
         shapes = {key: tuple(value.shape) for key, value in model.state_dict().items()}
         for graph in graphs.values():
@@ -153,7 +153,7 @@ def export_streampetr(
             layout=layout,
             levels=scores_shape[0] if layout == "native" else scores_shape[2] // queries,
             num_queries=queries,
-            precision="fp32",
+            precision="float32",
             class_names=tuple(class_names),
             camera_names=tuple(camera_names),
             image=_image_transform(model, input_size, source_size),
@@ -207,7 +207,7 @@ def _export_graphs(
     input_size: tuple[int, int],
     detector: Head,
     simplify: bool,
-    on_stage: Callable[[str], None] | None,
+    on_engine: Callable[[str], None] | None,
 ) -> dict[str, onnx.ModelProto]:
     head = detector.pts_bbox_head
     device = head.pc_range.device
@@ -215,8 +215,8 @@ def _export_graphs(
     def export(
         name: str, module: nn.Module, inputs: Mapping[str, Tensor], outputs: Sequence[str]
     ) -> tuple[onnx.ModelProto, dict[str, Tensor]]:
-        if on_stage:
-            on_stage(name)
+        if on_engine:
+            on_engine(name)
         graph = export_onnx(module, inputs, outputs, folder / f"{name}.onnx", simplify=simplify)
         return graph, {spec.name: torch.zeros(spec.shape, device=device) for spec in tensor_specs(graph.graph.output)}
 

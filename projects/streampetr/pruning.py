@@ -64,34 +64,34 @@ def _add_encoder(builder: SpaceBuilder, model: nn.Module, shape: InputShape) -> 
 def _add_embeddings(builder: SpaceBuilder, head: nn.Module, tokens: int, features: str | int) -> None:
     memory = head.memory_len
     queries = head.reference_points.num_embeddings + head.num_propagated
-    add_mlp(builder, head.position_encoder, f"{HEAD}.position_encoder", tokens=tokens, stage="position_embedding")
-    add_mlp(builder, head.memory_embed, f"{HEAD}.memory_embed", tokens=tokens, stage="head", input_width=features)
+    add_mlp(builder, head.position_encoder, f"{HEAD}.position_encoder", tokens=tokens, engine="position_embedding")
+    add_mlp(builder, head.memory_embed, f"{HEAD}.memory_embed", tokens=tokens, engine="head", input_width=features)
     add_fan_out(
         builder,
         f"{HEAD}.spatial_alignment.reduce.0",
         tuple(f"{HEAD}.spatial_alignment.{leaf}" for leaf in ("gamma", "beta")),
         tokens=tokens,
-        stage="head",
+        engine="head",
     )
     add_fan_out(
         builder,
         f"{HEAD}.featurized_pe.conv_reduce",
         (f"{HEAD}.featurized_pe.conv_expand",),
         tokens=tokens,
-        stage="head",
+        engine="head",
     )
     # The learned queries' part is constant and folded at export; the memory rows' part runs every frame.
-    add_mlp(builder, head.query_embedding, f"{HEAD}.query_embedding", tokens=memory, stage="head")
+    add_mlp(builder, head.query_embedding, f"{HEAD}.query_embedding", tokens=memory, engine="head")
     for name in ("ego_pose_pe", "ego_pose_memory"):
         add_fan_out(
             builder,
             f"{HEAD}.{name}.reduce.0",
             tuple(f"{HEAD}.{name}.{leaf}" for leaf in ("gamma", "beta")),
             tokens=memory,
-            stage="head",
+            engine="head",
         )
     for name in ("cls_branches", "reg_branches"):
-        add_mlp(builder, getattr(head, name)[0], f"{HEAD}.{name}.0", tokens=queries, stage="head")
+        add_mlp(builder, getattr(head, name)[0], f"{HEAD}.{name}.0", tokens=queries, engine="head")
 
 
 def _add_decoder(builder: SpaceBuilder, head: nn.Module, tokens: int) -> None:

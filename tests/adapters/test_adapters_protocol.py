@@ -36,7 +36,7 @@ def test_streampetr_has_its_own_and_any_other_model_the_single_graph():
     found = adapter_of(config, SHAPE)
     assert type(found).__name__ == "StreamPETRAdapter"
     assert found.shape == InputShape(6, 64, 96)
-    pruned = Config(dict(model=dict(type="MDPSlimModel", architecture=config.model, plan="plan.json")))
+    pruned = Config(dict(model=dict(type="MDPPrunedModel", architecture=config.model, plan="plan.json")))
     assert type(adapter_of(pruned, SHAPE)) is type(found)
     other = adapter_of(Config(dict(model=dict(type="mmdet.RetinaNet"))), SHAPE)
     assert type(other) is SingleGraph and other.shape.num_cams == 1

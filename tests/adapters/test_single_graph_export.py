@@ -20,7 +20,7 @@ from mdp_mmdet3d.runtime.graph_manifest import GraphManifest, load_manifest
 from mdp_mmdet3d.runtime.manifest import DeploymentManifest
 from mdp_mmdet3d.runtime.ort_engine import OrtEngine
 from mdp_mmdet3d.space.types import DimensionKind, TensorAxis
-from mdp_mmdet3d.surgery.apply import fingerprint
+from mdp_mmdet3d.surgery.apply import model_digest
 from mdp_mmdet3d.surgery.plan import Cut, PruningPlan
 
 TOOL = Path(__file__).resolve().parents[2] / "tools/export.py"
@@ -79,7 +79,9 @@ def a_plan(model: nn.Module) -> PruningPlan:
     )
     size = model.get_submodule(f"{block}.conv1").out_channels
     kept = (tuple(range(0, size, 2)),)
-    return PruningPlan(fingerprint(model), {f"{block}.conv1.out": Cut(DimensionKind.CHANNELS, size, kept, members)}, {})
+    return PruningPlan(
+        model_digest(model), {f"{block}.conv1.out": Cut(DimensionKind.CHANNELS, size, kept, members)}, {}
+    )
 
 
 def flat(outputs) -> list[np.ndarray]:
@@ -108,18 +110,18 @@ def test_the_graph_gives_what_the_detector_gives(detector, tmp_path):
     for name, values in zip(found, expected):
         # FCOS3D's smallest level normalises groups of two values, which magnifies rounding.
         np.testing.assert_allclose(found[name], values, atol=1e-3 * max(1.0, np.abs(values).max()), rtol=0)
-    assert max(manifest.checks["fp32_against_pytorch"]["difference"].values()) < 1e-3
+    assert max(manifest.checks["float32_against_pytorch"]["difference"].values()) < 1e-3
 
 
-def test_a_slim_model_in_float16(detector, tmp_path):
-    import mdp_mmdet3d.runner  # noqa: F401  registers MDPSlimModel
+def test_a_pruned_model_in_float16(detector, tmp_path):
+    import mdp_mmdet3d.runner  # noqa: F401  registers MDPPrunedModel
 
     plan = a_plan(build(detector))
-    slim = build({"type": "MDPSlimModel", "architecture": detector, "plan": plan.to_dict()})
-    manifest = export_single_graph(slim, tmp_path / "out", input_size=SIZE, precision="fp16", plan_hash=plan.hash)
+    pruned = build({"type": "MDPPrunedModel", "architecture": detector, "plan": plan.to_dict()})
+    manifest = export_single_graph(pruned, tmp_path / "out", input_size=SIZE, precision="float16", plan_hash=plan.hash)
     dense = export_single_graph(build(detector), tmp_path / "dense", input_size=SIZE)
-    assert manifest.plan_hash == plan.hash and manifest.precision == "fp16"
-    check = manifest.checks["fp16_against_pytorch"]
+    assert manifest.plan_hash == plan.hash and manifest.precision == "float16"
+    check = manifest.checks["float16_against_pytorch"]
     relative = [difference / max(1.0, check["largest"][name]) for name, difference in check["difference"].items()]
     assert 0 < max(relative) < 0.02
     sizes = [(tmp_path / name / "model.onnx").stat().st_size for name in ("out", "dense")]
@@ -213,5 +215,5 @@ def test_tensorrt_builds_it(detector, tmp_path):
     pytest.importorskip("tensorrt_rtx", exc_type=ImportError, reason="tensorrt_rtx is not installed")
     from mdp_mmdet3d.trt.build import build_engines
 
-    export_single_graph(build(detector), tmp_path / "out", input_size=SIZE, precision="fp16")
+    export_single_graph(build(detector), tmp_path / "out", input_size=SIZE, precision="float16")
     assert len(build_engines(tmp_path / "out", load_manifest(tmp_path / "out"), "8.6")["model"]["kernels"]) > 10

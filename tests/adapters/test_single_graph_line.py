@@ -66,7 +66,7 @@ def config(tmp_path_factory):
             ),
             prune=dict(
                 budget=0.6, frames=3, input_size=SIZE, max_options=4, channel_multiple=8, rounds=4, refinements=1,
-                calibration_networks=2,
+                fit_networks=2,
             ),
         )
     )  # fmt: skip
@@ -154,11 +154,11 @@ def test_the_whole_line(config, tmp_path):
     assert report["pruned"]["macs"] < report["dense"]["macs"]
     assert set(report["pruned"]["engines_ms"]) == {"model"}
     assert max(d["outputs"] for d in report["differences"].values()) < 1e-4
-    slim = Config.fromfile(tmp_path / "w" / "pruned_config.py")
-    assert tuple(slim.input_size) == SIZE  # what tools/export.py needs
+    pruned = Config.fromfile(tmp_path / "w" / "pruned_config.py")
+    assert tuple(pruned.input_size) == SIZE  # what tools/export.py needs
     init_default_scope("mmpretrain")
-    model = MODELS.build(slim.model)
-    adapter = adapter_of(slim, settings.input_shape)
+    model = MODELS.build(pruned.model)
+    adapter = adapter_of(pruned, settings.input_shape)
     adapter.load(model, str(tmp_path / "w" / "pruned.pth"))
     frames = adapter_of(config, settings.input_shape).frames(model, 2)
     assert adapter.compare(model, tmp_path / "w" / "onnx" / "pruned", frames)["outputs"] < 1e-4

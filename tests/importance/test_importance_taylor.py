@@ -167,7 +167,7 @@ def test_interrupted_collection_ends_at_the_same_table(tiny_model, space, tiny_f
         for block, array in whole.scores[dimension.name].items():
             np.testing.assert_allclose(resumed.scores[dimension.name][block], array, rtol=1e-4, atol=1e-9)
     loaded = ImportanceTable.load(tmp_path / "resumed.npz", space)
-    assert (loaded.weights, loaded.data, loaded.requested) == ("random", "frames", 4)
+    assert (loaded.weights, loaded.data, loaded.frames) == ("random", "frames", 4)
     assert loaded.total(dimension.name).shape == (dimension.copies, dimension.size)
 
 

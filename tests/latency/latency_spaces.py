@@ -60,7 +60,7 @@ def small_space() -> PruningSpace:
     channels = (16, 32, 48, 64, 80, 96, 112, 128)
     return PruningSpace(
         model="Small",
-        fingerprint="f",
+        model_digest="f",
         dimensions=(
             dimension("stem", (16, 32, 48, 64)),
             dimension("stage", channels),

@@ -77,12 +77,12 @@ def test_estimates_are_positive_and_wider_is_not_faster(signature, widths):
 
 def test_estimates_never_mix_with_measurements():
     estimate = RooflineBackend(ORIN)
-    table = LatencyTable(estimate.fingerprint(), estimate.protocol)
-    measured = LatencyTable(TorchBackend().fingerprint(), TorchBackend().protocol)
+    table = LatencyTable(estimate.device(), estimate.protocol)
+    measured = LatencyTable(TorchBackend().device(), TorchBackend().protocol)
     with pytest.raises(StructureMismatchError, match="roofline"):
         measured.merge(table)
     faster = RooflineBackend(DeviceFigures("Orin", peak_tflops=80, bandwidth_gb_s=200, launch_us=5))
-    assert estimate.fingerprint().differences(faster.fingerprint())
+    assert estimate.device().differences(faster.device())
     with pytest.raises(ValueError, match="bandwidth_gb_s"):
         RooflineBackend(DeviceFigures("x", 1, 0, 0))
 
@@ -96,8 +96,8 @@ def test_pytorch_operators_have_the_outputs_of_the_onnx_graphs(signature, widths
     before_sink = next(node for node in graph.node if node.output[0] == "sink").input[0]
     value = next(value for value in graph.value_info if value.name == before_sink)
     assert shape == tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
-    [(point, entry)] = TorchBackend(warmup=0, runs=2).measure([(signature, widths)])
-    assert point == (signature, widths) and entry.ms > 0 and entry.runs == 2
+    [(key, entry)] = TorchBackend(warmup=0, runs=2).measure([(signature, widths)])
+    assert key == (signature, widths) and entry.ms > 0 and entry.runs == 2
 
 
 def test_pytorch_leaves_the_number_of_threads_as_it_was():

@@ -16,18 +16,19 @@ import onnxruntime as ort
 import pytest
 from latency_spaces import EVERY_OPERATOR, small_space
 
-from mdp_mmdet3d.latency import LatencyTable, grid_points
+from mdp_mmdet3d.latency import LatencyTable, grid_entries
 from mdp_mmdet3d.latency.backends.onnxruntime import OnnxRuntimeBackend
 from mdp_mmdet3d.latency.bundle import write_bundle
 
 PROBE = Path(__file__).resolve().parents[2] / "mdp_mmdet3d" / "latency" / "probe"
 POINTS = list(EVERY_OPERATOR.values())
-ALLOWED = {"numpy", "onnxruntime", "tensorrt", "tensorrt_rtx", "host", "onnxruntime_timer", "tensorrt_timer"}
+ALLOWED = {"numpy", "onnxruntime", "tensorrt", "tensorrt_rtx", "onnxruntime_timer", "tensorrt_timer"}
 CARRIED = [
     *sorted(PROBE.glob("*.py")),
+    PROBE.parents[1] / "device.py",
     *(PROBE.parents[1] / "trt" / f"{n}.py" for n in ("__init__", "builder", "cuda")),
 ]
-FROM_THE_PACKAGE = {"mdp_mmdet3d.trt.builder", "mdp_mmdet3d.trt.cuda"}
+FROM_THE_PACKAGE = {"mdp_mmdet3d.device", "mdp_mmdet3d.trt.builder", "mdp_mmdet3d.trt.cuda"}
 
 
 @pytest.fixture
@@ -78,18 +79,18 @@ def test_models_of_a_bundle_run_with_shared_weights(bundle):
 def test_the_probe_writes_a_table_that_this_machine_accepts(bundle):
     result = probe(bundle)
     assert result.returncode == 0, result.stderr
-    table = LatencyTable.load(bundle / "latency_table.json", device=OnnxRuntimeBackend().fingerprint())
-    table.require(OnnxRuntimeBackend().fingerprint(), OnnxRuntimeBackend().protocol)
+    table = LatencyTable.load(bundle / "latency_table.json", device=OnnxRuntimeBackend().device())
+    table.require(OnnxRuntimeBackend().device(), OnnxRuntimeBackend().protocol)
     assert {(s, w) for s, w, _ in table} == set(POINTS)
     before = {(s, w): e.time for s, w, e in table if e.attempts == 1 and (s, w) not in table.disturbed()}
     assert probe(bundle).returncode == 0
     after = {(s, w): e.time for s, w, e in LatencyTable.load(bundle / "latency_table.json")}
-    assert all(after[point] == moment for point, moment in before.items())
+    assert all(after[key] == moment for key, moment in before.items())
 
 
 def test_killed_probes_lose_no_entry(tmp_path):
-    points = grid_points(small_space())
-    write_bundle(points, tmp_path / "bundle.zip")
+    keys = grid_entries(small_space())
+    write_bundle(keys, tmp_path / "bundle.zip")
     zipfile.ZipFile(tmp_path / "bundle.zip").extractall(tmp_path / "bundle")
     bundle, out = tmp_path / "bundle", tmp_path / "bundle" / "latency_table.json"
     kept: dict = {}
@@ -100,12 +101,12 @@ def test_killed_probes_lose_no_entry(tmp_path):
         os.kill(process.pid, signal.SIGKILL)
         process.communicate()
         now = {(s, w): e for s, w, e in LatencyTable.load(out)}
-        assert set(kept) < set(now) or set(now) == set(points)
+        assert set(kept) < set(now) or set(now) == set(keys)
         # What was measured stays as it is until everything was measured once.
-        assert set(now) == set(points) or all(now[point] == entry for point, entry in kept.items())
+        assert set(now) == set(keys) or all(now[key] == entry for key, entry in kept.items())
         kept = now
     assert probe(bundle).returncode == 0
-    assert {(s, w) for s, w, _ in LatencyTable.load(out)} == set(points)
+    assert {(s, w) for s, w, _ in LatencyTable.load(out)} == set(keys)
 
 
 @pytest.mark.parametrize(

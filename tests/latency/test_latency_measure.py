@@ -13,7 +13,7 @@ import pytest
 from latency_spaces import small_space
 
 from mdp_mmdet3d.errors import FileFormatError, StructureMismatchError
-from mdp_mmdet3d.latency import LatencyTable, entries_of, exact_points, grid_points
+from mdp_mmdet3d.latency import LatencyTable, entries_of, exact_entries, grid_entries
 from mdp_mmdet3d.latency.backends.fake import FakeBackend, product_cost
 from mdp_mmdet3d.latency.measure import MAX_ATTEMPTS, measure_latency
 
@@ -31,8 +31,8 @@ class InterruptedBackend(FakeBackend):
         super().__init__()
         self.after = after
 
-    def measure(self, points):
-        for count, result in enumerate(super().measure(points)):
+    def measure(self, keys):
+        for count, result in enumerate(super().measure(keys)):
             if count == self.after:
                 raise Interrupted
             yield result
@@ -41,16 +41,16 @@ class InterruptedBackend(FakeBackend):
 class BusyBackend(FakeBackend):
     """Every third measurement falls into a busy moment, in which everything takes twice as long."""
 
-    def measure(self, points):
-        for index, (point, entry) in enumerate(super().measure(points)):
+    def measure(self, keys):
+        for index, (key, entry) in enumerate(super().measure(keys)):
             busy = 2.0 if index % 3 == 0 else 1.0
-            yield point, replace(entry, ms=entry.ms * busy, reference_ms=5.0 * busy)
+            yield key, replace(entry, ms=entry.ms * busy, reference_ms=5.0 * busy)
 
 
 class QuietBackend(FakeBackend):
-    def measure(self, points):
-        for point, entry in super().measure(points):
-            yield point, replace(entry, reference_ms=5.0)
+    def measure(self, keys):
+        for key, entry in super().measure(keys):
+            yield key, replace(entry, reference_ms=5.0)
 
 
 def measure(backend, path, **options):
@@ -59,9 +59,9 @@ def measure(backend, path, **options):
 
 def test_policies_measure_the_grid_or_everything(tmp_path):
     grid = measure(FakeBackend(), tmp_path / "grid.json")
-    assert {(s, w) for s, w, _ in grid} == set(grid_points(small_space()))
+    assert {(s, w) for s, w, _ in grid} == set(grid_entries(small_space()))
     exact = measure(FakeBackend(), tmp_path / "exact.json", policy="exact")
-    assert {(s, w) for s, w, _ in exact} == set(exact_points(small_space()))
+    assert {(s, w) for s, w, _ in exact} == set(exact_entries(small_space()))
     assert all(entry.ms == product_cost(s, w) for s, w, entry in exact)
     with pytest.raises(ValueError, match="policy 'all'"):
         measure(FakeBackend(), tmp_path / "grid.json", policy="all")
@@ -73,7 +73,7 @@ def test_active_measuring_adds_only_what_a_plan_lacks(tmp_path):
     plan = entries_of(small_space(), {"stage": 48, "inner": 80, "hidden": 48}, ())
     backend = FakeBackend()
     table = measure(backend, path, policy="none", extra=plan + plan)
-    assert sorted(backend.calls, key=str) == sorted(set(plan) - set(grid_points(small_space())), key=str)
+    assert sorted(backend.calls, key=str) == sorted(set(plan) - set(grid_entries(small_space())), key=str)
     assert not any(table.lookup(s, w).interpolated for s, w in plan)
 
 
@@ -85,7 +85,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path, after):
         measure(first, path)
     second = FakeBackend()
     table = measure(second, path)
-    assert len(table) == len(grid_points(small_space()))
+    assert len(table) == len(grid_entries(small_space()))
     assert len(second.calls) == len(table) - after
 
 
@@ -119,12 +119,12 @@ def test_disturbed_entries_are_improved_only_on_request(tmp_path):
 
 def test_one_wrong_time_beside_the_grid_is_measured_again(tmp_path):
     class WrongOnce(FakeBackend):
-        def measure(self, points):
-            for point, entry in super().measure(points):
-                first = self.calls.count(point) == 1 and point == wrong
-                yield point, replace(entry, ms=entry.ms * (2 if first else 1))
+        def measure(self, keys):
+            for key, entry in super().measure(keys):
+                first = self.calls.count(key) == 1 and key == wrong
+                yield key, replace(entry, ms=entry.ms * (2 if first else 1))
 
-    wrong = next(point for point in exact_points(small_space()) if point not in grid_points(small_space()))
+    wrong = next(key for key in exact_entries(small_space()) if key not in grid_entries(small_space()))
     measure(FakeBackend(), tmp_path / "table.json")
     backend = WrongOnce()
     table = measure(backend, tmp_path / "table.json", policy="none", extra=[wrong])
@@ -175,7 +175,7 @@ def test_a_killed_process_leaves_a_readable_table_that_is_completed(tmp_path):
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     kept = len(LatencyTable.load(path))
-    assert 0 < kept < len(grid_points(small_space()))
+    assert 0 < kept < len(grid_entries(small_space()))
     backend = FakeBackend()
     table = measure(backend, path)
-    assert len(backend.calls) == len(table) - kept and len(table) == len(grid_points(small_space()))
+    assert len(backend.calls) == len(table) - kept and len(table) == len(grid_entries(small_space()))

@@ -70,11 +70,11 @@ def test_the_residual_is_fused(tmp_path):
 @every_operator
 def test_every_operator_is_measured(signature, widths):
     backend = OnnxRuntimeBackend(max_runs=4)
-    [(point, entry)] = list(backend.measure([(signature, widths)]))
-    assert point == (signature, widths)
+    [(key, entry)] = list(backend.measure([(signature, widths)]))
+    assert key == (signature, widths)
     assert entry.runs == 4 and entry.attempts == 1 and entry.reference_ms > 0
     assert entry.ms > 0 or signature.kind == "upsample_add"
-    table = LatencyTable(backend.fingerprint(), backend.protocol)
+    table = LatencyTable(backend.device(), backend.protocol)
     table.add(signature, widths, entry)
 
 

@@ -42,16 +42,16 @@ def test_float16_on_the_cpu_is_refused():
 
 
 def test_the_fingerprint_says_which(cpu_as_gpu):
-    cuda, trt = (OnnxRuntimeBackend(name, warmup=0, runs=1).fingerprint() for name in ("cuda", "tensorrt"))
+    cuda, trt = (OnnxRuntimeBackend(name, warmup=0, runs=1).device() for name in ("cuda", "tensorrt"))
     assert (cuda.processor, cuda.runtime) == ("a GPU", "onnxruntime-cuda")
     assert any(line.startswith("runtime:") for line in cuda.differences(trt))
-    assert cuda.differences(OnnxRuntimeBackend().fingerprint())
+    assert cuda.differences(OnnxRuntimeBackend().device())
 
 
 @every_operator
 def test_operators_are_measured_by_what_they_add(cpu_as_gpu, signature, widths):
-    [(point, entry)] = OnnxRuntimeBackend("cuda", warmup=1, runs=3).measure([(signature, widths)])
-    assert point == (signature, widths) and entry.ms >= 0 and entry.runs == 3 and entry.reference_ms > 0
+    [(key, entry)] = OnnxRuntimeBackend("cuda", warmup=1, runs=3).measure([(signature, widths)])
+    assert key == (signature, widths) and entry.ms >= 0 and entry.runs == 3 and entry.reference_ms > 0
 
 
 @every_operator

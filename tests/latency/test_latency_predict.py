@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from latency_spaces import small_space
 
-from mdp_mmdet3d.latency import LatencyModel, Measured, NotMeasuredError, calibration_structures, exact_points
+from mdp_mmdet3d.latency import LatencyModel, MeasuredNetwork, NotMeasuredError, exact_entries, fit_structures
 from mdp_mmdet3d.latency.backends.fake import FakeBackend, product_cost
 from mdp_mmdet3d.latency.measure import measure_latency
 from mdp_mmdet3d.latency.structures import random_structure
@@ -26,13 +26,13 @@ def truth(structure) -> dict[str, float]:
     for term in space.frame_terms():
         if structure.removed.isdisjoint(space.chain(term.block)):
             widths = tuple(w if isinstance(w, int) else structure.widths[w] for w in term.widths)
-            totals[term.stage] += SCALE[term.stage] * product_cost(term.signature, widths)
+            totals[term.engine] += SCALE[term.engine] * product_cost(term.signature, widths)
     return totals
 
 
 def fitted(table, count: int = 4) -> LatencyModel:
-    points = [Measured(s.widths, s.removed, truth(s)) for s in calibration_structures(small_space(), count)]
-    return LatencyModel.fit(small_space(), table, points)
+    networks = [MeasuredNetwork(s.widths, s.removed, truth(s)) for s in fit_structures(small_space(), count)]
+    return LatencyModel.fit(small_space(), table, networks)
 
 
 def test_scale_and_fixed_part_are_recovered(table):
@@ -47,7 +47,7 @@ def test_structures_outside_the_fit_are_predicted(table, seed):
     structure = random_structure(small_space(), seed, skew=seed % 2 == 0)
     expected = truth(structure)
     model = fitted(table)
-    assert model.predict_stages(structure.widths, structure.removed) == pytest.approx(expected)
+    assert model.predict_engines(structure.widths, structure.removed) == pytest.approx(expected)
     assert model.predict(structure.widths, structure.removed) == pytest.approx(sum(expected.values()))
     rows = model.breakdown(structure.widths, structure.removed)
     assert sum(rows.values()) == pytest.approx(sum(expected.values()))
@@ -69,28 +69,28 @@ def test_the_fixed_part_is_never_negative(table):
     dense = LatencyModel.from_dense(small_space(), table, {"image_encoder": 1e-3, "head": 1e-3})
     assert min(dense.fixed_ms.values()) == 0.0
     assert dense.predict({}) == pytest.approx(2e-3)
-    points = [
-        Measured(s.widths, s.removed, {k: v**1.1 for k, v in truth(s).items()})
-        for s in calibration_structures(small_space(), 5)
+    networks = [
+        MeasuredNetwork(s.widths, s.removed, {k: v**1.1 for k, v in truth(s).items()})
+        for s in fit_structures(small_space(), 5)
     ]
-    assert min(LatencyModel.fit(small_space(), table, points).fixed_ms.values()) >= 0
+    assert min(LatencyModel.fit(small_space(), table, networks).fixed_ms.values()) >= 0
 
 
 def test_the_dense_model_alone_is_matched_exactly_and_the_doubt_is_stated(table):
-    dense = calibration_structures(small_space(), 2)[0]
+    dense = fit_structures(small_space(), 2)[0]
     model = LatencyModel.from_dense(small_space(), table, truth(dense))
-    assert model.predict_stages({}) == pytest.approx(truth(dense))
+    assert model.predict_engines({}) == pytest.approx(truth(dense))
     assert len(set(model.scale.values())) == 1
     assert min(model.fixed_ms.values()) == pytest.approx(0.0) and max(model.fixed_ms.values()) > 0
     assert all("cannot tell" in line for line in model.explanation)
 
 
-def test_calibration_adds_to_what_was_measured_before(table):
-    dense, *others = calibration_structures(small_space(), 5)
+def test_refitting_adds_to_what_was_measured_before(table):
+    dense, *others = fit_structures(small_space(), 5)
     model = LatencyModel.from_dense(small_space(), table, truth(dense))
-    model = model.calibrate([Measured(s.widths, s.removed, truth(s)) for s in others])
+    model = model.refit([MeasuredNetwork(s.widths, s.removed, truth(s)) for s in others])
     assert model.scale == pytest.approx(SCALE)
-    assert len(model.points) == 5
+    assert len(model.networks) == 5
 
 
 def test_interpolated_entries_are_counted_once(tmp_path):
@@ -100,18 +100,18 @@ def test_interpolated_entries_are_counted_once(tmp_path):
         measure_latency(space, FakeBackend(), tmp_path / "t.json", progress=False),
         {"image_encoder": 1e3, "head": 1e3},
     )
-    assert model.interpolated_entries({}) == 0
-    assert model.interpolated_entries({"stage": 48}) == 3  # 48 x 128, 128 x 48 and 48 x 64
-    assert model.interpolated_entries({"stage": 48}, {"block"}) == 1
+    assert model.interpolated_entries({}) == []
+    assert len(model.interpolated_entries({"stage": 48})) == 3  # 48 x 128, 128 x 48 and 48 x 64
+    assert len(model.interpolated_entries({"stage": 48}, {"block"})) == 1
 
 
 @pytest.mark.parametrize(
-    "stages",
+    "engines",
     [{"image_encoder": 5.0}, {"image_encoder": 5.0, "head": 0.0}, {"image_encoder": float("nan"), "head": 1.0}],
 )
-def test_missing_or_impossible_times_are_refused(table, stages):
+def test_missing_or_impossible_times_are_refused(table, engines):
     with pytest.raises(ValueError, match="no positive time"):
-        LatencyModel.from_dense(small_space(), table, stages)
+        LatencyModel.from_dense(small_space(), table, engines)
 
 
 def test_names_that_the_space_does_not_have_are_refused(table):
@@ -120,15 +120,15 @@ def test_names_that_the_space_does_not_have_are_refused(table):
 
 
 def test_whole_times_that_fall_with_the_operators_are_refused(table):
-    points = [
-        Measured(s.widths, s.removed, {k: 10.0 / v for k, v in truth(s).items()})
-        for s in calibration_structures(small_space(), 2)
+    networks = [
+        MeasuredNetwork(s.widths, s.removed, {k: 10.0 / v for k, v in truth(s).items()})
+        for s in fit_structures(small_space(), 2)
     ]
     with pytest.raises(ValueError, match="do not grow"):
-        LatencyModel.fit(small_space(), table, points)
+        LatencyModel.fit(small_space(), table, networks)
 
 
 def test_the_exact_table_needs_no_interpolation(table):
-    assert len(table) == len(exact_points(small_space()))
+    assert len(table) == len(exact_entries(small_space()))
     assert not any(table.cost_array(small_space(), term)[1].any() for term in small_space().frame_terms())
     assert np.isfinite(fitted(table).predict({}))

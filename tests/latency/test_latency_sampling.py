@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from latency_spaces import CONV, SELF_ATTENTION, small_space
 
-from mdp_mmdet3d.latency import calibration_structures, entries_of, exact_points, grid_points, smallest_structure
+from mdp_mmdet3d.latency import entries_of, exact_entries, fit_structures, grid_entries, smallest_structure
 from mdp_mmdet3d.latency.backends.fake import FakeBackend
 from mdp_mmdet3d.latency.measure import measure_latency
 from mdp_mmdet3d.latency.sampling import sampled_widths
@@ -24,24 +24,24 @@ def test_smallest_and_dense_are_always_sampled(options, count):
 
 
 def test_the_grid_is_rectangular_and_holds_each_point_once():
-    points = grid_points(small_space())
-    assert len(points) == len(set(points))
+    keys = grid_entries(small_space())
+    assert len(keys) == len(set(keys))
     widths = defaultdict(set)
-    for signature, point in points:
-        widths[signature].add(point)
+    for signature, key in keys:
+        widths[signature].add(key)
     for found in widths.values():
         assert found == set(product(*(sorted(set(axis)) for axis in zip(*found, strict=True))))
-    assert {point[0] for point in widths[SELF_ATTENTION]} == {1, 2, 3, 4}
-    assert {point[1:] for point in widths[SELF_ATTENTION]} == {(8, 8), (8, 32), (32, 8), (32, 32)}
+    assert {key[0] for key in widths[SELF_ATTENTION]} == {1, 2, 3, 4}
+    assert {key[1:] for key in widths[SELF_ATTENTION]} == {(8, 8), (8, 32), (32, 8), (32, 32)}
 
 
 def test_operators_that_run_once_are_not_measured():
     space = small_space()
     assert not any(
         "tokens=20" in s.key and w[1] != 0 and s not in {t.signature for t in space.frame_terms()}
-        for s, w in exact_points(space)
+        for s, w in exact_entries(space)
     )
-    assert len(exact_points(space)) == 4 + 4 + 64 + 64 + 64 + 8 + 8
+    assert len(exact_entries(space)) == 4 + 4 + 64 + 64 + 64 + 8 + 8
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -49,9 +49,9 @@ def test_every_structure_uses_exact_points_within_the_range_of_the_grid(seed):
     space = small_space()
     structure = random_structure(space, seed, skew=seed % 2 == 0)
     used = entries_of(space, structure.widths, structure.removed)
-    assert set(used) <= set(exact_points(space))
+    assert set(used) <= set(exact_entries(space))
     grid = defaultdict(list)
-    for signature, widths in grid_points(space):
+    for signature, widths in grid_entries(space):
         grid[signature].append(widths)
     for signature, widths in used:
         for width, axis in zip(widths, zip(*grid[signature], strict=True), strict=True):
@@ -66,22 +66,22 @@ def test_removed_blocks_take_their_terms_and_their_children_along():
     assert [w for s, w in entries_of(space, {"stage": 16}, {"block"}) if s == CONV] == [(16, 64)]
 
 
-def test_calibration_spans_the_dense_and_the_smallest_structure():
+def test_the_fit_spans_the_dense_and_the_smallest_structure():
     space = small_space()
-    structures = calibration_structures(space, 5, seed=3)
-    assert len(structures) == 5 and structures == calibration_structures(space, 5, seed=3)
+    structures = fit_structures(space, 5, seed=3)
+    assert len(structures) == 5 and structures == fit_structures(space, 5, seed=3)
     assert structures[0].widths == {d.name: d.size for d in space.dimensions} and not structures[0].removed
     assert structures[1] == smallest_structure(space)
     assert structures[1].removed == {"block", "layer"}
     for structure in structures:
         assert all(structure.widths[d.name] in d.options for d in space.dimensions)
     with pytest.raises(ValueError, match="count is 1"):
-        calibration_structures(space, 1)
+        fit_structures(space, 1)
 
 
 def test_the_sparse_grid_is_smaller_and_covers_every_option(tmp_path):
     space = small_space()
-    sparse, grid = grid_points(space, sparse=True), grid_points(space)
+    sparse, grid = grid_entries(space, sparse=True), grid_entries(space)
     assert set(sparse) < set(grid) and {s for s, _ in sparse} == {s for s, _ in grid}
     for signature in {s for s, _ in sparse}:
         for axis in zip(*(w for s, w in sparse if s == signature)):

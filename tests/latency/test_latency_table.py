@@ -9,7 +9,7 @@ import pytest
 from latency_spaces import CONV, FFN, SELF_ATTENTION, small_space
 
 from mdp_mmdet3d.errors import FileFormatError, StructureMismatchError
-from mdp_mmdet3d.latency import Device, Entry, LatencyTable, MeasurementProtocol, NotMeasuredError, grid_points
+from mdp_mmdet3d.latency import Device, Entry, LatencyTable, MeasurementProtocol, NotMeasuredError, grid_entries
 
 DEVICE = Device("cpu", "onnxruntime-cpu", "1.31.0", 1, "float32", "Linux", "3.11")
 STAIRS = MeasurementProtocol("sandwich", 2, 4, "median", True)
@@ -22,7 +22,7 @@ def entry(ms: float, time: str = "2026-01-01T00:00:00", **more) -> Entry:
 
 def filled(protocol: MeasurementProtocol = STRAIGHT) -> LatencyTable:
     table = LatencyTable(DEVICE, protocol)
-    for signature, widths in grid_points(small_space()):
+    for signature, widths in grid_entries(small_space()):
         table.add(signature, widths, entry(math.prod(widths) / 1000))
     return table
 

@@ -23,22 +23,22 @@ from ..tiny_deployment import make_frames
 def reduced(tiny_deployment, tmp_path_factory):
     base = tmp_path_factory.mktemp("reduced")
     frames = make_frames(6, 3)
-    return {p: (base / p, reduce_precision(tiny_deployment, base / p, p, frames)) for p in ("fp16", "int8")}
+    return {p: (base / p, reduce_precision(tiny_deployment, base / p, p, frames)) for p in ("float16", "int8")}
 
 
-@pytest.mark.parametrize("precision", ["fp16", "int8"])
+@pytest.mark.parametrize("precision", ["float16", "int8"])
 def test_boxes_survive_and_the_agreement_is_written_down(reduced, tiny_deployment, precision):
     folder, manifest = reduced[precision]
     assert DeploymentManifest.load(folder) == manifest
     assert manifest.precision == precision
-    found = manifest.checks["boxes_against_fp32"]
+    found = manifest.checks["boxes_against_float32"]
     assert found["boxes"] > 100 and found["matched_share"] > 0.9
     assert 0 < found["max_logit_difference"] < 0.1
     again = compare_boxes(StreamRunner(tiny_deployment), StreamRunner(folder), make_frames(6, 3))
     assert again.to_json() == found
 
 
-@pytest.mark.parametrize("precision", ["fp16", "int8"])
+@pytest.mark.parametrize("precision", ["float16", "int8"])
 def test_host_interface_and_position_embedding_stay_float32(reduced, tiny_deployment, precision):
     manifest = reduced[precision][1]
     dense = DeploymentManifest.load(tiny_deployment)
@@ -48,7 +48,9 @@ def test_host_interface_and_position_embedding_stay_float32(reduced, tiny_deploy
 
 
 def test_layers_are_float16_and_islands_float32(reduced):
-    graph = shape_inference.infer_shapes(onnx.load(reduced["fp16"][0] / "head.onnx"), strict_mode=True, data_prop=True)
+    graph = shape_inference.infer_shapes(
+        onnx.load(reduced["float16"][0] / "head.onnx"), strict_mode=True, data_prop=True
+    )
     types = {v.name: v.type.tensor_type.elem_type for v in [*graph.graph.value_info, *graph.graph.output]}
     by_op = {}
     for node in graph.graph.node:
@@ -62,15 +64,15 @@ def test_layers_are_float16_and_islands_float32(reduced):
 
 def test_poses_never_pass_through_float16(reduced):
     """No path from a pose input to a graph node goes through a cast before the pose product."""
-    graph = onnx.load(reduced["fp16"][0] / "head.onnx").graph
+    graph = onnx.load(reduced["float16"][0] / "head.onnx").graph
     poses = {"data_ego_pose", "data_ego_pose_inv", "pre_memory_egopose", "pre_memory_reference_point"}
     readers = [node for node in graph.node if poses.intersection(node.input)]
     assert readers and not [node.name for node in readers if node.op_type == "Cast"]
 
 
 def test_float16_halves_the_weights(reduced, tiny_deployment):
-    size = {f: (f / "image_encoder.onnx").stat().st_size for f in (tiny_deployment, reduced["fp16"][0])}
-    assert size[reduced["fp16"][0]] < 0.6 * size[tiny_deployment]
+    size = {f: (f / "image_encoder.onnx").stat().st_size for f in (tiny_deployment, reduced["float16"][0])}
+    assert size[reduced["float16"][0]] < 0.6 * size[tiny_deployment]
 
 
 def test_convolutions_of_the_encoder_are_quantised_per_channel(reduced):
@@ -106,8 +108,8 @@ def test_a_weight_beyond_float16_is_refused(tiny_deployment):
 
 
 def test_only_float32_is_reduced(reduced, tiny_deployment, tmp_path):
-    with pytest.raises(DeploymentError, match="fp16"):
-        reduce_precision(reduced["fp16"][0], tmp_path / "again", "int8", make_frames(1))
+    with pytest.raises(DeploymentError, match="float16"):
+        reduce_precision(reduced["float16"][0], tmp_path / "again", "int8", make_frames(1))
     with pytest.raises(DeploymentError, match="0 frames"):
         reduce_precision(tiny_deployment, tmp_path / "none", "int8", [])
     assert list(tmp_path.iterdir()) == []
@@ -118,7 +120,7 @@ def test_a_broken_source_leaves_nothing(tiny_deployment, tmp_path):
     shutil.copytree(tiny_deployment, source)
     (source / "head.onnx").write_bytes((source / "head.onnx").read_bytes()[:-100])
     with pytest.raises(Exception, match="truncated or replaced"):
-        reduce_precision(source, tmp_path / "out", "fp16", make_frames(1))
+        reduce_precision(source, tmp_path / "out", "float16", make_frames(1))
     assert not (tmp_path / "out").exists()
 
 

@@ -21,6 +21,6 @@ def tiny_job_config(tmp_path_factory, tiny_config):
             if step["type"] == "ResizeCropImages":
                 step["final_shape"] = (64, 192)
     config.prune.update(
-        frames=2, input_size=(64, 192), rounds=4, calibration_networks=2, refinements=0, max_options=4, budget=0.6
+        frames=2, input_size=(64, 192), rounds=4, fit_networks=2, refinements=0, max_options=4, budget=0.6
     )
     return config

@@ -99,10 +99,12 @@ def write_plan(tiny_model, tiny_config, random_selection) -> Callable[[Path, int
 
     def write(folder: Path, seed: int) -> str:
         plan = PruningPlan.from_selection(space, *random_selection(space, np.random.default_rng(seed)))
-        slim = apply_plan(copy.deepcopy(tiny_model), plan)
-        with new_pruned_model(folder, slim, plan, "random", config, CLASSES) as part:
+        pruned = apply_plan(copy.deepcopy(tiny_model), plan)
+        with new_pruned_model(folder, pruned, plan, "random", config, CLASSES) as part:
             write_json(part / "problem.npz", {"stands in for": plan.hash})
-            export_streampetr(slim, part / "onnx" / "pruned", class_names=CLASSES, input_size=SIZE, plan_hash=plan.hash)
+            export_streampetr(
+                pruned, part / "onnx" / "pruned", class_names=CLASSES, input_size=SIZE, plan_hash=plan.hash
+            )
         return plan.hash
 
     return write

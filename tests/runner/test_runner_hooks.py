@@ -240,13 +240,13 @@ def latency_dir(tmp_path, make_config) -> Path:
     folder = tmp_path / "latency"
     folder.mkdir()
     table = measure_latency(space, FakeBackend(), folder / "latency_table.json", policy="exact", progress=False)
-    stages = tuple(dict.fromkeys(term.stage for term in space.frame_terms()))
-    unit = LatencyModel(space, table, dict.fromkeys(stages, 0.05), dict.fromkeys(stages, 1.0))
+    engines = tuple(dict.fromkeys(term.engine for term in space.frame_terms()))
+    unit = LatencyModel(space, table, dict.fromkeys(engines, 0.05), dict.fromkeys(engines, 1.0))
     smallest = {d.name: d.options[0] for d in space.dimensions}
-    points = [dict(widths=w, removed=[], stages_ms=unit.predict_stages(w)) for w in ({}, smallest)]
+    points = [dict(widths=w, removed=[], stages_ms=unit.predict_engines(w)) for w in ({}, smallest)]
     write_json(
         folder / "whole_latency.json",
-        dict(schema_version=1, identity=dict(fingerprint=space.fingerprint), points=points),
+        dict(schema_version=1, identity=dict(fingerprint=space.model_digest), points=points),
     )
     return folder
 
@@ -260,7 +260,7 @@ def scalars(work_dir: Path) -> list[dict]:
     return [row for row in map(json.loads, lines) if "mdp/budget_ms" in row]
 
 
-def test_schedule_masks_keeps_shapes_writes_a_slim_model_and_logs_it(make_config, latency_dir, tmp_path) -> None:
+def test_schedule_masks_keeps_shapes_writes_a_pruned_model_and_logs_it(make_config, latency_dir, tmp_path) -> None:
     hooks = [prune_hook(latency_dir), dict(type="PlanLoggerHook")]
     config = make_config(tmp_path / "w", hooks, 20, lr=1e-3)
     config.visualizer = dict(type="Visualizer", vis_backends=[dict(type="LocalVisBackend")])
@@ -279,7 +279,7 @@ def test_schedule_masks_keeps_shapes_writes_a_slim_model_and_logs_it(make_config
     assert [row["mdp/budget_ms"] for row in logged] == pytest.approx(
         [sum(dense_ms.values()) * share for share in (0.6**0.5, 0.6)]
     )
-    # A cut channel of the live model is zero; the slim files load as they are.
+    # A cut channel of the live model is zero; the pruned files load as they are.
     for cut in plan.cuts.values():
         member = next(m for m in cut.members if m.tensor.endswith("weight") and m.axis == 0)
         weight = runner.model.state_dict()[member.tensor]
@@ -287,13 +287,13 @@ def test_schedule_masks_keeps_shapes_writes_a_slim_model_and_logs_it(make_config
         assert not weight[member.offset + gone * member.width].any()
     from projects.streampetr.checkpoint import load_checkpoint
 
-    slim_config = Config.fromfile(tmp_path / "w" / "pruned_config.py")
-    assert not any(hook["type"] == "MDPPruneHook" for hook in slim_config.custom_hooks)
+    pruned_config = Config.fromfile(tmp_path / "w" / "pruned_config.py")
+    assert not any(hook["type"] == "MDPPruneHook" for hook in pruned_config.custom_hooks)
     from mmdet3d.registry import MODELS
 
-    slim = MODELS.build(slim_config.model)
-    load_checkpoint(slim, tmp_path / "w" / "pruned.pth")
-    assert sum(p.numel() for p in slim.parameters()) < sum(p.numel() for p in runner.model.parameters())
+    pruned = MODELS.build(pruned_config.model)
+    load_checkpoint(pruned, tmp_path / "w" / "pruned.pth")
+    assert sum(p.numel() for p in pruned.parameters()) < sum(p.numel() for p in runner.model.parameters())
 
 
 @pytest.mark.slow
@@ -342,7 +342,7 @@ def test_a_plan_and_its_checkpoint_appear_together_and_are_repaired_on_resuming(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr(outputs, "write_slim_config", full)
+        patch.setattr(outputs, "write_pruned_config", full)
         with pytest.raises(WriteError, match="No space left on device"):
             train(config())
     assert not [name for name in outputs.PRUNED_FILES if (tmp_path / "w" / name).exists()]
@@ -353,7 +353,7 @@ def test_a_plan_and_its_checkpoint_appear_together_and_are_repaired_on_resuming(
     stale.touch()
     before = (tmp_path / "w" / "plan.json").read_bytes()
     with monkeypatch.context() as patch:
-        patch.setattr(outputs, "save_slim_checkpoint", full)
+        patch.setattr(outputs, "save_pruned_checkpoint", full)
         with pytest.raises(WriteError):
             resume(3, budget=0.8)
     assert (tmp_path / "w" / "plan.json").read_bytes() == before and stale.exists()
@@ -392,7 +392,7 @@ def test_latency_of_another_model_and_impossible_budgets_are_refused(make_config
     space = space_of(MODELS.build(config.model), config, PruneSettings.from_config(PRUNE))
     latency, dense_ms = load_latency(latency_dir, space)
     zeros = {d.name: {s.block: np.ones((d.copies, d.size)) for s in d.sources} for d in space.dimensions}
-    importance = ImportanceTable(space.fingerprint, "x", 1, 0, 1, zeros)
+    importance = ImportanceTable(space.model_digest, "x", 1, 0, 1, zeros)
     with pytest.raises(InfeasibleBudgetError):
         solve_plan(space, importance, latency, 1e-6 * dense_ms, 60.0)
     config.model.pts_bbox_head.decoder.ffn_hidden_dims = 256

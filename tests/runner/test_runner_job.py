@@ -66,7 +66,7 @@ def test_report_and_files(run):
     assert plan.hash == report["plan_hash"] and (plan.cuts or plan.removed)
     problem = PruningProblem.load(work_dir / "problem.npz")
     assert problem.metrics == ("latency_ms",)
-    assert not list(work_dir.glob("onnx/calibration*"))
+    assert not list(work_dir.glob("onnx/network*"))
 
 
 def test_another_budget_reuses_importance_and_table(run, config):

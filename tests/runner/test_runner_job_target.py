@@ -13,7 +13,7 @@ from mdp_mmdet3d.latency.measure import measure_latency
 from mdp_mmdet3d.report.summary import print_summary, print_target_steps
 from mdp_mmdet3d.runner.job import PruneJob
 from mdp_mmdet3d.runner.settings import PruneSettings
-from mdp_mmdet3d.runner.target import load_target_table, target_model, target_points
+from mdp_mmdet3d.runner.target import load_target_table, target_model, target_networks
 from mdp_mmdet3d.surgery.plan import PruningPlan
 
 
@@ -40,7 +40,7 @@ def change(path, edit):
     path.write_text(json.dumps(data))
 
 
-def fps_json(path, plan_hash, encoder_ms, head_ms, *, dense=None, precision="fp32"):
+def fps_json(path, plan_hash, encoder_ms, head_ms, *, dense=None, precision="float32"):
     figures = lambda pair: {"encoder_p50_ms": pair[0], "head_p50_ms": pair[1]}  # noqa: E731
     path.write_text(
         json.dumps(
@@ -79,41 +79,43 @@ def test_without_whole_measurements_the_prediction_is_the_sum(table_path, space)
     assert model.predict({}) == pytest.approx(
         sum(table.cost_array(space, term)[0].max() for term in space.frame_terms())
     )
-    assert "without a calibration" in model.explanation[0]
+    assert "without a fit" in model.explanation[0]
 
 
-def test_validations_on_the_target_calibrate(tmp_path, table_path, space):
+def test_validations_on_the_target_correct(tmp_path, table_path, space):
     table = LatencyTable.load(table_path)
     smallest = smallest_structure(space)
     kept = {d.name: (tuple(range(smallest.widths[d.name])),) * d.copies for d in space.dimensions}
     plan = PruningPlan.from_selection(space, kept, smallest.removed)
     plan.save(tmp_path / "plan.json")
     sums = target_model(space, table, [])
-    small, dense = (sums.predict_stages(w, r) for w, r in ((smallest.widths, smallest.removed), ({}, ())))
-    truth = {stage: [3 * ms[stage] + 0.5 for ms in (small, dense)] for stage in small}
+    small, dense = (sums.predict_engines(w, r) for w, r in ((smallest.widths, smallest.removed), ({}, ())))
+    truth = {engine: [3 * ms[engine] + 0.5 for ms in (small, dense)] for engine in small}
     pairs = list(zip(truth["image_encoder"], truth["head"], strict=True))
     validation = fps_json(tmp_path / "fps.json", plan.hash, *pairs[0], dense=pairs[1])
-    points = target_points(tmp_path, space, table, validation)
+    points = target_networks(tmp_path, space, table, validation)
     model = target_model(space, table, points)
     assert model.predict(smallest.widths, smallest.removed) == pytest.approx(sum(pairs[0]))
     assert model.predict({}) == pytest.approx(sum(pairs[1]))
     # Known from now on, also once plan.json is another plan; and the same file counts once.
     PruningPlan.from_selection(space, {}, set()).save(tmp_path / "plan.json")
-    assert target_points(tmp_path, space, table, None) == points == target_points(tmp_path, space, table, validation)
+    assert (
+        target_networks(tmp_path, space, table, None) == points == target_networks(tmp_path, space, table, validation)
+    )
     change(table_path, lambda data: data["device"].update(processor="Thor"))
-    assert target_points(tmp_path, space, LatencyTable.load(table_path), None) == []
+    assert target_networks(tmp_path, space, LatencyTable.load(table_path), None) == []
 
 
 def test_foreign_validations_are_refused(tmp_path, table_path, space):
     table = LatencyTable.load(table_path)
     with pytest.raises(MdpError, match=r"of plan abc, but .*plan\.json does not exist"):
-        target_points(tmp_path, space, table, fps_json(tmp_path / "a.json", "abc", 1, 1))
-    with pytest.raises(StructureMismatchError, match="is of fp16, the latency table of float32"):
-        target_points(tmp_path, space, table, fps_json(tmp_path / "b.json", None, 1, 1, precision="fp16"))
+        target_networks(tmp_path, space, table, fps_json(tmp_path / "a.json", "abc", 1, 1))
+    with pytest.raises(StructureMismatchError, match="is of float16, the latency table of float32"):
+        target_networks(tmp_path, space, table, fps_json(tmp_path / "b.json", None, 1, 1, precision="float16"))
     damaged = fps_json(tmp_path / "c.json", None, 1, 1)
     change(damaged, lambda data: data["latency"].pop("head_p50_ms"))
     with pytest.raises(FileFormatError, match=r"c\.json is damaged"):
-        target_points(tmp_path, space, table, damaged)
+        target_networks(tmp_path, space, table, damaged)
     assert not (tmp_path / "target_whole_latency.json").exists()
 
 
@@ -195,23 +197,23 @@ def test_whole_line_for_a_target(tmp_path, tiny_job_config, monkeypatch, capsys)
     assert prune()["plan_hash"] == report["plan_hash"]
     sums = target_model(space, table, [])
     twice = [
-        [2 * sums.predict_stages(*structure)[stage] for stage in ("image_encoder", "head")]
+        [2 * sums.predict_engines(*structure)[engine] for engine in ("image_encoder", "head")]
         for structure in ((plan.widths(space), set(plan.removed)), ({}, ()))
     ]
-    calibrated = prune(target_latency=fps_json(tmp_path / "fps.json", report["plan_hash"], *twice[0], dense=twice[1]))
-    assert calibrated["calibration_points"] == 2
-    assert calibrated["dense"]["predicted_ms"] == pytest.approx(2 * report["dense"]["predicted_ms"])
-    assert calibrated["plan_hash"] == report["plan_hash"]
+    corrected = prune(target_latency=fps_json(tmp_path / "fps.json", report["plan_hash"], *twice[0], dense=twice[1]))
+    assert corrected["fitted_networks"] == 2
+    assert corrected["dense"]["predicted_ms"] == pytest.approx(2 * report["dense"]["predicted_ms"])
+    assert corrected["plan_hash"] == report["plan_hash"]
 
 
-def test_one_disturbed_measurement_does_not_spoil_the_calibration(tmp_path, table_path, space, monkeypatch):
+def test_one_disturbed_measurement_does_not_spoil_the_fit(tmp_path, table_path, space, monkeypatch):
     from mdp_mmdet3d.runner.optimise import PlanSearch
 
     monkeypatch.setattr(PlanSearch, "plan", lambda self: PruningPlan.from_selection(space, {}, set()))
     model = target_model(space, LatencyTable.load(table_path), [])
     search = PlanSearch(space, None, model, None, table_path, 1.0, 1.0, Console(quiet=True))
-    once = model.predict_stages({}, ())
+    once = model.predict_engines({}, ())
     for factor, expected in ((1.05, 1.05), (1.01, 1.03), (1.5, 1.05), (1.02, 1.035)):
-        search.calibrate({stage: factor * ms for stage, ms in once.items()})
+        search.correct({engine: factor * ms for engine, ms in once.items()})
         assert search.dense_predicted_ms == pytest.approx(expected * sum(once.values()))
-    assert search.calibrations == 4
+    assert search.corrections == 4

@@ -36,7 +36,7 @@ def config(tmp_path_factory):
     config.prune.update(
         frames=2,
         rounds=4,
-        calibration_networks=2,
+        fit_networks=2,
         refinements=1,
         max_options=3,
         budget=0.6,
@@ -85,8 +85,8 @@ def test_the_job_shows_accuracy_before_and_after_fine_tuning(config, dense, tmp_
     }
     monkeypatch.setattr(recovery.Runner, "from_cfg", lambda _: pytest.fail("a runner was built"))
     again = run()
-    assert {key: again[key] for key in ("plan_hash", "accuracy", "finetune", "calibrations")} == {
-        key: report[key] for key in ("plan_hash", "accuracy", "finetune", "calibrations")
+    assert {key: again[key] for key in ("plan_hash", "accuracy", "finetune", "corrections")} == {
+        key: report[key] for key in ("plan_hash", "accuracy", "finetune", "corrections")
     }
     assert files == {path: path.stat().st_mtime_ns for path in files}
 

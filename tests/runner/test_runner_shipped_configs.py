@@ -12,7 +12,7 @@ from mmengine.config import Config
 
 from mdp_mmdet3d.adapters import InputShape, SingleGraph, adapter_of
 from mdp_mmdet3d.config_file import read_config
-from mdp_mmdet3d.runner.outputs import write_slim_config
+from mdp_mmdet3d.runner.outputs import write_pruned_config
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = sorted((ROOT / "configs").rglob("*.py"))
@@ -93,7 +93,7 @@ def test_a_copy_of_the_repository_names_its_own_files_wherever_it_lies(place, el
 def test_a_written_config_names_the_data_that_it_was_made_with(elsewhere, monkeypatch) -> None:
     monkeypatch.setenv("MINI_NUSCENES_ROOT", "data/mini")
     work_dir = elsewhere / "work"
-    write_slim_config(work_dir / "pruned_config.py", read_config(ROOT / "configs/streampetr_mini_mdp.py"))
+    write_pruned_config(work_dir / "pruned_config.py", read_config(ROOT / "configs/streampetr_mini_mdp.py"))
     (elsewhere / "later").mkdir()
     monkeypatch.chdir(elsewhere / "later")
     monkeypatch.delenv("MINI_NUSCENES_ROOT")
@@ -113,7 +113,7 @@ def test_data_elsewhere_on_the_net_stay_as_given(elsewhere) -> None:
     dataset = dict(data_root="s3://bucket/nuscenes", ann_file="infos.pkl")
     config = Config(dict(model=dict(type="A"), test_dataloader=dict(dataset=dataset)))
     config.importance_dataloader = dict(dataset=dataset)
-    write_slim_config(elsewhere / "c.py", config)
+    write_pruned_config(elsewhere / "c.py", config)
     assert Config.fromfile(elsewhere / "c.py").test_dataloader.dataset.to_dict() == dataset
     assert SingleGraph(config, InputShape(6, 64, 176)).data_identity() == "s3://bucket/nuscenes/infos.pkl"
 

@@ -29,7 +29,7 @@ def folder(tmp_path):
         layout="native",
         levels=1,
         num_queries=5,
-        precision="fp32",
+        precision="float32",
         class_names=("car", "bus"),
         camera_names=("front",),
         image=ImageTransform((900, 1600), (396, 704), (140, 0), (256, 704), (1.0, 2.0, 3.0), (1.0, 1.0, 1.0), "RGB"),

@@ -5,7 +5,7 @@ import pytest
 
 from mdp_mmdet3d.errors import DeploymentError
 from mdp_mmdet3d.runtime import measure
-from mdp_mmdet3d.runtime.measure import LatencyStats, device_fingerprint, measure_interleaved, speedup
+from mdp_mmdet3d.runtime.measure import LatencyStats, measure_interleaved, session_device, speedup
 from mdp_mmdet3d.runtime.stream import StreamOutput
 
 
@@ -112,7 +112,7 @@ def test_real_engines_can_be_measured(tiny_deployment, stream):
     assert all(sample > 0 for item in stats.values() for sample in item.samples_ms)
 
 
-def test_fingerprint_names_what_latency_depends_on():
-    fingerprint = device_fingerprint(threads=1, precision="fp32")
-    assert fingerprint["cpu_model"] and fingerprint["onnxruntime"]
-    assert fingerprint["threads"] == 1
+def test_the_device_names_what_latency_depends_on():
+    device = session_device(threads=1, precision="float32")
+    assert device.processor and device.runtime_version
+    assert device.threads == 1

@@ -15,7 +15,7 @@ from mdp_mmdet3d.space.builder import SpaceBuilder, SpaceOptions
 from mdp_mmdet3d.space.conv import add_conv_dimensions, record_conv_inputs
 from mdp_mmdet3d.space.mlp import add_hidden, add_mlp
 from mdp_mmdet3d.space.residual import add_conv_term, add_residual_blocks, add_residual_terms
-from mdp_mmdet3d.surgery.apply import apply_plan, fingerprint
+from mdp_mmdet3d.surgery.apply import apply_plan, model_digest
 from mdp_mmdet3d.surgery.masking import mask_model
 from mdp_mmdet3d.surgery.plan import PruningPlan
 
@@ -37,7 +37,7 @@ def trace(backbone):
     add_conv_dimensions(builder, backbone)
     shapes = record_conv_inputs(backbone, torch.zeros(1, 3, 64, 96))
     add_residual_terms(builder, backbone, "backbone", shapes, "image_encoder")
-    return model, builder.finish("Model", fingerprint(model))
+    return model, builder.finish("Model", model_digest(model))
 
 
 def resnet(depth=18, **options):
@@ -49,7 +49,7 @@ def reasons(space):
     return {n.module: n.reason for n in space.not_prunable}
 
 
-def assert_slim_equals_masked(model, space, random_selection):
+def assert_pruned_equals_masked(model, space, random_selection):
     for name, buffer in model.named_buffers():
         if name.endswith("running_var"):
             buffer.uniform_(0.8, 1.2)
@@ -59,8 +59,8 @@ def assert_slim_equals_masked(model, space, random_selection):
         x = torch.randn(1, 3, 64, 96)
         with torch.no_grad():
             masked = mask_model(copy.deepcopy(model), plan)(x)
-            slim = apply_plan(copy.deepcopy(model), plan)(x)
-        for a, b in zip(masked, slim, strict=True):
+            pruned = apply_plan(copy.deepcopy(model), plan)(x)
+        for a, b in zip(masked, pruned, strict=True):
             width = b.shape[1]
             assert width == a.shape[1] or a.abs().amax((0, 2, 3)).count_nonzero() <= width
             torch.testing.assert_close(a.abs().sum(), b.abs().sum(), rtol=1e-4, atol=1e-3)
@@ -87,7 +87,7 @@ def test_a_dimension_of_an_engine_that_runs_once_is_enough():
 def test_leaving_a_dimension_keeps_the_dense_count_in_its_terms():
     net = nn.Sequential(nn.Linear(4, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 2))
     builder = SpaceBuilder(Model(net), SpaceOptions())
-    add_mlp(builder, net, "backbone", tokens=2, stage="head")
+    add_mlp(builder, net, "backbone", tokens=2, engine="head")
     builder.leave("backbone.0.out", "for a reason")
     assert {t.name: t.widths for t in builder.finish("mlp", "f").terms} == {
         "backbone.2": (32, "backbone.2.out"),
@@ -98,7 +98,7 @@ def test_leaving_a_dimension_keeps_the_dense_count_in_its_terms():
 def test_an_activation_without_cost_term_leaves_its_width_alone():
     net = nn.Sequential(nn.Linear(4, 32), nn.GELU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 2))
     builder = SpaceBuilder(Model(net), SpaceOptions())
-    add_mlp(builder, net, "backbone", tokens=2, stage="head")
+    add_mlp(builder, net, "backbone", tokens=2, engine="head")
     assert set(builder.dimensions) == {"backbone.2.out"}
     assert "GELU" in builder.left_alone["backbone.0.out"]
 
@@ -144,7 +144,7 @@ def test_one_operator_that_cannot_be_priced_leaves_its_channels_and_its_block(ba
     assert reason in left["backbone.layer1.1"] and reason in left["backbone.layer1.1.conv1.out"]
     assert "backbone.layer1.1" not in space.blocks_by_name and "backbone.layer1.1.conv1.out" not in space.by_name
     assert "backbone.layer2.1.conv1.out" in space.by_name and "backbone.layer2.1" in space.blocks_by_name
-    assert_slim_equals_masked(model, space, random_selection)
+    assert_pruned_equals_masked(model, space, random_selection)
 
 
 @pytest.mark.parametrize(
@@ -172,7 +172,7 @@ def test_deformable_convolutions_are_left_alone(kind, random_selection):
         assert not any(m.tensor.startswith(f"{path}.conv2") for d in space.dimensions for m in d.members)
         assert "counts as fixed" in left[f"{path}.conv2"]
     assert "backbone.layer1.0.conv1.out" in space.by_name
-    assert_slim_equals_masked(model, space, random_selection)
+    assert_pruned_equals_masked(model, space, random_selection)
 
 
 def test_synchronised_batch_norm_is_an_ordinary_one():
@@ -190,7 +190,7 @@ def test_a_deep_stem_is_priced_and_average_pooling_beside_it_named(random_select
     shortcut = terms["backbone.layer2.0.downsample.1"]
     assert all(isinstance(width, str) for width in shortcut)
     assert "AvgPool2d" in reasons(space)["backbone.layer2.0.downsample.0"]
-    assert_slim_equals_masked(model, space, random_selection)
+    assert_pruned_equals_masked(model, space, random_selection)
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(scope="module")
 def setup(tmp_path_factory):
-    """Config, model and fp32 deployment of a small StreamPETR that scores on a small easy data set by chance."""
+    """Config, model and float32 deployment of a small StreamPETR that scores on a small easy data set by chance."""
     from mmdet3d.registry import MODELS
 
     from mdp_mmdet3d.simdata.mini_nuscenes import easy_spec, write_mini_nuscenes
@@ -41,9 +41,9 @@ def setup(tmp_path_factory):
                 parameter.normal_(0, 0.05)
             elif name.endswith("bias"):
                 parameter.add_(0.1 * torch.randn_like(parameter))
-    folder = base / "fp32"
+    folder = base / "float32"
     manifest = export_streampetr(model, folder, class_names=list(config.class_names), input_size=(64, 176))
-    reduce_precision(folder, base / "fp16", "fp16", synthetic_frames(manifest, 2))
+    reduce_precision(folder, base / "float16", "float16", synthetic_frames(manifest, 2))
     return config, model, base
 
 
@@ -54,11 +54,11 @@ def test_engines_score_as_the_model_does(setup, tmp_path):
     runner = Runner.from_cfg(config)
     runner.model.load_state_dict(model.state_dict())
     expected = {name.rpartition("/")[2]: value for name, value in runner.test().items()}
-    found = evaluate_deployment(config, model.data_preprocessor, base / "fp32")
+    found = evaluate_deployment(config, model.data_preprocessor, base / "float32")
     assert found["frames"] == 4 and found["metric"] == "ClassSetNuScenesMetric"
     for name in ("mAP", "NDS", "mAP_set", "NDS_set"):
         assert found[name] == pytest.approx(expected[name], abs=1e-3)
-    half = evaluate_deployment(config, model.data_preprocessor, base / "fp16")
+    half = evaluate_deployment(config, model.data_preprocessor, base / "float16")
     assert half["NDS"] == pytest.approx(found["NDS"], abs=0.02)
 
 
@@ -80,7 +80,7 @@ def test_boxes_of_the_ground_truth_score_full_marks(setup, monkeypatch):
         array[:, 2] += array[:, 5] / 2
         labels = np.asarray(info["eval_ann_info"]["gt_labels_3d"])
         records[float(info["timestamp"])] = Detections(array, np.full(len(array), 0.9, np.float32), labels)
-    runner = StreamRunner(base / "fp32")
+    runner = StreamRunner(base / "float32")
     monkeypatch.setattr(runner, "run", lambda frame: frame)
     monkeypatch.setattr(runner, "decode", lambda frame: records[min(records, key=lambda t: abs(t - frame.timestamp))])
     found = evaluate_deployment(config, model.data_preprocessor, runner)
@@ -92,7 +92,7 @@ def test_without_test_data_there_is_no_accuracy(setup):
     config, model, base = setup
     bare = Config({"model": config.model.to_dict()})
     with pytest.raises(MdpError, match="no test_dataloader and no test_evaluator"):
-        evaluate_deployment(bare, model.data_preprocessor, base / "fp32")
+        evaluate_deployment(bare, model.data_preprocessor, base / "float32")
 
 
 def test_other_classes_are_refused(setup):
@@ -100,4 +100,4 @@ def test_other_classes_are_refused(setup):
     config = copy.deepcopy(config)
     config.test_dataloader.dataset.metainfo = {"classes": ["car", "truck"]}
     with pytest.raises(MdpError, match="the data set has the classes"):
-        evaluate_deployment(config, model.data_preprocessor, base / "fp32")
+        evaluate_deployment(config, model.data_preprocessor, base / "float32")

@@ -253,17 +253,17 @@ def test_interrupted_export_leaves_nothing_or_the_old_one(deployed_model, tiny_d
     class StopError(Exception):
         pass
 
-    def stop_at_head(stage):
-        if stage == "head":
+    def stop_at_head(engine):
+        if engine == "head":
             raise StopError
 
     out = tmp_path / "out"
     with pytest.raises(StopError):
-        export_streampetr(deployed_model, out, **EXPORT, on_stage=stop_at_head)
+        export_streampetr(deployed_model, out, **EXPORT, on_engine=stop_at_head)
     assert list(tmp_path.iterdir()) == []
     shutil.copytree(tiny_deployment, out)
     with pytest.raises(StopError):
-        export_streampetr(deployed_model, out, **EXPORT, weights="second", on_stage=stop_at_head)
+        export_streampetr(deployed_model, out, **EXPORT, weights="second", on_engine=stop_at_head)
     assert DeploymentManifest.load(out).weights == "random"
     export_streampetr(deployed_model, out, **EXPORT, weights="second")
     assert DeploymentManifest.load(out).weights == "second"

@@ -32,12 +32,12 @@ def config(tiny_config, tmp_path):
 
 def test_a_config_becomes_a_checked_float16_folder(monkeypatch, config, tmp_path):
     out = tmp_path / "out"
-    options = ("--precision", "fp16", "--frames", "synthetic", "--num-frames", 2, "--prev-exists")
+    options = ("--precision", "float16", "--frames", "synthetic", "--num-frames", 2, "--prev-exists")
     assert export(monkeypatch, config, "--out", out, *options) == 0
     manifest = DeploymentManifest.load(out)
-    assert manifest.precision == "fp16" and manifest.weights == "random" and manifest.image.size == (64, 176)
-    assert manifest.checks["fp32_against_pytorch"]["teacher_forced"]["logits"] < 1e-3
-    assert manifest.checks["boxes_against_fp32"]["frames"] == 2
+    assert manifest.precision == "float16" and manifest.weights == "random" and manifest.image.size == (64, 176)
+    assert manifest.checks["float32_against_pytorch"]["teacher_forced"]["logits"] < 1e-3
+    assert manifest.checks["boxes_against_float32"]["frames"] == 2
     assert (out / "mdp_runtime.pyz").is_file()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "tiny.py"]
     runner = StreamRunner(out)

@@ -39,11 +39,11 @@ def test_dense_attention_is_torchs(masked: bool) -> None:
 
 def sliced(dense: MultiheadAttention, heads: list[int], qk: list[int], v: list[int]) -> MultiheadAttention:
     """An attention constructed with the widths, holding the kept rows and columns of ``dense``."""
-    slim = MultiheadAttention(EMBED, len(heads), qk_head_dim=len(qk), v_head_dim=len(v), scale=dense.scale)
+    pruned = MultiheadAttention(EMBED, len(heads), qk_head_dim=len(qk), v_head_dim=len(v), scale=dense.scale)
     q_rows = torch.tensor([h * HEAD_DIM + i for h in heads for i in qk])
     v_rows = torch.tensor([h * HEAD_DIM + i for h in heads for i in v])
     rows = torch.cat((q_rows, EMBED + q_rows, 2 * EMBED + v_rows))
-    slim.load_state_dict(
+    pruned.load_state_dict(
         {
             "in_proj_weight": dense.in_proj_weight[rows],
             "in_proj_bias": dense.in_proj_bias[rows],
@@ -51,7 +51,7 @@ def sliced(dense: MultiheadAttention, heads: list[int], qk: list[int], v: list[i
             "out_proj.bias": dense.out_proj.bias,
         }
     )
-    return slim.eval()
+    return pruned.eval()
 
 
 @pytest.mark.parametrize(
@@ -64,9 +64,9 @@ def sliced(dense: MultiheadAttention, heads: list[int], qk: list[int], v: list[i
         ([2], [1, 7], [0]),
     ],
 )
-def test_slim_attention_is_masked_dense_attention(heads: list[int], qk: list[int], v: list[int]) -> None:
+def test_pruned_attention_is_masked_dense_attention(heads: list[int], qk: list[int], v: list[int]) -> None:
     dense = dense_attention()
-    slim = sliced(dense, heads, qk, v)
+    pruned = sliced(dense, heads, qk, v)
     with torch.no_grad():
         kept = torch.zeros(3, HEADS, HEAD_DIM, dtype=torch.bool)
         kept[:2, :, qk] = True
@@ -76,20 +76,20 @@ def test_slim_attention_is_masked_dense_attention(heads: list[int], qk: list[int
         gone = [h for h in range(HEADS) if h not in heads]
         dense.out_proj.weight.unflatten(1, (HEADS, HEAD_DIM))[:, gone] = 0
     query, key, value = tokens(5, 2), tokens(7, 3), tokens(7, 4)
-    torch.testing.assert_close(slim(query, key, value), dense(query, key, value))
+    torch.testing.assert_close(pruned(query, key, value), dense(query, key, value))
 
 
 def test_widths_follow_the_attributes_and_scale_stays() -> None:
     dense = dense_attention()
-    slim = sliced(dense, [0, 2], [0, 1, 2, 3], [4, 5])
+    pruned = sliced(dense, [0, 2], [0, 1, 2, 3], [4, 5])
     in_place = dense_attention()
-    for name, value in slim.state_dict().items():
+    for name, value in pruned.state_dict().items():
         owner = in_place.out_proj if name.startswith("out_proj.") else in_place
         setattr(owner, name.rsplit(".", 1)[-1], nn.Parameter(value.clone()))
     in_place.num_heads, in_place.qk_head_dim, in_place.v_head_dim = 2, 4, 2
     assert in_place.scale == HEAD_DIM**-0.5
     query, key = tokens(5, 2), tokens(7, 3)
-    torch.testing.assert_close(in_place(query, key, key), slim(query, key, key))
+    torch.testing.assert_close(in_place(query, key, key), pruned(query, key, key))
 
 
 def test_indivisible_widths_are_refused() -> None:

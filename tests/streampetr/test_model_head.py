@@ -168,10 +168,10 @@ def test_widths_cut_in_place(build_small, make_sample, make_images, producer: st
     cut_rows(model.get_submodule(producer), keep)
     for consumer in map(model.get_submodule, consumers):
         cut_columns(consumer, keep)
-    slim = run_once(model, make_sample, make_images)
-    assert_close(slim[0], masked[0])
-    assert_close(slim[1], masked[1], COLUMNS, columns=True)
-    assert_differs(torch.cat(slim, dim=-1), torch.cat(dense, dim=-1))
+    pruned = run_once(model, make_sample, make_images)
+    assert_close(pruned[0], masked[0])
+    assert_close(pruned[1], masked[1], COLUMNS, columns=True)
+    assert_differs(torch.cat(pruned, dim=-1), torch.cat(dense, dim=-1))
 
 
 @torch.no_grad()

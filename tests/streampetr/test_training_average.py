@@ -1,4 +1,4 @@
-"""Exponential moving average of a slim model's weights: what checkpoints hold, and resuming."""
+"""Exponential moving average of a pruned model's weights: what checkpoints hold, and resuming."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ def train(config: Config, work_dir, iterations: int, resume: str | None = None) 
     return runner
 
 
-def test_a_slim_models_average_is_saved_and_goes_on(mini_config, tmp_path) -> None:
+def test_a_pruned_models_average_is_saved_and_goes_on(mini_config, tmp_path) -> None:
     torch.manual_seed(0)
     space = trace_space(MODELS.build(mini_config.model).eval(), InputShape(6, 64, 176), SpaceOptions(4, 8, 8, 0.0, ()))
     kept = {d.name: (tuple(range(d.options[0])),) * d.copies for d in space.dimensions}
     PruningPlan.from_selection(space, kept, set()).save(tmp_path / "plan.json")
-    mini_config.model = dict(type="MDPSlimModel", architecture=mini_config.model, plan=str(tmp_path / "plan.json"))
+    mini_config.model = dict(type="MDPPrunedModel", architecture=mini_config.model, plan=str(tmp_path / "plan.json"))
     mini_config.ema = dict(momentum=MOMENTUM)
     mini_config.default_hooks.checkpoint.interval = 1
     add_optional_hooks(mini_config)

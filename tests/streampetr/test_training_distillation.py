@@ -183,7 +183,7 @@ def test_a_teacher_of_another_task_is_refused(pair, build_small) -> None:
 
 
 @pytest.fixture
-def slim_config(mini_config, tmp_path):
+def pruned_config(mini_config, tmp_path):
     """The mini config with a pruned model (a decoder layer and half of everything gone) and its dense teacher."""
     torch.manual_seed(0)
     dense = MODELS.build(mini_config.model)
@@ -194,7 +194,7 @@ def slim_config(mini_config, tmp_path):
     layer = "pts_bbox_head.transformer.decoder.layers.1"
     removed = {b.name for b in space.blocks if layer in (b.name, b.parent)}
     PruningPlan.from_selection(space, kept, removed).save(tmp_path / "plan.json")
-    mini_config.model = dict(type="MDPSlimModel", architecture=mini_config.model, plan=str(tmp_path / "plan.json"))
+    mini_config.model = dict(type="MDPPrunedModel", architecture=mini_config.model, plan=str(tmp_path / "plan.json"))
     mini_config.custom_hooks += [dict(type="PlanHook"), dict(
         type="DistillationHook", teacher_config=str(tmp_path / "dense.py"),
         teacher_checkpoint=str(tmp_path / "dense.pth"))]  # fmt: skip
@@ -213,32 +213,32 @@ def train(config: Config, work_dir, iterations: int, resume=None) -> Runner:
 
 
 @pytest.mark.slow
-def test_a_slim_model_is_fine_tuned_with_a_teacher_and_resumes_exactly(slim_config, tmp_path) -> None:
-    whole = train(slim_config, tmp_path / "whole", 5)
+def test_a_pruned_model_is_fine_tuned_with_a_teacher_and_resumes_exactly(pruned_config, tmp_path) -> None:
+    whole = train(pruned_config, tmp_path / "whole", 5)
     for name in LOSSES:
         logged = whole.message_hub.get_scalar(f"train/{name}").data[0]
         assert len(logged) == 5 and min(logged) > 0
     hook = next(h for h in whole.hooks if isinstance(h, DistillationHook))
     assert hook.distillation.levels == [0, 2]
-    train(slim_config, tmp_path / "parts", 3)
+    train(pruned_config, tmp_path / "parts", 3)
     saved = torch.load(tmp_path / "parts" / "iter_3.pth", weights_only=True)
     student = sum(value.numel() for value in whole.model.state_dict().values())
     assert sum(value.numel() for value in saved["state_dict"].values()) == student
     assert saved[STATE_KEY]["ranks"][0]["hooks"]["DistillationHook"]["embedding"].abs().sum() > 0
-    resumed = train(slim_config, tmp_path / "parts", 5, tmp_path / "parts" / "iter_3.pth")
+    resumed = train(pruned_config, tmp_path / "parts", 5, tmp_path / "parts" / "iter_3.pth")
     torch.testing.assert_close(resumed.model.state_dict(), whole.model.state_dict(), rtol=0, atol=0)
     # Without the teacher's memory the resumed training would be another one.
     del saved[STATE_KEY]["ranks"][0]["hooks"]["DistillationHook"]
     torch.save(saved, tmp_path / "forgetful.pth")
-    forgetful = train(slim_config, tmp_path / "forgetful", 5, tmp_path / "forgetful.pth")
+    forgetful = train(pruned_config, tmp_path / "forgetful", 5, tmp_path / "forgetful.pth")
     name = "pts_bbox_head.query_embedding.0.weight"
     assert not torch.equal(forgetful.model.state_dict()[name], whole.model.state_dict()[name])
 
 
 @pytest.mark.slow
-def test_a_missing_or_foreign_teacher_is_named(slim_config, tmp_path) -> None:
-    hook = slim_config.custom_hooks[-1]
-    missing = copy.deepcopy(slim_config)
+def test_a_missing_or_foreign_teacher_is_named(pruned_config, tmp_path) -> None:
+    hook = pruned_config.custom_hooks[-1]
+    missing = copy.deepcopy(pruned_config)
     missing.custom_hooks[-1].teacher_checkpoint = str(tmp_path / "no.pth")
     with pytest.raises(FileFormatError, match=r"no\.pth does not exist"):
         train(missing, tmp_path / "a", 1)
@@ -247,4 +247,4 @@ def test_a_missing_or_foreign_teacher_is_named(slim_config, tmp_path) -> None:
         train(missing, tmp_path / "b", 1)
     torch.save({"state_dict": {"conv.weight": torch.zeros(1)}, "meta": {}}, tmp_path / "dense.pth")
     with pytest.raises(StructureMismatchError, match="is of another model"):
-        train(slim_config, tmp_path / "c", 1)
+        train(pruned_config, tmp_path / "c", 1)

@@ -1,4 +1,4 @@
-"""MMEngine's runner trains, stops, goes on and evaluates, dense and slim."""
+"""MMEngine's runner trains, stops, goes on and evaluates, dense and pruned."""
 
 from __future__ import annotations
 
@@ -181,7 +181,7 @@ def test_every_published_config_builds_its_pipeline_and_has_its_length() -> None
         assert config.param_scheduler[1].T_max == config.train_cfg.max_iters
 
 
-def test_a_slim_model_trains_and_refuses_a_dense_checkpoint(mini_config, tmp_path) -> None:
+def test_a_pruned_model_trains_and_refuses_a_dense_checkpoint(mini_config, tmp_path) -> None:
     from mmdet3d.registry import MODELS
 
     from mdp_mmdet3d.adapters import InputShape, trace_space
@@ -195,13 +195,13 @@ def test_a_slim_model_trains_and_refuses_a_dense_checkpoint(mini_config, tmp_pat
     removed = {space.blocks[0].name}
     PruningPlan.from_selection(space, kept, removed).save(tmp_path / "plan.json")
     torch.save({"state_dict": dense.state_dict(), "meta": {}}, tmp_path / "dense.pth")
-    mini_config.model = dict(type="MDPSlimModel", architecture=mini_config.model, plan=str(tmp_path / "plan.json"))
+    mini_config.model = dict(type="MDPPrunedModel", architecture=mini_config.model, plan=str(tmp_path / "plan.json"))
     mini_config.custom_hooks.append(dict(type="PlanHook"))
     mini_config.train_cfg.max_iters = 2
     mini_config.default_hooks.checkpoint.interval = 2
-    runner = run(mini_config, tmp_path / "slim", 2)
+    runner = run(mini_config, tmp_path / "pruned", 2)
     assert sum(p.numel() for p in runner.model.parameters()) < sum(p.numel() for p in dense.parameters())
-    saved = torch.load(tmp_path / "slim" / "iter_2.pth", weights_only=True)
+    saved = torch.load(tmp_path / "pruned" / "iter_2.pth", weights_only=True)
     assert saved["meta"]["mdp_plan"]["hash"] == PruningPlan.load(tmp_path / "plan.json").hash
     with pytest.raises(StructureMismatchError, match="does not fit this pruned model"):
         runner.load_checkpoint(str(tmp_path / "dense.pth"))

@@ -63,8 +63,8 @@ def pruned(dense, tmp_path, random_selection) -> Path:
 
 
 def test_a_dense_config_in_the_folder_of_a_pruned_training_and_the_other_way_round(dense, pruned, tmp_path, train):
-    slim, work_dir = pruned / "pruned_config.py", tmp_path / "w"
-    assert train(slim, "--work-dir", work_dir)[0] == 0
+    pruned, work_dir = pruned / "pruned_config.py", tmp_path / "w"
+    assert train(pruned, "--work-dir", work_dir)[0] == 0
     plan = PruningPlan.load(pruned / "plan.json").hash
     status, error = train(dense, "--work-dir", work_dir, "--resume")
     assert status == 2 and "\n" not in error
@@ -72,12 +72,12 @@ def test_a_dense_config_in_the_folder_of_a_pruned_training_and_the_other_way_rou
         f"checkpoint {work_dir / 'iter_3.pth'} is of the training of a pruned model (plan {plan}), the config "
         "describes the dense one: go on with the pruned_config.py that it was started with, or give another --work-dir"
     )
-    assert train(slim, "--work-dir", work_dir, "--resume", "--cfg-options", "train_cfg.max_iters=4")[0] == 0
+    assert train(pruned, "--work-dir", work_dir, "--resume", "--cfg-options", "train_cfg.max_iters=4")[0] == 0
     assert torch.load(work_dir / "iter_4.pth", weights_only=True)["meta"]["mdp_plan"]["hash"] == plan
     status, error = train(dense, "--work-dir", tmp_path / "d", "--cfg-options", f"load_from={pruned / 'pruned.pth'}")
     assert status == 2 and f"pruned.pth is of a pruned model (plan {plan})" in error
     assert train(dense, "--work-dir", tmp_path / "d")[0] == 0
-    status, error = train(slim, "--work-dir", tmp_path / "d", "--resume")
+    status, error = train(pruned, "--work-dir", tmp_path / "d", "--resume")
     assert status == 2 and "does not fit this pruned model" in error
 
 

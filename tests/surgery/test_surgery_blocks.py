@@ -9,7 +9,7 @@ from torch import nn
 
 from mdp_mmdet3d.errors import MdpError, StructureMismatchError
 from mdp_mmdet3d.space import Block, BlockKind
-from mdp_mmdet3d.surgery.apply import apply_plan, fingerprint
+from mdp_mmdet3d.surgery.apply import apply_plan, model_digest
 from mdp_mmdet3d.surgery.masking import mask_model
 from mdp_mmdet3d.surgery.plan import PruningPlan
 
@@ -37,16 +37,16 @@ OWN = Block("0", BlockKind.RESIDUAL_BRANCH, last="last_conv", stays=("skip", "sk
 
 
 def test_a_block_with_names_of_its_own_is_masked_and_replaced(model, tmp_path):
-    PruningPlan(fingerprint(model), {}, {"0": OWN}).save(tmp_path / "plan.json")
+    PruningPlan(model_digest(model), {}, {"0": OWN}).save(tmp_path / "plan.json")
     plan = PruningPlan.load(tmp_path / "plan.json")
     assert plan.removed == {"0": OWN}
     x = torch.randn(1, 8, 4, 4)
     with torch.no_grad():
         masked = mask_model(copy.deepcopy(model), plan)(x)
-        slim_model = apply_plan(copy.deepcopy(model), plan)
-        torch.testing.assert_close(masked, slim_model(x))
-    assert set(slim_model.state_dict()) < set(model.state_dict())
-    assert not any("first" in name or "last" in name for name in slim_model.state_dict())
+        pruned_model = apply_plan(copy.deepcopy(model), plan)
+        torch.testing.assert_close(masked, pruned_model(x))
+    assert set(pruned_model.state_dict()) < set(model.state_dict())
+    assert not any("first" in name or "last" in name for name in pruned_model.state_dict())
 
 
 def test_what_a_block_contains_follows_from_what_stays():
@@ -68,7 +68,7 @@ def test_plans_that_keep_the_usual_shortcut_have_the_file_and_hash_of_version_1(
 
 
 def test_undeclared_and_absent_parts_are_named(model):
-    plan = PruningPlan(fingerprint(model), {}, {"0": Block("0", BlockKind.RESIDUAL_BRANCH)})
+    plan = PruningPlan(model_digest(model), {}, {"0": Block("0", BlockKind.RESIDUAL_BRANCH)})
     with pytest.raises(MdpError, match=r"'not declared'.*OwnBlock.*add_block\(last="):
         mask_model(copy.deepcopy(model), plan)
     with pytest.raises(StructureMismatchError, match=r"0: 'downsample' is to stay.*skip_norm"):

@@ -1,4 +1,4 @@
-"""The slim StreamPETR equals the masked dense one, and reloads to equal outputs."""
+"""The pruned StreamPETR equals the masked dense one, and reloads to equal outputs."""
 
 import copy
 
@@ -38,13 +38,13 @@ def space(tiny_model):
 
 @pytest.mark.numerics
 @pytest.mark.parametrize("seed", range(6))
-def test_slim_equals_masked_dense(tiny_model, space, tiny_frames, random_selection, seed):
+def test_pruned_equals_masked_dense(tiny_model, space, tiny_frames, random_selection, seed):
     plan = make_plan(space, random_selection, seed)
     # Free-running memory would reorder near-ties in its top-k, so frames are compared from an empty memory.
     frames = tiny_frames(1, seed)
     masked = run(mask_model(copy.deepcopy(tiny_model), plan), frames)
-    slim = run(apply_plan(copy.deepcopy(tiny_model), plan), frames)
-    for (cls_a, box_a), (cls_b, box_b) in zip(masked, slim):
+    pruned = run(apply_plan(copy.deepcopy(tiny_model), plan), frames)
+    for (cls_a, box_a), (cls_b, box_b) in zip(masked, pruned):
         assert cls_a.shape == cls_b.shape
         assert_close(cls_a, cls_b)
         assert_close(box_a, box_b, COLUMNS, columns=True)
@@ -53,19 +53,19 @@ def test_slim_equals_masked_dense(tiny_model, space, tiny_frames, random_selecti
 def test_masking_changes_the_outputs(tiny_model, space, tiny_frames, random_selection):
     plan = make_plan(space, random_selection, 0)
     dense = run(copy.deepcopy(tiny_model), tiny_frames(1))[0][0][-1]
-    slim = run(apply_plan(copy.deepcopy(tiny_model), plan), tiny_frames(1))[0][0][-1]
-    assert_differs(dense, slim)
+    pruned = run(apply_plan(copy.deepcopy(tiny_model), plan), tiny_frames(1))[0][0][-1]
+    assert_differs(dense, pruned)
 
 
 def test_shapes_follow_the_plan(tiny_model, space, random_selection):
     plan = make_plan(space, random_selection, 3)
-    slim = apply_plan(copy.deepcopy(tiny_model), plan)
-    tensors = slim.state_dict()
+    pruned = apply_plan(copy.deepcopy(tiny_model), plan)
+    tensors = pruned.state_dict()
     for name, cut in plan.cuts.items():
         for member in cut.members:
             if member.tensor in tensors and cut.kind.value in ("channels", "hidden"):
                 assert tensors[member.tensor].shape[member.axis] == cut.count, (name, member)
-    for module in slim.modules():
+    for module in pruned.modules():
         if isinstance(module, torch.nn.Conv2d):
             assert tuple(module.weight.shape[:2]) == (module.out_channels, module.in_channels // module.groups)
         if isinstance(module, torch.nn.Linear):
@@ -75,18 +75,18 @@ def test_shapes_follow_the_plan(tiny_model, space, random_selection):
 def test_everything_removed_still_runs(tiny_model, space, tiny_frames):
     smallest = {d.name: tuple(tuple(range(d.options[0])) for _ in range(d.copies)) for d in space.dimensions}
     plan = PruningPlan.from_selection(space, smallest, {b.name for b in space.blocks})
-    slim = apply_plan(copy.deepcopy(tiny_model), plan)
-    outputs = run(slim, tiny_frames(3))
+    pruned = apply_plan(copy.deepcopy(tiny_model), plan)
+    outputs = run(pruned, tiny_frames(3))
     assert outputs[-1][0].shape[0] == 1
     assert all(torch.isfinite(x).all() for pair in outputs for x in pair)
 
 
-def test_slim_model_trains(tiny_model, space, tiny_frames, random_selection):
-    slim = apply_plan(tiny_model, make_plan(space, random_selection, 1)).train()
-    data = slim.data_preprocessor(dict(tiny_frames(1)[0]), True)
-    loss, _ = slim.parse_losses(slim(**data, mode="loss"))
+def test_pruned_model_trains(tiny_model, space, tiny_frames, random_selection):
+    pruned = apply_plan(tiny_model, make_plan(space, random_selection, 1)).train()
+    data = pruned.data_preprocessor(dict(tiny_frames(1)[0]), True)
+    loss, _ = pruned.parse_losses(pruned(**data, mode="loss"))
     loss.backward()
-    wanted = [n for n, p in slim.named_parameters() if p.requires_grad and p.grad is None]
+    wanted = [n for n, p in pruned.named_parameters() if p.requires_grad and p.grad is None]
     assert wanted == []
 
 

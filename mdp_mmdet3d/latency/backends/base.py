@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Protocol
 
-from mdp_mmdet3d.latency.sampling import Point
+from mdp_mmdet3d.latency.sampling import EntryKey
 from mdp_mmdet3d.latency.table import Device, Entry, MeasurementProtocol
 
 
@@ -18,8 +18,8 @@ class Backend(Protocol):
 
     protocol: MeasurementProtocol
 
-    def fingerprint(self) -> Device:
+    def device(self) -> Device:
         """Describe the device and the runtime."""
 
-    def measure(self, points: Iterable[Point]) -> Iterator[tuple[Point, Entry]]:
-        """Measure the points one after another and yield each as soon as it is known."""
+    def measure(self, keys: Iterable[EntryKey]) -> Iterator[tuple[EntryKey, Entry]]:
+        """Measure the entries one after another and yield each as soon as it is known."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 
-from mdp_mmdet3d.latency.sampling import Point
+from mdp_mmdet3d.latency.sampling import EntryKey
 from mdp_mmdet3d.latency.table import Device, Entry, MeasurementProtocol
 from mdp_mmdet3d.operators import OperatorSignature
 
@@ -33,16 +33,16 @@ class FakeBackend:
         processor: str = "fake processor",
     ) -> None:
         self.protocol = MeasurementProtocol("computed", warmup=0, runs=1, statistic="minimum", staircase=False)
-        self.calls: list[Point] = []
+        self.calls: list[EntryKey] = []
         self._cost = cost
         self._processor = processor
 
-    def fingerprint(self) -> Device:
+    def device(self) -> Device:
         """Describe the pretended device."""
         return Device(self._processor, "fake", "1", threads=1, precision="float32")
 
-    def measure(self, points: Iterable[Point]) -> Iterator[tuple[Point, Entry]]:
-        """Yield the computed latency of each point and remember in `calls` that it was asked for."""
-        for signature, widths in points:
+    def measure(self, keys: Iterable[EntryKey]) -> Iterator[tuple[EntryKey, Entry]]:
+        """Yield the computed latency of each entry and remember in `calls` that it was asked for."""
+        for signature, widths in keys:
             self.calls.append((signature, widths))
             yield (signature, widths), Entry(self._cost(signature, widths), spread=0.0, runs=1, time=_TIME)

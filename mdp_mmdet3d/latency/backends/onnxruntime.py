@@ -7,12 +7,12 @@ from collections.abc import Iterable, Iterator
 from datetime import datetime, timezone
 from typing import Literal
 
+from mdp_mmdet3d.device import processor_name, system_name
 from mdp_mmdet3d.errors import MdpError
 from mdp_mmdet3d.latency.backends.onnxruntime_gpu import GpuTimer
 from mdp_mmdet3d.latency.graphs import Precision, operator_graph, reference_graph
-from mdp_mmdet3d.latency.probe.host import processor_name, system_name
 from mdp_mmdet3d.latency.probe.onnxruntime_timer import OnnxRuntimeTimer
-from mdp_mmdet3d.latency.sampling import Point
+from mdp_mmdet3d.latency.sampling import EntryKey
 from mdp_mmdet3d.latency.table import Device, Entry, MeasurementProtocol
 
 Provider = Literal["cpu", "cuda", "tensorrt"]
@@ -52,7 +52,7 @@ class OnnxRuntimeBackend:
         self._precision = precision
         self.protocol = MeasurementProtocol(**self._timer.protocol())
 
-    def fingerprint(self) -> Device:
+    def device(self) -> Device:
         """Describe this machine and its ONNX Runtime."""
         return Device(
             self._processor, **self._timer.runtime_fields(), system=system_name(), python=platform.python_version()
@@ -62,19 +62,19 @@ class OnnxRuntimeBackend:
         """Time of the reference operator now: longer than usual while the machine is busy."""
         return self._timer.reference_ms()
 
-    def measure(self, points: Iterable[Point]) -> Iterator[tuple[Point, Entry]]:
-        """Measure each point in its own session, which is freed before the next one starts.
+    def measure(self, keys: Iterable[EntryKey]) -> Iterator[tuple[EntryKey, Entry]]:
+        """Measure each entry in its own session, which is freed before the next one starts.
 
         Raises:
             MdpError: ONNX Runtime refuses an operator.
         """
-        for signature, widths in points:
+        for signature, widths in keys:
             graph = operator_graph(signature, widths, self._precision)
             try:
                 result = self._timer.measure(graph.model.SerializeToString(), graph.inputs, graph.copies)
             except RuntimeError as error:
                 raise MdpError(
-                    f"{self.fingerprint()} cannot measure {signature.key} with widths {widths}: {error}"
+                    f"{self.device()} cannot measure {signature.key} with widths {widths}: {error}"
                 ) from error
             now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
             yield (signature, widths), Entry(**result, time=now)

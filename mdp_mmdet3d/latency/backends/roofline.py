@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from mdp_mmdet3d.latency.sampling import Point
+from mdp_mmdet3d.latency.sampling import EntryKey
 from mdp_mmdet3d.latency.table import Device, Entry, MeasurementProtocol
 from mdp_mmdet3d.operators import OPERATORS, OperatorSignature
 
@@ -60,7 +60,7 @@ class RooflineBackend:
         self._figures = figures
         self.protocol = MeasurementProtocol("estimate", warmup=0, runs=1, statistic="computed", staircase=False)
 
-    def fingerprint(self) -> Device:
+    def device(self) -> Device:
         """The device and every figure that the estimate assumes."""
         f = self._figures
         stated = (
@@ -69,9 +69,9 @@ class RooflineBackend:
         )
         return Device(f.name, "roofline", stated, threads=0, precision=f.precision)
 
-    def measure(self, points: Iterable[Point]) -> Iterator[tuple[Point, Entry]]:
-        """Estimate each point."""
-        for signature, widths in points:
+    def measure(self, keys: Iterable[EntryKey]) -> Iterator[tuple[EntryKey, Entry]]:
+        """Estimate each entry."""
+        for signature, widths in keys:
             yield (signature, widths), Entry(self._ms(signature, widths), spread=0.0, runs=1, time=_NEVER)
 
     def _ms(self, signature: OperatorSignature, widths: tuple[int, ...]) -> float:

@@ -8,11 +8,11 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from mdp_mmdet3d.device import system_name
 from mdp_mmdet3d.errors import MdpError
 from mdp_mmdet3d.latency.graphs import Precision, operator_graph, reference_graph
-from mdp_mmdet3d.latency.probe.host import system_name
 from mdp_mmdet3d.latency.probe.tensorrt_timer import TensorRtTimer
-from mdp_mmdet3d.latency.sampling import Point
+from mdp_mmdet3d.latency.sampling import EntryKey
 from mdp_mmdet3d.latency.table import Device, Entry, MeasurementProtocol
 from mdp_mmdet3d.trt.builder import build_engine, engine_summary, load_tensorrt
 
@@ -39,7 +39,7 @@ class TensorRtBackend:
         self._precision = precision
         self.protocol = MeasurementProtocol(**self._timer.protocol())
 
-    def fingerprint(self) -> Device:
+    def device(self) -> Device:
         """Describe the GPU and the runtime."""
         return Device(
             self._timer.processor,
@@ -48,15 +48,15 @@ class TensorRtBackend:
             python=platform.python_version(),
         )
 
-    def measure(self, points: Iterable[Point]) -> Iterator[tuple[Point, Entry]]:
-        """Build, load and time one engine per point; raises `MdpError` where TensorRT refuses one."""
-        for signature, widths in points:
+    def measure(self, keys: Iterable[EntryKey]) -> Iterator[tuple[EntryKey, Entry]]:
+        """Build, load and time one engine per entry; raises `MdpError` where TensorRT refuses one."""
+        for signature, widths in keys:
             graph = operator_graph(signature, widths, self._precision)
             try:
                 result = self._timer.measure(graph.model.SerializeToString(), graph.inputs, graph.copies)
             except RuntimeError as error:
                 raise MdpError(
-                    f"{self.fingerprint()} cannot measure {signature.key} with widths {widths}: {error}"
+                    f"{self.device()} cannot measure {signature.key} with widths {widths}: {error}"
                 ) from error
             now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
             yield (signature, widths), Entry(**result, time=now)

@@ -11,9 +11,9 @@ from datetime import datetime, timezone
 import torch
 from torch import Tensor, nn
 
+from mdp_mmdet3d.device import processor_name, system_name
 from mdp_mmdet3d.errors import MdpError
-from mdp_mmdet3d.latency.probe.host import processor_name, system_name
-from mdp_mmdet3d.latency.sampling import Point
+from mdp_mmdet3d.latency.sampling import EntryKey
 from mdp_mmdet3d.latency.table import Device, Entry, MeasurementProtocol
 from mdp_mmdet3d.operators import OPERATORS
 
@@ -42,7 +42,7 @@ class TorchBackend:
             "eager operator", warmup, runs, "median of the fastest half", staircase=False
         )
 
-    def fingerprint(self) -> Device:
+    def device(self) -> Device:
         """Describe the device and PyTorch."""
         cuda = self._device.type == "cuda"
         processor = torch.cuda.get_device_name(self._device) if cuda else processor_name()
@@ -57,9 +57,9 @@ class TorchBackend:
         )
 
     @torch.no_grad()
-    def measure(self, points: Iterable[Point]) -> Iterator[tuple[Point, Entry]]:
-        """Measure the points one after another."""
-        for signature, widths in points:
+    def measure(self, keys: Iterable[EntryKey]) -> Iterator[tuple[EntryKey, Entry]]:
+        """Measure the entries one after another."""
+        for signature, widths in keys:
             operator, inputs = OPERATORS[signature.kind].torch_call(signature, widths)
             if isinstance(operator, nn.Module):
                 operator = operator.to(self._device, self._dtype).eval()

@@ -18,7 +18,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from host import processor_name, system_name
+from mdp_mmdet3d.device import processor_name, system_name
 
 TABLE_VERSION = 1
 MANIFEST_VERSION = 1

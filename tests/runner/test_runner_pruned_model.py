@@ -1,4 +1,4 @@
-"""Slim models from configs: equal outputs after a round trip, strict loading, the plan in checkpoints."""
+"""Pruned models from configs: equal outputs after a round trip, strict loading, the plan in checkpoints."""
 
 import copy
 
@@ -8,11 +8,11 @@ import torch
 from mmengine.config import Config
 from mmengine.runner import Runner, load_checkpoint
 
-from mdp_mmdet3d.adapters import InputShape, trace_space
+from mdp_mmdet3d.adapters import InputShape, adapter_of, trace_space
 from mdp_mmdet3d.config_file import without_pretrained
 from mdp_mmdet3d.errors import FileFormatError, StructureMismatchError
 from mdp_mmdet3d.runner import PlanHook
-from mdp_mmdet3d.runner.outputs import save_slim_checkpoint, write_slim_config
+from mdp_mmdet3d.runner.outputs import save_pruned_checkpoint, write_pruned_config
 from mdp_mmdet3d.runner.plan_hook import META_KEY
 from mdp_mmdet3d.surgery.apply import apply_plan
 from mdp_mmdet3d.surgery.plan import PruningPlan
@@ -29,19 +29,19 @@ def plans(tiny_model, random_selection):
 @pytest.fixture
 def run_dir(tiny_model, tiny_config, plans, tmp_path):
     """What tools/prune.py leaves behind, for the tiny model."""
-    slim = apply_plan(copy.deepcopy(tiny_model), plans[0])
+    pruned = apply_plan(copy.deepcopy(tiny_model), plans[0])
     plans[0].save(tmp_path / "plan.json")
-    save_slim_checkpoint(tmp_path / "pruned.pth", slim, plans[0], "random", CLASSES)
+    save_pruned_checkpoint(tmp_path / "pruned.pth", pruned, plans[0], "random", CLASSES)
     config = Config(
         dict(
             model=tiny_config().to_dict(),
             default_scope="mmdet3d",
-            prune=dict(budget=0.5),
+            prune=dict(budget=0.5, input_size=(64, 176), adapter=dict(type="StreamPETRAdapter")),
             custom_imports=dict(imports=["projects.streampetr"], allow_failed_imports=False),
         )
     )
-    write_slim_config(tmp_path / "pruned_config.py", config)
-    return tmp_path, slim
+    write_pruned_config(tmp_path / "pruned_config.py", config)
+    return tmp_path, pruned
 
 
 def build(run_dir):
@@ -59,7 +59,7 @@ def predict(model, batch):
 
 
 def test_reloaded_model_gives_equal_outputs(run_dir, tiny_frames, tmp_path_factory):
-    folder, slim = run_dir
+    folder, pruned = run_dir
     # The folder can be moved: the config looks for the plan beside itself.
     moved = tmp_path_factory.mktemp("elsewhere") / "run"
     folder.rename(moved)
@@ -67,14 +67,16 @@ def test_reloaded_model_gives_equal_outputs(run_dir, tiny_frames, tmp_path_facto
     load_checkpoint(model, str(moved / "pruned.pth"), map_location="cpu")
     assert type(model).__name__ == "StreamPETR"
     batch = tiny_frames(1)[0]
-    assert torch.equal(predict(model, batch), predict(slim, batch))
+    assert torch.equal(predict(model, batch), predict(pruned, batch))
 
 
 def test_pruned_config_is_a_plain_config(run_dir):
     config = Config.fromfile(run_dir[0] / "pruned_config.py")
-    assert config.model.type == "MDPSlimModel"
+    assert config.model.type == "MDPPrunedModel"
     assert config.load_from == str(run_dir[0] / "pruned.pth")
-    assert "prune" not in config
+    # What the tools need again to deploy it; the budget is spent.
+    assert config.prune == dict(input_size=(64, 176), adapter=dict(type="StreamPETRAdapter"))
+    assert type(adapter_of(config, InputShape(0, 64, 176), config.prune.adapter)).__name__ == "StreamPETRAdapter"
     assert {"type": "PlanHook"} in [dict(h) for h in config.custom_hooks]
     assert config.custom_imports["imports"] == ["projects.streampetr", "mdp_mmdet3d.runner"]
 
@@ -86,7 +88,7 @@ def test_dense_or_other_checkpoint_is_refused_by_name_and_shape(run_dir, tiny_mo
         load_checkpoint(build(folder), str(tmp_path / "dense.pth"), map_location="cpu", strict=False)
     assert "more" in str(error.value)
     other = apply_plan(copy.deepcopy(tiny_model), plans[1])
-    save_slim_checkpoint(tmp_path / "other.pth", other, plans[1], "random", CLASSES)
+    save_pruned_checkpoint(tmp_path / "other.pth", other, plans[1], "random", CLASSES)
     with pytest.raises(StructureMismatchError, match="another plan or is dense"):
         load_checkpoint(build(folder), str(tmp_path / "other.pth"), map_location="cpu")
 
@@ -131,8 +133,8 @@ def test_pretrained_weights_of_the_dense_model_are_ignored():
     assert without_pretrained(config) == dict(a=dict(depth=50), b=[dict(init_cfg=dict(type="Xavier"))])
 
 
-def test_a_runner_trains_saves_and_resumes_the_slim_model(run_dir, tiny_frames, tmp_path, plans):
-    """MMEngine's runner builds the optimizer, loads and saves a slim model without knowing it is one."""
+def test_a_runner_trains_saves_and_resumes_the_pruned_model(run_dir, tiny_frames, tmp_path, plans):
+    """MMEngine's runner builds the optimizer, loads and saves a pruned model without knowing it is one."""
     from torch.utils.data import DataLoader
 
     config = Config.fromfile(run_dir[0] / "pruned_config.py")
@@ -148,7 +150,7 @@ def test_a_runner_trains_saves_and_resumes_the_slim_model(run_dir, tiny_frames, 
             optim_wrapper=dict(optimizer=dict(type="SGD", lr=1e-6)),
             custom_hooks=config.custom_hooks,
             default_scope="mmdet3d",
-            experiment_name=f"slim{len(options)}",
+            experiment_name=f"pruned{len(options)}",
             log_level="WARNING",
             **options,
         )

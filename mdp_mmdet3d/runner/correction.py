@@ -14,21 +14,21 @@ from mdp_mmdet3d.latency.predict import LatencyModel
 SCHEMA_VERSION = 1
 
 
-def save_calibration(path: Path, identity: Mapping[str, Any], latency: LatencyModel, calibrations: int) -> None:
+def save_correction(path: Path, identity: Mapping[str, Any], latency: LatencyModel, corrections: int) -> None:
     """Keep the scale and the fixed part of each engine, and how often they were corrected by a measured plan."""
     write_json(
         path,
         {
             "schema_version": SCHEMA_VERSION,
             "identity": dict(identity),
-            "calibrations": calibrations,
+            "calibrations": corrections,
             "fixed_ms": dict(latency.fixed_ms),
             "scale": dict(latency.scale),
         },
     )
 
 
-def load_calibration(path: Path, identity: Mapping[str, Any], latency: LatencyModel) -> tuple[LatencyModel, int] | None:
+def load_correction(path: Path, identity: Mapping[str, Any], latency: LatencyModel) -> tuple[LatencyModel, int] | None:
     """The latency model as the search with this identity left it, or None if there was none.
 
     Raises:
@@ -36,11 +36,11 @@ def load_calibration(path: Path, identity: Mapping[str, Any], latency: LatencyMo
     """
     if not path.exists():
         return None
-    data = read_json(path, what="calibration", schema_version=SCHEMA_VERSION)
+    data = read_json(path, what="correction", schema_version=SCHEMA_VERSION)
     if data.get("identity") != identity:
         return None
     try:
-        fixed, scale = ({stage: float(data[key][stage]) for stage in latency.scale} for key in ("fixed_ms", "scale"))
+        fixed, scale = ({engine: float(data[key][engine]) for engine in latency.scale} for key in ("fixed_ms", "scale"))
         return replace(latency, fixed_ms=fixed, scale=scale), int(data["calibrations"])
     except (KeyError, TypeError, ValueError) as error:
-        raise FileFormatError(f"calibration {path} is damaged ({error!r}); delete it, run again") from error
+        raise FileFormatError(f"correction {path} is damaged ({error!r}); delete it, run again") from error

@@ -12,8 +12,8 @@ from torch import nn
 
 from mdp_mmdet3d.errors import FileFormatError
 from mdp_mmdet3d.files import read_json, write_json
-from mdp_mmdet3d.latency.predict import Measured
-from mdp_mmdet3d.latency.structures import Structure, calibration_structures
+from mdp_mmdet3d.latency.predict import MeasuredNetwork
+from mdp_mmdet3d.latency.structures import Structure, fit_structures
 from mdp_mmdet3d.runtime.measure import LatencyStats
 from mdp_mmdet3d.space.types import PruningSpace
 from mdp_mmdet3d.surgery.apply import apply_plan
@@ -28,7 +28,7 @@ def plan_of_structure(space: PruningSpace, structure: Structure) -> PruningPlan:
     return PruningPlan.from_selection(space, kept, structure.removed)
 
 
-def load_wholes(path: Path, identity: Mapping[str, Any]) -> list[Measured] | None:
+def load_networks(path: Path, identity: Mapping[str, Any]) -> list[MeasuredNetwork] | None:
     """Measurements of an earlier run, or None if there are none of this device, model and input size."""
     if not path.exists():
         return None
@@ -36,26 +36,27 @@ def load_wholes(path: Path, identity: Mapping[str, Any]) -> list[Measured] | Non
     if data.get("identity") != identity:
         return None
     try:
-        return [Measured(p["widths"], tuple(p["removed"]), p["stages_ms"]) for p in data["points"]]
+        return [MeasuredNetwork(p["widths"], tuple(p["removed"]), p["stages_ms"]) for p in data["points"]]
     except (KeyError, TypeError) as error:
         raise FileFormatError(f"whole-network latency {path} is damaged ({error!r}); delete it, run again") from error
 
 
-def save_wholes(path: Path, identity: Mapping[str, Any], points: Sequence[Measured]) -> None:
-    """Keep measurements for `load_wholes`."""
+def save_networks(path: Path, identity: Mapping[str, Any], networks: Sequence[MeasuredNetwork]) -> None:
+    """Keep measurements for `load_networks`."""
     write_json(
         path,
         {
             "schema_version": SCHEMA_VERSION,
             "identity": dict(identity),
             "points": [
-                {"widths": dict(p.widths), "removed": list(p.removed), "stages_ms": dict(p.stages_ms)} for p in points
+                {"widths": dict(n.widths), "removed": list(n.removed), "stages_ms": dict(n.engines_ms)}
+                for n in networks
             ],
         },
     )
 
 
-def measure_wholes(
+def measure_networks(
     path: Path,
     identity: Mapping[str, Any],
     space: PruningSpace,
@@ -65,7 +66,7 @@ def measure_wholes(
     measure: Callable[[Sequence[str]], dict[str, LatencyStats]],
     *,
     count: int,
-) -> list[Measured]:
+) -> list[MeasuredNetwork]:
     """Measure the dense, the smallest and some random structures in turns.
 
     Args:
@@ -81,8 +82,8 @@ def measure_wholes(
     Returns:
         The dense one first.
     """
-    structures = calibration_structures(space, count)
-    names = ["dense", *(f"calibration_{i}" for i in range(1, count))]
+    structures = fit_structures(space, count)
+    names = ["dense", *(f"network_{i}" for i in range(1, count))]
     try:
         for name, structure in zip(names[1:], structures[1:]):
             plan = plan_of_structure(space, structure)
@@ -91,9 +92,9 @@ def measure_wholes(
     finally:
         for name in names[1:]:
             shutil.rmtree(folder / name, ignore_errors=True)
-    points = [
-        Measured(dict(s.widths), tuple(sorted(s.removed)), dict(stats[name].engines_ms))
+    networks = [
+        MeasuredNetwork(dict(s.widths), tuple(sorted(s.removed)), dict(stats[name].engines_ms))
         for name, s in zip(names, structures)
     ]
-    save_wholes(path, identity, points)
-    return points
+    save_networks(path, identity, networks)
+    return networks

@@ -1,4 +1,4 @@
-"""A slim model from a config: the dense architecture, cut by a plan before any weight is loaded."""
+"""A pruned model from a config: the dense architecture, cut by a plan before any weight is loaded."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from mdp_mmdet3d.surgery.apply import apply_plan
 from mdp_mmdet3d.surgery.plan import PruningPlan
 
 
-@MODELS.register_module()
-def MDPSlimModel(architecture: dict, plan: str | Path | dict, **inherited: Any) -> nn.Module:
-    """Build ``architecture`` and cut ``plan`` out of it; register name for ``model=dict(type="MDPSlimModel", ...)``.
+@MODELS.register_module(name=["MDPPrunedModel", "MDPSlimModel"])  # the second is that of version-1 configs
+def MDPPrunedModel(architecture: dict, plan: str | Path | dict, **inherited: Any) -> nn.Module:
+    """Build ``architecture`` and cut ``plan`` out of it; register name for ``model=dict(type="MDPPrunedModel", ...)``.
 
     The result is an ordinary model of the dense class, with the same state-dict names and narrower tensors: every
-    MMEngine tool, DDP, EMA and the optimizer see slim parameters from the start. It accepts only checkpoints whose
+    MMEngine tool, DDP, EMA and the optimizer see pruned parameters from the start. It accepts only checkpoints whose
     names and shapes are its own: MMEngine's loading would merely log a mismatch.
 
     Args:
