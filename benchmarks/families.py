@@ -1,0 +1,161 @@
+"""Whole line for models of several families: what is prunable, is what comes out right, does it meet the budget?
+
+    python benchmarks/families.py configs/resnet/resnet50_mdp.py configs/retinanet/retinanet_r50_mdp.py --out table.md
+
+Each config is pruned in a process of its own, as ``tools/prune.py`` does it; a finished one is not done again. Then the
+exported pruned model is compared with the masked dense model and with the model reloaded from ``pruned_config.py``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from mdp_mmdet3d.files import write_json
+
+RESULT = "family.json"
+COLUMNS = (
+    "model", "dimensions", "blocks (removed)", "terms", "left alone", "not prunable", "dense ms", "pruned ms",
+    "from budget", "= masked", "= reloaded", "ONNX = PyTorch", "seconds", "GiB",
+)  # fmt: skip
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("configs", nargs="+", type=Path)
+    parser.add_argument("--work-dir", type=Path, default=Path("work_dirs/families"))
+    parser.add_argument("--budget", default="0.6")
+    parser.add_argument("--input-size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="instead of the config's")
+    parser.add_argument("--out", type=Path, help="Markdown file for the table")
+    parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def run_one(config_path: Path, work_dir: Path, budget: str, input_size: tuple[int, int] | None) -> None:
+    """Prune, check, and write what was found; whatever goes wrong ends in the parent's table."""
+    import dataclasses
+
+    from mmengine.logging import MMLogger
+
+    import mdp_mmdet3d.runner  # noqa: F401  registers the pruned model
+    from mdp_mmdet3d.adapters import adapter_of
+    from mdp_mmdet3d.config_file import read_config
+    from mdp_mmdet3d.runner.job import COMPARED_FRAMES, PruneJob
+    from mdp_mmdet3d.runner.settings import PruneSettings
+    from mdp_mmdet3d.space.types import PruningSpace
+    from mdp_mmdet3d.surgery.masking import mask_model
+    from mdp_mmdet3d.surgery.plan import PruningPlan
+
+    MMLogger.get_instance("mdp", log_level="WARNING")
+    started = time.monotonic()
+    config = read_config(config_path, None)
+    settings = dataclasses.replace(PruneSettings.from_config(config.get("prune", {})), budget=budget)
+    if input_size:
+        settings = dataclasses.replace(settings, input_size=input_size)
+    report = PruneJob(config, settings, work_dir, config.get("checkpoint"), Console(stderr=True)).run()
+    seconds = time.monotonic() - started
+
+    adapter = adapter_of(config, settings.input_shape, settings.adapter)
+    dense, _ = adapter.build(config.get("checkpoint"))
+    space, plan = PruningSpace.load(work_dir / "space.json"), PruningPlan.load(work_dir / "plan.json")
+    frames = adapter.frames(dense, COMPARED_FRAMES)
+    reloaded_config = read_config(work_dir / "pruned_config.py", None)
+    reloader = adapter_of(reloaded_config, settings.input_shape, settings.adapter)
+    reloaded, _ = reloader.build(str(work_dir / "pruned.pth"))
+    masked = mask_model(copy.deepcopy(dense), plan)
+    folder = work_dir / "onnx" / "pruned"
+    write_json(
+        work_dir / RESULT,
+        {
+            "model": report["model"],
+            "dimensions": len(space.dimensions),
+            "blocks": len(space.blocks),
+            "removed": len(plan.removed),
+            "terms": len(space.terms),
+            "left_alone": len(space.not_prunable),
+            "not_prunable_share": report["not_prunable_ms"] / report["dense"]["predicted_ms"],
+            "dense_ms": report["dense"]["latency_ms"],
+            "pruned_ms": report["pruned"]["latency_ms"],
+            "from_budget": report["pruned"]["latency_ms"] / report["budget_ms"] - 1,
+            "masked": adapter.compare(masked, folder, frames),
+            "reloaded": reloader.compare(reloaded, folder, frames),
+            "onnx": report["differences"]["pruned"],
+            "seconds": seconds,
+            "gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        },
+    )
+
+
+def row(result: dict[str, Any]) -> list[str]:
+    """Cells of the table."""
+    return [
+        result["model"],
+        str(result["dimensions"]),
+        f"{result['blocks']} ({result['removed']})",
+        str(result["terms"]),
+        str(result["left_alone"]),
+        f"{result['not_prunable_share']:.1%}",
+        f"{result['dense_ms']:.1f}",
+        f"{result['pruned_ms']:.1f}",
+        f"{result['from_budget']:+.1%}",
+        *(f"{max(result[key].values()):.0e}" for key in ("masked", "reloaded", "onnx")),
+        f"{result['seconds']:.0f}",
+        f"{result['gib']:.1f}",
+    ]
+
+
+def table(rows: list[tuple[str, list[str] | str]]) -> str:
+    """Markdown; a model that did not get through has its error in place of the cells."""
+    lines = ["| config | " + " | ".join(COLUMNS) + " |", "|" + "---|" * (len(COLUMNS) + 1)]
+    for name, cells in rows:
+        lines.append(f"| {name} | " + (" | ".join(cells) if isinstance(cells, list) else cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    args = parse_args()
+    size = tuple(args.input_size) if args.input_size else None
+    if args.one:
+        run_one(args.configs[0], args.work_dir, args.budget, size)
+        return 0
+    console, rows, failed = Console(), [], 0
+    for config in args.configs:
+        work_dir = args.work_dir / config.stem
+        done = work_dir / RESULT
+        if not done.is_file():
+            console.print(f"{config} ...")
+            options = ["--work-dir", str(work_dir), "--budget", args.budget]
+            options += ["--input-size", *map(str, size)] if size else []
+            run = subprocess.run(
+                [sys.executable, "-W", "ignore", __file__, str(config), "--one", *options],
+                capture_output=True,
+                text=True,
+            )
+            if run.returncode:
+                failed += 1
+                reason = run.stderr.strip().splitlines()[-1] if run.stderr.strip() else f"exit {run.returncode}"
+                console.print(f"  [red]{escape(reason)}[/red]", highlight=False)
+                rows.append((config.stem, reason.replace("|", "/")))
+                continue
+        rows.append((config.stem, row(json.loads(done.read_text(encoding="utf-8")))))
+    text = table(rows)
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
+    if args.out:
+        args.out.write_text(text, encoding="utf-8")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

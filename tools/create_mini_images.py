@@ -1,0 +1,41 @@
+"""Write a small generated image set: an ImageNet folder or COCO, for configs whose real data is not at hand."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from rich.progress import Progress
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from mdp_mmdet3d.errors import MdpError
+from mdp_mmdet3d.simdata.images import write_coco, write_image_folder
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("format", choices=["imagenet", "coco"])
+    parser.add_argument("out", type=Path, help="folder to make, e.g. data/mini_imagenet")
+    parser.add_argument("--images", type=int, default=64, help="of the training set; a quarter more for validation")
+    parser.add_argument("--seed", type=int, default=0)
+    return parser.parse_args()
+
+
+def main() -> int:
+    args = parse_args()
+    try:
+        with Progress() as bar:
+            task = bar.add_task("images", total=None)
+            write = write_image_folder if args.format == "imagenet" else write_coco
+            write(args.out, args.images, seed=args.seed, on_image=lambda: bar.advance(task))
+    except MdpError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"wrote {args.out} in the format of {args.format}: {args.images} images to train on")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
