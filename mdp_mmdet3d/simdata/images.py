@@ -92,7 +92,8 @@ def write_coco(
     (root / "annotations").mkdir(parents=True)
     for split, number in (("train2017", count), ("val2017", max(4, count // 4))):
         (root / split).mkdir()
-        images, annotations = [], []
+        images: list[dict] = []
+        annotations: list[dict] = []
         for index in range(number):
             image = _background(rng, size)
             for _ in range(int(rng.integers(2, 7))):
