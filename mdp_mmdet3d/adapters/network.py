@@ -38,7 +38,12 @@ def record_input_shapes(model: nn.Module, forward: Callable[[], Any]) -> Shapes:
 
 
 def add_network_terms(
-    builder: SpaceBuilder, calls: Sequence[Call], shapes: Shapes, blocks: Sequence[ResidualBlock], engine: str
+    builder: SpaceBuilder,
+    calls: Sequence[Call],
+    shapes: Shapes,
+    blocks: Sequence[ResidualBlock],
+    engine: str,
+    priced: Sequence[str] = (),
 ) -> None:
     """Add the cost of every convolution, max-pooling and linear layer, once per call.
 
@@ -48,6 +53,7 @@ def add_network_terms(
         shapes: `record_input_shapes` at deployment.
         blocks: Residual blocks, whose last convolution is fused with the addition.
         engine: Engine it runs in.
+        priced: Paths of modules whose cost is in other terms.
     """
     readers: dict[int, list[Call]] = defaultdict(list)
     for call in calls:
@@ -56,7 +62,7 @@ def add_network_terms(
     lasts = {block.conv for block in blocks}
     counts: dict[str, int] = defaultdict(int)
     for call in calls:
-        if call.name not in shapes:
+        if call.name not in shapes or any(call.name.startswith(f"{path}.") for path in priced):
             continue
         index = counts[call.name]
         counts[call.name] += 1

@@ -14,6 +14,7 @@ from mdp_mmdet3d.adapters.base import HOW_TO, Adapter, DeployOptions, register_a
 from mdp_mmdet3d.adapters.network import add_network_terms, record_input_shapes
 from mdp_mmdet3d.adapters.residual_blocks import add_residual_branches
 from mdp_mmdet3d.adapters.single_graph_export import TensorMode, export_single_graph
+from mdp_mmdet3d.adapters.transformer_layers import add_transformer_layers
 from mdp_mmdet3d.errors import MdpError
 from mdp_mmdet3d.runtime.graph_manifest import GraphManifest
 from mdp_mmdet3d.runtime.graph_runner import GraphRunner
@@ -38,9 +39,9 @@ class SingleGraph(Adapter):
 
     def add_to_space(self, builder: SpaceBuilder, model: nn.Module) -> None:
         """Trace channels and blocks at a small size, and price what ran at the deployed one."""
-        small = TensorMode(model, (TRACE_SIZE, TRACE_SIZE))
         deployed = TensorMode(model, (self.shape.height, self.shape.width))
-        image = self._image(TRACE_SIZE, TRACE_SIZE)
+        size = self._small_size(model, TRACE_SIZE)
+        small, image = TensorMode(model, size), self._image(*size)
         calls = [
             call
             for call in record_calls(model, lambda: self._run(small, image))
@@ -48,14 +49,15 @@ class SingleGraph(Adapter):
         ]
         blocks = add_residual_branches(builder, calls)
         try:
-            add_conv_dimensions(builder, small, outputs_are_read=False)
+            add_conv_dimensions(builder, small, size=size, outputs_are_read=False)
         except Exception as error:  # torch-pruning raises anything on a graph that it cannot follow
             builder.leave("", f"channels cannot be traced ({type(error).__name__}: {error})")
         with torch.no_grad():
             image = self._image(self.shape.height, self.shape.width)
             shapes = record_input_shapes(model, lambda: self._run(deployed, image))
         kept = [block for block in blocks if block.name in builder.blocks or block.name in builder.left_alone]
-        add_network_terms(builder, calls, shapes, kept, ENGINE)
+        priced = add_transformer_layers(builder, calls, shapes, ENGINE)
+        add_network_terms(builder, calls, shapes, kept, ENGINE, priced)
         for name, module in model.named_modules():
             if hasattr(module, "lateral_convs") and hasattr(module, "fpn_convs"):
                 add_upsample_terms(builder, module, name, shapes, ENGINE)
@@ -67,10 +69,11 @@ class SingleGraph(Adapter):
             MdpError: Also where all are right by themselves and not together.
         """
         space = super().trace(model, options)
-        image = self._image(VERIFY_SIZE, VERIFY_SIZE)
+        size = self._small_size(model, VERIFY_SIZE)
+        image = self._image(*size)
 
         def forward(candidate: nn.Module) -> Sequence[Tensor]:
-            return TensorMode(candidate, (VERIFY_SIZE, VERIFY_SIZE))(image)
+            return TensorMode(candidate, size)(image)
 
         if failures := verify_space(space, model, forward):
             self.refused = {**self.refused, **failures}
@@ -164,6 +167,15 @@ class SingleGraph(Adapter):
     def _image(self, height: int, width: int) -> Tensor:
         shape = (1, 3, height, width) if self.shape.num_cams == 1 else (1, self.shape.num_cams, 3, height, width)
         return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+    def _small_size(self, model: nn.Module, pixels: int) -> tuple[int, int]:
+        """``pixels`` squared where the model runs on it, else the deployed size: some models take one size only."""
+        small, deployed = (pixels, pixels), (self.shape.height, self.shape.width)
+        try:
+            self._run(TensorMode(model, small), self._image(*small))
+        except MdpError:
+            return deployed
+        return small
 
     def _run(self, wrapper: TensorMode, image: Tensor) -> Any:
         try:

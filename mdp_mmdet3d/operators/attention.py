@@ -1,4 +1,4 @@
-"""Post-norm attention sub-layer: projections, softmax, output projection, addition and norm."""
+"""Attention sub-layer: projections, softmax, output projection, addition and norm."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 
 from mdp_mmdet3d.operators.base import (
     DECODER_COPIES,
+    Attribute,
     GraphBuilder,
     OperatorKind,
     OperatorSignature,
@@ -21,18 +22,23 @@ if TYPE_CHECKING:
 
 
 class Attention(OperatorKind):
-    """Attention of (1, queries, embed_dims) to ``keys`` tokens.
+    """Attention of (1, queries, embed_dims) to ``keys`` tokens; whether the norm stands in front or behind is no cost.
 
     ``shared``: the first tokens that are attended to are the queries themselves, so keys and values are made anew in
-    every layer.
+    every layer. ``packed``: self-attention of a vision transformer, one projection for q, k and v, no positions.
     """
 
     name = "attention"
     roles = ("heads", "qk_width", "v_width")
     attributes = ("queries", "keys", "embed_dims", "shared")
+    optional = ("packed",)
     # Latency is convex in the heads.
     samples: ClassVar[Mapping[str, int | None]] = {"heads": None, "qk_width": 2, "v_width": 2}
     whole_roles = frozenset({"heads"})
+
+    def canonical(self, attributes: Mapping[str, Attribute]) -> dict[str, Attribute]:
+        """Without ``packed`` where it is not."""
+        return {name: value for name, value in attributes.items() if (name, value) != ("packed", False)}
 
     def work(self, signature: OperatorSignature, widths: tuple[int, ...]) -> Work:
         """Four projections, two products per head, softmax, positions and norm."""
@@ -47,7 +53,8 @@ class Attention(OperatorKind):
             matrix_work(queries, heads * v_width, size),
         ]
         softmax = 2 * heads * queries * keys
-        positions_and_norm = 2 * size * (2 * queries + (2 * keys if signature["shared"] else 0))
+        positions = 0 if signature.get("packed", False) else 2 * queries + (2 * keys if signature["shared"] else 0)
+        positions_and_norm = 2 * size * (positions or 2 * queries)
         elements = sum(part.elements for part in parts) + softmax + positions_and_norm
         return Work(sum(part.macs for part in parts), elements, len(parts) + 3)
 
@@ -56,6 +63,18 @@ class Attention(OperatorKind):
         heads, qk_width, v_width = widths
         queries, keys, size = signature["queries"], signature["keys"], signature["embed_dims"]
         x = build.input("queries", 1, queries, size)
+        if signature.get("packed", False):
+            for copy in range(DECODER_COPIES):
+                name = f"target{copy}"
+                width = heads * (2 * qk_width + v_width)
+                packed = build.linear(x, f"{name}_qkv", size, width)
+                ends = (0, heads * qk_width, 2 * heads * qk_width, width)
+                query, key, value = (
+                    _columns(build, packed, f"{name}_{part}", *ends[i : i + 2]) for i, part in enumerate("qkv")
+                )
+                x = self._attend(build, name, x, (query, key, value), widths, queries, queries, size)
+            build.token_sink(x)
+            return DECODER_COPIES
         query_position = build.input("query_position", 1, queries, size)
         key_position = build.input("key_position", 1, keys, size)
         memory = (
@@ -73,26 +92,39 @@ class Attention(OperatorKind):
             else:
                 key, value = shared_key, memory
             query = build.node("Add", [x, query_position], f"{name}_query_in")
-            q = build.linear(query, f"{name}_q", size, heads * qk_width)
-            q = _heads(build, q, queries, heads, qk_width, (0, 2, 1, 3))
-            k = build.linear(key, f"{name}_k", size, heads * qk_width)
-            k = _heads(build, k, keys, heads, qk_width, (0, 2, 3, 1))
-            v = build.linear(value, f"{name}_v", size, heads * v_width)
-            v = _heads(build, v, keys, heads, v_width, (0, 2, 1, 3))
-            scale = build.constant(f"{name}_scale", np.array(qk_width**-0.5, dtype=np.float32))
-            scores = build.node("Mul", [build.node("MatMul", [q, k], f"{name}_product"), scale], f"{name}_scores")
-            weights = build.node("Softmax", [scores], f"{name}_softmax", axis=-1)
-            mixed = build.node(
-                "Transpose",
-                [build.node("MatMul", [weights, v], f"{name}_mixed")],
-                f"{name}_merged",
-                perm=[0, 2, 1, 3],
+            projected = (
+                build.linear(query, f"{name}_q", size, heads * qk_width),
+                build.linear(key, f"{name}_k", size, heads * qk_width),
+                build.linear(value, f"{name}_v", size, heads * v_width),
             )
-            mixed = build.reshape(mixed, f"{name}_flat", 1, queries, heads * v_width)
-            out = build.linear(mixed, f"{name}_out", heads * v_width, size)
-            x = build.layer_norm(build.node("Add", [x, out], f"{name}_sum"), f"{name}_norm", size)
+            x = self._attend(build, name, x, projected, widths, queries, keys, size)
         build.token_sink(x)
         return DECODER_COPIES
+
+    @staticmethod
+    def _attend(
+        build: GraphBuilder,
+        name: str,
+        x: str,
+        projected: tuple[str, str, str],
+        widths: tuple[int, ...],
+        queries: int,
+        keys: int,
+        size: int,
+    ) -> str:
+        """From projected q, k and v to the stream behind addition and norm."""
+        heads, qk_width, v_width = widths
+        q = _heads(build, projected[0], queries, heads, qk_width, (0, 2, 1, 3))
+        k = _heads(build, projected[1], keys, heads, qk_width, (0, 2, 3, 1))
+        v = _heads(build, projected[2], keys, heads, v_width, (0, 2, 1, 3))
+        scale = build.constant(f"{name}_scale", np.array(qk_width**-0.5, dtype=np.float32))
+        scores = build.node("Mul", [build.node("MatMul", [q, k], f"{name}_product"), scale], f"{name}_scores")
+        weights = build.node("Softmax", [scores], f"{name}_softmax", axis=-1)
+        mixed = build.node("MatMul", [weights, v], f"{name}_mixed")
+        mixed = build.node("Transpose", [mixed], f"{name}_merged", perm=[0, 2, 1, 3])
+        mixed = build.reshape(mixed, f"{name}_flat", 1, queries, heads * v_width)
+        out = build.linear(mixed, f"{name}_out", heads * v_width, size)
+        return build.layer_norm(build.node("Add", [x, out], f"{name}_sum"), f"{name}_norm", size)
 
     def torch_call(
         self, signature: OperatorSignature, widths: tuple[int, ...]
@@ -104,6 +136,8 @@ class Attention(OperatorKind):
         heads, qk_width, v_width = widths
         queries, keys, size = signature["queries"], signature["keys"], signature["embed_dims"]
         shared = signature["shared"]
+        if signature.get("packed", False):
+            return _packed_call(size, *widths), (torch.randn(1, queries, size),)
 
         class Call(nn.Module):
             def __init__(self) -> None:
@@ -124,6 +158,33 @@ class Attention(OperatorKind):
         return Call(), tuple(torch.randn(1, n, size) for n in shapes)
 
 
+def _columns(build: GraphBuilder, x: str, name: str, start: int, end: int) -> str:
+    bounds = [
+        build.constant(f"{name}_{part}", np.array([value], dtype=np.int64))
+        for part, value in (("start", start), ("end", end), ("axis", 2))
+    ]
+    return build.node("Slice", [x, *bounds], name)
+
+
 def _heads(build: GraphBuilder, x: str, tokens: int, heads: int, width: int, order: tuple[int, ...]) -> str:
     split = build.reshape(x, f"{x}_split", 1, tokens, heads, width)
     return build.node("Transpose", [split], f"{x}_heads", perm=list(order))
+
+
+def _packed_call(size: int, heads: int, qk_width: int, v_width: int) -> Callable[..., Tensor]:
+    from torch import nn
+
+    from mdp_mmdet3d.layers import PackedSelfAttention
+
+    class Call(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            qkv = nn.Linear(size, heads * (2 * qk_width + v_width))
+            proj = nn.Linear(heads * v_width, size)
+            self.attention = PackedSelfAttention(qkv, proj, heads, qk_width, v_width, qk_width**-0.5)
+            self.norm = nn.LayerNorm(size)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.attention(self.norm(x))
+
+    return Call()

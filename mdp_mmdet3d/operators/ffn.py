@@ -1,12 +1,16 @@
-"""Post-norm feed-forward sub-layer: two linear layers with a ReLU between, addition and norm."""
+"""Feed-forward sub-layer: two linear layers with an activation between, addition and norm."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, ClassVar
 
+import numpy as np
+
 from mdp_mmdet3d.operators.base import (
     DECODER_COPIES,
+    Attribute,
     GraphBuilder,
     OperatorKind,
     OperatorSignature,
@@ -19,12 +23,17 @@ if TYPE_CHECKING:
 
 
 class Ffn(OperatorKind):
-    """Feed-forward network on (1, tokens, embed_dims)."""
+    """Feed-forward network on (1, tokens, embed_dims); ``activation`` is ReLU unless it says ``"gelu"``."""
 
     name = "ffn"
     roles = ("hidden",)
     attributes = ("tokens", "embed_dims")
+    optional = ("activation",)
     samples: ClassVar[Mapping[str, int | None]] = {"hidden": 5}
+
+    def canonical(self, attributes: Mapping[str, Attribute]) -> dict[str, Attribute]:
+        """Without the usual activation."""
+        return {name: value for name, value in attributes.items() if (name, value) != ("activation", "relu")}
 
     def work(self, signature: OperatorSignature, widths: tuple[int, ...]) -> Work:
         """Two products, ReLU, addition and norm."""
@@ -39,7 +48,9 @@ class Ffn(OperatorKind):
         x = build.input("queries", 1, signature["tokens"], size)
         for copy in range(DECODER_COPIES):
             name = f"target{copy}"
-            hidden = build.node("Relu", [build.linear(x, f"{name}_up", size, widths[0])], f"{name}_relu")
+            up = build.linear(x, f"{name}_up", size, widths[0])
+            gelu = signature.get("activation", "relu") == "gelu"
+            hidden = _gelu(build, up, name) if gelu else build.node("Relu", [up], f"{name}_relu")
             out = build.linear(hidden, f"{name}_down", widths[0], size)
             x = build.layer_norm(build.node("Add", [x, out], f"{name}_sum"), f"{name}_norm", size)
         build.token_sink(x)
@@ -52,7 +63,7 @@ class Ffn(OperatorKind):
         import torch
         from torch import nn
 
-        size = signature["embed_dims"]
+        size, gelu = signature["embed_dims"], signature.get("activation", "relu") == "gelu"
 
         class Call(nn.Module):
             def __init__(self) -> None:
@@ -61,6 +72,19 @@ class Ffn(OperatorKind):
                 self.norm = nn.LayerNorm(size)
 
             def forward(self, x: Tensor) -> Tensor:
-                return self.norm(x + self.down(self.up(x).relu_()))
+                hidden = self.up(x)
+                hidden = nn.functional.gelu(hidden) if gelu else hidden.relu_()
+                return self.norm(x + self.down(hidden))
 
         return Call(), (torch.randn(1, signature["tokens"], size),)
+
+
+def _gelu(build: GraphBuilder, x: str, name: str) -> str:
+    """x/2 (1 + erf(x / sqrt 2)), as exporters write it; runtimes fuse it."""
+    root, one, half = (
+        build.constant(f"{name}_{part}", np.array(value, dtype=np.float32))
+        for part, value in (("root", math.sqrt(2)), ("one", 1), ("half", 0.5))
+    )
+    inner = build.node("Erf", [build.node("Div", [x, root], f"{name}_scaled")], f"{name}_erf")
+    outer = build.node("Add", [inner, one], f"{name}_shifted")
+    return build.node("Mul", [build.node("Mul", [x, outer], f"{name}_gated"), half], f"{name}_gelu")

@@ -2,32 +2,41 @@
 
 from __future__ import annotations
 
-from torch import nn
-
 from mdp_mmdet3d.space.builder import SpaceBuilder
 from mdp_mmdet3d.space.types import DimensionKind, TensorAxis
 
 
-def add_attention(builder: SpaceBuilder, attn: nn.Module, path: str) -> tuple[str | int, str | int, str | int]:
+def add_attention(
+    builder: SpaceBuilder,
+    path: str,
+    heads: int,
+    qk: int,
+    v: int,
+    *,
+    packed: tuple[str, ...] = ("in_proj_weight", "in_proj_bias"),
+    out: str = "out_proj.weight",
+) -> tuple[str | int, str | int, str | int]:
     """Add the three dimensions of one attention.
 
     Args:
         builder: Receives them; the sub-layer's block must exist already.
-        attn: Has ``num_heads``, ``qk_head_dim``, ``v_head_dim``, packed ``in_proj_weight`` (rows of q, k, v, each
-            head-major), ``in_proj_bias`` and ``out_proj``.
         path: Its path in the model.
+        heads: Dense number of heads.
+        qk: Dense width of a query and a key.
+        v: Dense width of a value.
+        packed: Tensors below ``path`` whose rows are those of q, then k, then v, each head after head.
+        out: Weight below ``path`` of the output projection, whose columns are those of v.
 
     Returns:
         Dimension (or dense count, where frozen) of heads, q/k width and v width.
     """
-    heads, qk, v = int(attn.num_heads), int(attn.qk_head_dim), int(attn.v_head_dim)
     k_rows, v_rows = heads * qk, 2 * heads * qk
 
     def in_rows(offset: int, width: int = 1) -> list[TensorAxis]:
-        return [TensorAxis(f"{path}.in_proj_{leaf}", 0, offset, width) for leaf in ("weight", "bias")]
+        return [TensorAxis(f"{path}.{leaf}", 0, offset, width) for leaf in packed]
 
     def out_columns(width: int = 1) -> TensorAxis:
-        return TensorAxis(f"{path}.out_proj.weight", 1, 0, width)
+        return TensorAxis(f"{path}.{out}", 1, 0, width)
 
     multiple = builder.options.head_width_multiple
     head_count = builder.add_dimension(

@@ -59,7 +59,7 @@ def add_conv_dimensions(
     encoder: nn.Module,
     in_channels: int = 3,
     *,
-    size: int = TRACE_SIZE,
+    size: tuple[int, int] = (TRACE_SIZE, TRACE_SIZE),
     outputs_are_read: bool = True,
 ) -> None:
     """Add one dimension per group of coupled convolution channels.
@@ -69,7 +69,7 @@ def add_conv_dimensions(
         encoder: Maps (B, in_channels, H, W) to the feature maps that are consumed outside; its submodules are
             submodules of the builder's model.
         in_channels: Channels of the input image.
-        size: Pixels of either side of the image that is traced.
+        size: Height and width in pixels of the image that is traced.
         outputs_are_read: Whether more of the builder's model reads what ``encoder`` returns; else channels that nothing
             reads are outputs of the model, and stay.
     """
@@ -77,7 +77,7 @@ def add_conv_dimensions(
     _exclude_unknown(builder, encoder, names)
     with _traceable(encoder):
         graph = tp.DependencyGraph().build_dependency(
-            encoder, example_inputs=(torch.zeros(1, in_channels, size, size),), verbose=False
+            encoder, example_inputs=(torch.zeros(1, in_channels, *size),), verbose=False
         )
         reached: set[nn.Module] = set()
         for group in graph.get_all_groups(root_module_types=(nn.Conv2d,)):

@@ -32,7 +32,8 @@ class BlockKind(str, Enum):
     IDENTITY = "identity"  # output = input
     RESIDUAL_BRANCH = "residual_branch"  # output = activation(shortcut(input))
     SUB_LAYER = "sub_layer"  # residual branch of a post-norm sub-layer; its norm stays
-    LAYER = "layer"  # a whole decoder layer
+    LAYER = "layer"  # a whole decoder or encoder layer: output = input
+    BRANCH = "branch"  # what its caller adds to a stream: output = 0
 
 
 # What stays of a residual branch unless its block says otherwise: shortcut, then activation.

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mdp_mmdet3d.errors import StructureMismatchError
 from mdp_mmdet3d.files import digest
+from mdp_mmdet3d.layers import RemovedBranch, RemovedSubLayer, widened
 from mdp_mmdet3d.space.types import Block, BlockKind, DimensionKind
 from mdp_mmdet3d.surgery.plan import PruningPlan
 
@@ -61,17 +62,27 @@ def apply_plan(model: nn.Module, plan: PruningPlan) -> nn.Module:
         StructureMismatchError: The model is not the one the plan was made for; it is left unchanged.
     """
     check_fits(model, plan)
+    counted = {name: cut for name, cut in plan.cuts.items() if cut.kind in COUNT_ATTRIBUTES}
+    for name in counted:
+        _allow_unequal_widths(model, name.rpartition(".")[0])
     with torch.no_grad():
         for name, masks in keep_masks(model, plan).items():
             _slice(model, name, masks)
-    for name, cut in plan.cuts.items():
-        if cut.kind in COUNT_ATTRIBUTES:
-            setattr(model.get_submodule(name.rpartition(".")[0]), COUNT_ATTRIBUTES[cut.kind], cut.count)
+    for name, cut in counted.items():
+        setattr(model.get_submodule(name.rpartition(".")[0]), COUNT_ATTRIBUTES[cut.kind], cut.count)
     # Removed blocks leave their own cuts behind, so a removed parent makes its children's replacement a no-op.
     for name, removed in plan.removed.items():
         if not any(name.startswith(f"{other}.") for other in plan.removed):
             replace_block(model, removed)
     return model
+
+
+def _allow_unequal_widths(model: nn.Module, path: str) -> None:
+    """Replace a dense attention whose class has one width for q, k and v."""
+    found = model.get_submodule(path)
+    if not hasattr(found, COUNT_ATTRIBUTES[DimensionKind.QK_WIDTH]):
+        parent, _, leaf = path.rpartition(".")
+        model.get_submodule(parent)._modules[leaf] = widened(found)
 
 
 def check_fits(model: nn.Module, plan: PruningPlan) -> None:
@@ -152,7 +163,11 @@ def replace_block(model: nn.Module, block: Block) -> None:
     """
     path, _, leaf = block.name.rpartition(".")
     replacement: nn.Module = nn.Identity()
-    if block.kind is BlockKind.RESIDUAL_BRANCH:
+    if block.kind is BlockKind.BRANCH:
+        replacement = RemovedBranch()
+    elif block.kind is BlockKind.SUB_LAYER:
+        replacement = RemovedSubLayer()
+    elif block.kind is BlockKind.RESIDUAL_BRANCH:
         children = dict(model.get_submodule(block.name).named_children())
         missing = [name for name in block.stays if name not in children]
         if missing:

@@ -111,7 +111,10 @@ def _add_decoder(builder: SpaceBuilder, head: nn.Module, tokens: int) -> None:
             sub_layer = f"{path}.attentions.{j}"
             if (i, j) != (0, 1):
                 builder.add_block(sub_layer, BlockKind.SUB_LAYER, parent, last="attn.out_proj")
-            widths = add_attention(builder, layer.attentions[j].attn, f"{sub_layer}.attn")
+            attention = layer.attentions[j].attn
+            widths = add_attention(
+                builder, f"{sub_layer}.attn", attention.num_heads, attention.qk_head_dim, attention.v_head_dim
+            )
             builder.add_term(
                 sub_layer,
                 "head",

@@ -155,7 +155,7 @@ def test_the_whole_line(config, tmp_path):
     assert set(report["pruned"]["engines_ms"]) == {"model"}
     assert max(d["outputs"] for d in report["differences"].values()) < 1e-4
     pruned = Config.fromfile(tmp_path / "w" / "pruned_config.py")
-    assert tuple(pruned.input_size) == SIZE  # what tools/export.py needs
+    assert tuple(pruned.prune.input_size) == SIZE  # what tools/export.py needs
     init_default_scope("mmpretrain")
     model = MODELS.build(pruned.model)
     adapter = adapter_of(pruned, settings.input_shape)

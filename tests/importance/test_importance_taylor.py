@@ -71,7 +71,7 @@ def test_head_width_score_is_the_derivative_of_a_gate(kind, first_row):
     net = Attention().double()
     nn.init.normal_(net.attn.in_proj_bias)
     builder = SpaceBuilder(net, SpaceOptions(head_width_multiple=2))
-    add_attention(builder, net.attn, "attn")
+    add_attention(builder, "attn", net.attn.num_heads, net.attn.qk_head_dim, net.attn.v_head_dim)
     space = priced(builder).finish("Attention", "f")
     x, y = torch.randn(1, 3, 16, dtype=torch.float64), torch.randn(1, 5, 16, dtype=torch.float64)
 

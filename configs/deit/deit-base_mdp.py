@@ -1,0 +1,30 @@
+# DeiT-base of MMPretrain on ImageNet, its config as shipped: heads, q/k and v width, MLP, sub-layers and layers.
+#   python tools/create_mini_images.py imagenet data/mini_imagenet    # where the real data set is not at hand
+#   python tools/prune.py configs/deit/deit-base_mdp.py --checkpoint deit-base_16xb64_in1k.pth
+_base_ = ["mmpretrain::deit/deit-base_16xb64_in1k.py"]
+
+custom_imports = dict(imports=["mdp_mmdet3d.runner"], allow_failed_imports=False)
+
+checkpoint = None
+data_root = "data/mini_imagenet"
+
+# Mixup and augmented labels are for training; importance takes the images as they are. The shipped initialisation of
+# the classifier is 0: without a checkpoint nothing would be worth anything.
+model = dict(train_cfg=None, head=dict(init_cfg=dict(type="TruncNormal", layer="Linear", std=0.02)))
+importance_pipeline = [
+    dict(type="LoadImageFromFile"),
+    dict(type="ResizeEdge", scale=248, edge="short", backend="pillow", interpolation="bicubic"),
+    dict(type="CenterCrop", crop_size=224),
+    dict(type="PackInputs"),
+]
+importance_dataloader = dict(
+    batch_size=8,
+    num_workers=0,
+    sampler=dict(type="DefaultSampler", shuffle=False),
+    dataset=dict(type="ImageNet", data_root=data_root, split="train", pipeline=importance_pipeline),
+)
+train_dataloader = dict(batch_size=8, num_workers=0, persistent_workers=False, dataset=dict(data_root=data_root))
+val_dataloader = dict(batch_size=8, num_workers=0, persistent_workers=False, dataset=dict(data_root=data_root))
+test_dataloader = val_dataloader
+
+prune = dict(budget=0.6, frames=8, input_size=(224, 224), max_options=8, channel_multiple=16)
