@@ -102,7 +102,7 @@ def _has_relu(call: Call, readers: dict[int, list[Call]]) -> bool:
     after = readers[id(call.output)]
     if len(after) >= 1 and isinstance(after[0].module, nn.modules.batchnorm._BatchNorm):
         after = readers[id(after[0].output)]
-    return any(isinstance(reader.module, nn.ReLU) for reader in after)
+    return any(isinstance(reader.module, (nn.ReLU, nn.ReLU6)) for reader in after)
 
 
 def _add_pool(

@@ -6,12 +6,13 @@ Importing this needs numpy only: torch is imported by the method that builds a c
 from mdp_mmdet3d.operators.attention import Attention
 from mdp_mmdet3d.operators.base import OPERATORS, GraphBuilder, OperatorKind, OperatorSignature, Work
 from mdp_mmdet3d.operators.conv import Conv, ConvGeometry
+from mdp_mmdet3d.operators.depthwise_conv import DepthwiseConv
 from mdp_mmdet3d.operators.ffn import Ffn
 from mdp_mmdet3d.operators.linear import Linear
 from mdp_mmdet3d.operators.pool import MaxPool
 from mdp_mmdet3d.operators.upsample import UpsampleAdd
 
-for _kind in (Conv(), MaxPool(), UpsampleAdd(), Linear(), Attention(), Ffn()):
+for _kind in (Conv(), DepthwiseConv(), MaxPool(), UpsampleAdd(), Linear(), Attention(), Ffn()):
     OPERATORS[_kind.name] = _kind
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "Attention",
     "Conv",
     "ConvGeometry",
+    "DepthwiseConv",
     "Ffn",
     "GraphBuilder",
     "Linear",

@@ -42,6 +42,11 @@ def norm_obstacle(norm: nn.Module) -> str | None:
     return None
 
 
+def is_depthwise(conv: nn.Conv2d) -> bool:
+    """Whether every channel has a kernel of its own."""
+    return conv.groups == conv.in_channels == conv.out_channels > 1
+
+
 def conv_geometry(conv: nn.Conv2d) -> ConvGeometry:
     """Sizes of a convolution that has no `conv_obstacle`."""
     padding = (0, 0) if isinstance(conv.padding, str) else conv.padding  # "valid" is no padding
@@ -132,6 +137,9 @@ def _add_group(
                 )
                 return
             members.append(TensorAxis(f"{name}.weight", 1, offset))
+            consumed = True
+        elif isinstance(module, nn.Conv2d) and is_depthwise(module):
+            members += [TensorAxis(f"{name}.{leaf}", 0, offset) for leaf, _ in module.named_parameters(recurse=False)]
             consumed = True
         elif isinstance(module, nn.Conv2d):
             if graph.is_out_channel_pruning_fn(item.dep.handler):

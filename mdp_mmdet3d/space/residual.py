@@ -7,7 +7,7 @@ from mmdet.models.backbones.resnext import Bottleneck as GroupedBottleneck
 from torch import nn
 
 from mdp_mmdet3d.space.builder import SpaceBuilder
-from mdp_mmdet3d.space.conv import Norm, conv_geometry, conv_obstacle, norm_obstacle
+from mdp_mmdet3d.space.conv import Norm, conv_geometry, conv_obstacle, is_depthwise, norm_obstacle
 from mdp_mmdet3d.space.types import BlockKind
 
 ConvShapes = dict[nn.Module, tuple[int, int, int, int]]
@@ -137,18 +137,23 @@ def add_conv_term(
         builder.leave(name, f"{obstacle}; {FIXED}")
         return
     batch, _, height, width = shapes[conv]
+    geometry, kind = conv_geometry(conv).attributes(), "conv"
+    widths: tuple[str | int, ...] = (
+        builder.width_of(f"{name}.weight", 1, conv.in_channels),
+        builder.width_of(f"{name}.weight", 0, conv.out_channels),
+    )
+    if is_depthwise(conv):
+        del geometry["groups"]
+        kind, widths = "depthwise_conv", widths[1:]
     builder.add_term(
         term or name,
         engine,
-        "conv",
-        (
-            builder.width_of(f"{name}.weight", 1, conv.in_channels),
-            builder.width_of(f"{name}.weight", 0, conv.out_channels),
-        ),
+        kind,
+        widths,
         batch=batch,
         height=height,
         width=width,
         relu=relu,
         residual=residual,
-        **conv_geometry(conv).attributes(),  # type: ignore[arg-type]
+        **geometry,  # type: ignore[arg-type]
     )
