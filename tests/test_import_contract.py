@@ -35,6 +35,11 @@ def test_the_library_imports_no_detector():
     assert not [path for path in files() if any(name.split(".")[0] == "projects" for name in imported(path))]
 
 
+def test_projects_is_a_namespace():
+    """An __init__.py there would hide the projects of an MMDetection3D checkout, or be hidden by theirs."""
+    assert (ROOT / "projects/streampetr/__init__.py").is_file() and not (ROOT / "projects/__init__.py").exists()
+
+
 def test_there_is_no_circle_between_folders():
     ties: dict[tuple[str, str], list[str]] = defaultdict(list)
     for path in files():
