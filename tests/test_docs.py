@@ -23,7 +23,7 @@ SECTION = re.compile(
 )
 LINK = re.compile(r"\]\(([^)#\s]+)(#[^)]*)?\)")
 PLACE = re.compile(r"(?<![\w/.-])((?:tools|configs|benchmarks|checkpoints|projects|tests)/[\w./-]*\w)")
-NOT_HERE = ("README.md", "SUMMARY.md", "FILE.md")  # names that a user chooses or that are written elsewhere
+NOT_HERE = ("README.md", "table.md", "SUMMARY.md", "FILE.md")  # names that a user chooses or that are written elsewhere
 
 
 def document(name: str) -> Path | None:
