@@ -1,18 +1,35 @@
 """Packaging. The dependencies are those of a user who already has, or wants, MMDetection3D."""
 
+import re
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import find_namespace_packages, find_packages, setup
+
+ROOT = Path(__file__).resolve().parent
+VERSION = re.search(r'^__version__ = "(.+)"', (ROOT / "mdp_mmdet3d/__init__.py").read_text(encoding="utf-8"), re.M)
+TOOLS = sorted(path.stem for path in (ROOT / "tools").glob("*.py"))
 
 setup(
     name="mdp_mmdet3d",
-    version="0.1.0",
+    version=VERSION[1],
     description="Latency-constrained multi-dimensional pruning of 3D detectors for MMDetection3D",
-    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    packages=find_packages(include=["mdp_mmdet3d*", "projects*"]),
-    package_data={"mdp_mmdet3d": ["py.typed"]},
+    # `projects` is a namespace, shared with the projects of an MMDetection3D checkout.
+    packages=[
+        *find_packages(include=["mdp_mmdet3d*"]),
+        *find_namespace_packages(include=["projects.*"], exclude=["*.__pycache__"]),
+        "mdp_mmdet3d_tools",
+    ],
+    package_dir={"mdp_mmdet3d_tools": "tools"},
+    entry_points={
+        "console_scripts": [f"mdp-{name.replace('_', '-')} = mdp_mmdet3d_tools.{name}:main" for name in TOOLS],
+    },
+    # .mim, where OpenMMLab's packages keep configs, holds links to configs/ and checkpoints/.
+    package_data={
+        "mdp_mmdet3d": ["py.typed", *(f".mim/configs/{'*/' * n}*.py" for n in range(4)), ".mim/checkpoints/*.pth"],
+    },
     python_requires=">=3.10",
     install_requires=[
         "numpy>=1.23",

@@ -10,18 +10,30 @@ from typing import Any
 from mmengine.config import Config
 
 from mdp_mmdet3d.errors import MdpError
+from mdp_mmdet3d.shipped import CONFIGS, PREFIX, config_path, shipped_name
 
 
 def read_config(path: str | Path, options: Mapping[str, Any] | None = None) -> Config:
     """Read a config and apply ``--cfg-options``.
 
+    Args:
+        path: A file, or ``mdp_mmdet3d::streampetr_mdp.py`` for a config that comes with this package.
+        options: Settings to override, e.g. ``{"prune.budget": 0.4}``.
+
     Raises:
         MdpError: The file does not exist.
     """
-    if not Path(path).is_file():
+    path = config_path(path)
+    if not path.is_file():
+        meant = shipped_name(path)
         raise MdpError(
-            f"config {path} does not exist; the main one is configs/streampetr_mdp.py, those for "
-            "training are in configs/streampetr/"
+            f"config {path} does not exist; "
+            + (
+                f"is {meant} meant, which comes with this package?"
+                if meant
+                else f"the main one is {PREFIX}streampetr_mdp.py, those for training are {PREFIX}streampetr/*e.py "
+                f"(in {CONFIGS.resolve()})"
+            )
         )
     config = Config.fromfile(path)
     if options:

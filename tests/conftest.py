@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
@@ -19,15 +18,6 @@ def subnormal_numbers():
     """Tools and ONNX Runtime sessions flush denormals for the whole process; the next test has them again."""
     yield
     torch.set_flush_denormal(False)
-
-
-@pytest.fixture(scope="session")
-def shared_data() -> Path:
-    """Folder with the real nuScenes frame, recorded StreamPETR numbers and solver instances."""
-    path = Path(os.environ.get("MDP_SHARED_DATA", ROOT.parent / "shared" / "data"))
-    if not path.is_dir():
-        pytest.skip(f"shared test data not found at {path}; set MDP_SHARED_DATA")
-    return path
 
 
 @pytest.fixture(scope="session")

@@ -9,13 +9,15 @@ from pathlib import Path
 
 from mmengine.registry import DefaultScope
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+if __name__ == "__main__":  # works in a checkout that is not installed
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mmdet3d.registry import MODELS
 
 from mdp_mmdet3d.config_file import read_config
 from mdp_mmdet3d.errors import MdpError
 from mdp_mmdet3d.runner.outputs import write_checkpoint
+from mdp_mmdet3d.shipped import config_path
 from projects.streampetr import checkpoint as ckpt
 
 
@@ -24,7 +26,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("source", type=Path, help="checkpoint to read")
     parser.add_argument("target", type=Path, help="checkpoint to write")
     parser.add_argument("--from", dest="origin", choices=("official", "awml"), default="official")
-    parser.add_argument("--config", type=Path, help="also load the result strictly into this config's model")
+    parser.add_argument("--config", type=config_path, help="also load the result strictly into this config's model")
     parser.add_argument("--classes", nargs="+", help="AWML: order of its logits (default: for nuScenes)")
     parser.add_argument("--target-classes", nargs="+", help="AWML: wanted order (default: the official one)")
     return parser.parse_args()

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from rich.progress import track
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+if __name__ == "__main__":  # works in a checkout that is not installed
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mdp_mmdet3d.datasets.nuscenes_infos import SPLITS, annotate_infos, create_infos
 from mdp_mmdet3d.errors import MdpError

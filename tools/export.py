@@ -20,11 +20,12 @@ from mdp_mmdet3d.adapters import RANDOM, Adapter, DeployOptions, InputShape, ada
 from mdp_mmdet3d.config_file import read_config
 from mdp_mmdet3d.errors import MdpError
 from mdp_mmdet3d.runner.settings import PruneSettings
+from mdp_mmdet3d.shipped import config_path
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source", type=Path, help="work directory of tools/prune.py, or a config")
+    parser.add_argument("source", type=config_path, help="work directory of tools/prune.py, or a config")
     parser.add_argument("--checkpoint", help="weights; default: pruned.pth of the work directory, or random weights")
     parser.add_argument(
         "--out",

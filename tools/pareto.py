@@ -6,7 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+if __name__ == "__main__":  # works in a checkout that is not installed
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mdp_mmdet3d.errors import MdpError
 from mdp_mmdet3d.solver import PruningProblem, SolveOptions

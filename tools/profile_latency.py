@@ -24,6 +24,7 @@ from mdp_mmdet3d.latency.backends.base import Backend
 from mdp_mmdet3d.latency.compare import compare_tables, print_comparison
 from mdp_mmdet3d.latency.sampling import EntryKey, policy_entries
 from mdp_mmdet3d.latency.table import LatencyTable
+from mdp_mmdet3d.shipped import config_path
 from mdp_mmdet3d.space.types import PruningSpace
 from mdp_mmdet3d.surgery.plan import PruningPlan
 
@@ -48,7 +49,7 @@ def parse_args() -> argparse.Namespace:
         parser.add_argument("--force", action="store_true", help="merge tables of different devices or protocols")
         return parser.parse_args()
     parser.set_defaults(command="measure")
-    parser.add_argument("config", type=Path, help="config with a prune section, e.g. configs/streampetr_mdp.py")
+    parser.add_argument("config", type=config_path, help="config with a prune section, e.g. configs/streampetr_mdp.py")
     parser.add_argument("--out", type=Path, help="default: work_dirs/<name of the config>/latency_table.json")
     parser.add_argument(
         "--policy",

@@ -20,11 +20,12 @@ from mdp_mmdet3d.files import writing
 from mdp_mmdet3d.report.summary import print_summary, print_target_steps
 from mdp_mmdet3d.runner.job import PruneJob
 from mdp_mmdet3d.runner.settings import PRECISIONS, PruneSettings
+from mdp_mmdet3d.shipped import config_path
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("config", help="config with a prune section, e.g. configs/streampetr_mdp.py")
+    parser.add_argument("config", type=config_path, help="config with a prune section, e.g. configs/streampetr_mdp.py")
     parser.add_argument("--checkpoint", help="weights of the dense model (official .pth or one of this project)")
     parser.add_argument("--budget", help="0.55 (share of the dense latency), 120ms or 8fps")
     parser.add_argument("--frames", type=int, help="frames for the importance")

@@ -14,13 +14,14 @@ from mmengine.runner import Runner
 import mdp_mmdet3d.runner  # noqa: F401  registers the pruned model and lets checkpoints load safely
 from mdp_mmdet3d.config_file import read_config
 from mdp_mmdet3d.errors import MdpError
+from mdp_mmdet3d.shipped import config_path
 from projects.streampetr.checkpoint import load_checkpoint
 from projects.streampetr.submission import write_submission
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("config", help="config of the dense model, or a pruned_config.py")
+    parser.add_argument("config", type=config_path, help="config of the dense model, or a pruned_config.py")
     parser.add_argument("checkpoint", help="its weights; loaded strictly")
     parser.add_argument("--split", choices=["val", "test"], default="val", help="which nuscenes_infos_*.pkl to use")
     parser.add_argument("--out", type=Path, help="default: work_dirs/<name of the config>/submission_<split>.json")

@@ -18,11 +18,12 @@ from mdp_mmdet3d.errors import MdpError
 from mdp_mmdet3d.runner.cpu_processes import prepare_cpu_processes
 from mdp_mmdet3d.runner.settings import PruneSettings
 from mdp_mmdet3d.runner.train_config import check_loaders
+from mdp_mmdet3d.shipped import config_path
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("config", help="e.g. configs/streampetr_mini.py, or a pruned_config.py")
+    parser.add_argument("config", type=config_path, help="e.g. configs/streampetr_mini.py, or a pruned_config.py")
     parser.add_argument("checkpoint", help="its weights; loaded strictly")
     parser.add_argument("--work-dir", help="default: work_dirs/<name of the config>")
     parser.add_argument("--launcher", choices=["none", "pytorch", "slurm", "mpi"], default="none")

@@ -17,11 +17,12 @@ from mdp_mmdet3d.files import writing
 from mdp_mmdet3d.runner.cpu_processes import prepare_cpu_processes, process_failure
 from mdp_mmdet3d.runner.plan_hook import add_plan_hook
 from mdp_mmdet3d.runner.train_config import add_optional_hooks, check_loaders, choose_start
+from mdp_mmdet3d.shipped import config_path
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("config", help="e.g. configs/streampetr_mini.py, or a pruned_config.py")
+    parser.add_argument("config", type=config_path, help="e.g. configs/streampetr_mini.py, or a pruned_config.py")
     parser.add_argument("--work-dir", help="default: work_dirs/<name of the config>")
     parser.add_argument(
         "--resume",

@@ -1,8 +1,8 @@
-"""Reduced precision as a step from ONNX to ONNX: no builder flag means the same in every TensorRT (DEPLOYMENT.md, 1).
+"""Reduced precision as a step from ONNX to ONNX: no builder flag means the same in every TensorRT.
 
 float16 goes where the work is, the learned layers. Everything whose range or resolution float16 does not have stays
 float32: poses, points, ages and the memory, inverse sigmoid, sine embeddings, the box branch, softmax, sigmoid,
-layer norms and TopK (STREAMPETR.md, section 4.4). Inputs and outputs stay float32, so hosts do not change.
+layer norms and TopK (docs/deployment.md, section 1.1). Inputs and outputs stay float32, so hosts do not change.
 """
 
 from __future__ import annotations

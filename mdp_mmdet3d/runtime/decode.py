@@ -1,4 +1,4 @@
-"""From the head's raw outputs to boxes (STREAMPETR.md, sections 1.9 and 1.14), in numpy."""
+"""From the head's raw outputs to boxes (docs/streampetr.md, section 4.2), in numpy."""
 
 from __future__ import annotations
 

@@ -132,7 +132,7 @@ class Manifest:
 
 @dataclass(frozen=True)
 class DeploymentManifest(Manifest):
-    """Everything that a host needs to run an exported StreamPETR (DEPLOYMENT.md, section 4).
+    """Everything that a host needs to run an exported StreamPETR (docs/deployment.md, section 1).
 
     Attributes:
         engines: ``image_encoder``, ``position_embedding`` and ``head``.

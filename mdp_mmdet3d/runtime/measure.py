@@ -1,4 +1,4 @@
-"""End-to-end latency of exported models, measured side by side (DEPLOYMENT.md, section 3)."""
+"""End-to-end latency of exported models, measured side by side (docs/deployment.md, section 4)."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ class Frame:
 
 @dataclass(frozen=True)
 class HostMemory:
-    """State between two frames (STREAMPETR.md, sections 1.6 and 4.3); L rows, newest first.
+    """State between two frames (docs/streampetr.md, section 4.1); L rows, newest first.
 
     With TensorRT all but the clock are handles of device memory that the head's next run overwrites.
 

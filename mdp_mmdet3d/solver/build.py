@@ -68,7 +68,7 @@ def build_problem(
     latency: Latency,
     ranking: Ranking,
 ) -> PruningProblem:
-    """Write down METHOD section 2 for one model, device and ranking.
+    """Write down docs/method.md section 5.1 for one model, device and ranking.
 
     Args:
         space: What may be pruned.

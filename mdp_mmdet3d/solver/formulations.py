@@ -1,4 +1,4 @@
-"""SCIP models of a pruning problem: exact, with block removal folded in (METHOD.md, section 5).
+"""SCIP models of a pruning problem: exact, with block removal folded in (docs/method.md, section 5.2).
 
 The options of a dimension that only block b uses sum to z_b instead of 1, so its terms need no further
 factor and a removed block has one representation.

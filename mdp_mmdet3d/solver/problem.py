@@ -99,7 +99,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class PruningProblem:
-    """Choose one option per dimension and which blocks stay (METHOD.md, section 2).
+    """Choose one option per dimension and which blocks stay (docs/method.md, section 5.1).
 
     A plan's value and costs are the sums over the terms whose blocks are all kept.
 

@@ -36,7 +36,7 @@ class RankedSolution:
 def solve_ranked(
     space: PruningSpace, importance: ImportanceTable, latency: Latency, solve: Callable[[PruningProblem], SolveResult]
 ) -> RankedSolution:
-    """Remove the loss of fixing the channel order before it is known which blocks stay (METHOD, section 5).
+    """Remove the loss of fixing the channel order before it is known which blocks stay (docs/method.md, section 4.1).
 
     Args:
         space: What may be pruned.

@@ -42,7 +42,7 @@ def solve(
     options: SolveOptions | None = None,
     hints: Sequence[PlanIndices] = (),
 ) -> SolveResult:
-    """Choose the most valuable structure within the budgets, with proof (METHOD.md, sections 2 and 5).
+    """Choose the most valuable structure within the budgets, with proof (docs/method.md, section 5).
 
     Among plans of equal value the cheaper one is chosen (first metric first), then the lexicographically larger.
 

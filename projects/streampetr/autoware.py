@@ -1,4 +1,4 @@
-"""The folder that Autoware's ``autoware_camera_streampetr`` loads (DEPLOYMENT.md, section 4)."""
+"""The folder that Autoware's ``autoware_camera_streampetr`` loads (docs/deployment.md, section 1)."""
 
 from __future__ import annotations
 

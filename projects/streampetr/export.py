@@ -1,4 +1,4 @@
-"""StreamPETR as three engines: image encoder, position embedding, head (DEPLOYMENT.md, section 4)."""
+"""StreamPETR as three engines: image encoder, position embedding, head (docs/deployment.md, section 1)."""
 
 from __future__ import annotations
 

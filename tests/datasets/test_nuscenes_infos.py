@@ -18,6 +18,8 @@ from mdp_mmdet3d.datasets.conventions import CAMERAS
 from mdp_mmdet3d.datasets.nuscenes_infos import annotate_infos, create_infos, projected_bbox
 from mdp_mmdet3d.errors import FileFormatError, MissingDatasetError, WriteError
 
+from ..data_files import data_path
+
 LINKS = {"scene_token", "prev", "next"}
 
 
@@ -112,8 +114,8 @@ def test_annotating_stock_files_adds_our_links_and_nothing_else(ours, stock_fold
         assert set(record) == set(before) | LINKS
 
 
-def test_records_have_the_layout_of_the_real_frame(ours, shared_data):
-    real = load(next((shared_data / "nuscenes_frame").glob("*.pkl")))
+def test_records_have_the_layout_of_the_real_frame(ours):
+    real = load(next(data_path("nuscenes_frame").glob("*.pkl")))
     record = ours["train"]["data_list"][0]
     assert {key: type(value) for key, value in ours["train"]["metainfo"].items()} == {
         key: type(value) for key, value in real["metainfo"].items()

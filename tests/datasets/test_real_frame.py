@@ -17,24 +17,31 @@ from mmengine.registry import init_default_scope
 from mdp_mmdet3d.datasets.conventions import CAMERAS
 from projects.streampetr import dataset, transforms  # noqa: F401  registers them
 
+from ..data_files import data_path
+
 CONFIG = Path(__file__).resolve().parents[2] / "configs" / "streampetr_mdp_frame.py"
 SCALE, TOP = 0.44, 140
 
 
 @pytest.fixture(scope="module")
-def raw(shared_data):
-    path = next((shared_data / "nuscenes_frame").glob("*.pkl"))
+def folder() -> Path:
+    return data_path("nuscenes_frame")
+
+
+@pytest.fixture(scope="module")
+def raw(folder):
+    path = next(folder.glob("*.pkl"))
     with path.open("rb") as stream:
         return pickle.load(stream)["data_list"][0]
 
 
 @pytest.fixture(scope="module")
-def frame(shared_data):
+def frame(folder):
     from mmdet3d.registry import DATASETS
 
     init_default_scope("mmdet3d")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MDP_SHARED_DATA", str(shared_data))
+        patch.setenv("MDP_SHARED_DATA", str(folder.parent))
         config = Config.fromfile(CONFIG)
     data = DATASETS.build(config.importance_dataloader.dataset)
     assert len(data) == 1
@@ -79,10 +86,10 @@ def test_lidar_boxes_project_onto_the_camera_annotations(frame, raw):
     assert np.max(distances) < 0.5
 
 
-def test_lidar_points_on_objects_fall_into_their_image_boxes(frame, raw, shared_data):
+def test_lidar_points_on_objects_fall_into_their_image_boxes(frame, raw, folder):
     meta = frame["data_samples"].metainfo
     truth = frame["data_samples"].gt_instances_3d.bboxes_3d
-    path = next((shared_data / "nuscenes_frame").glob("*LIDAR_TOP*"))
+    path = next(folder.glob("*LIDAR_TOP*"))
     points = np.fromfile(path, np.float32).reshape(-1, 5)[:, :3].astype(np.float64)
     homogeneous = np.pad(points, ((0, 0), (0, 1)), constant_values=1)
     inside = total = 0
@@ -119,10 +126,10 @@ def test_labels_and_counts_agree_with_the_record(frame, raw):
     np.testing.assert_allclose(truth.bboxes_3d.gravity_center, [i["bbox_3d"][:3] for i in kept], atol=1e-4)
 
 
-def test_the_image_is_the_cropped_bicubic_resize(frame, raw, shared_data):
+def test_the_image_is_the_cropped_bicubic_resize(frame, raw, folder):
     from PIL import Image
 
     for index, camera in enumerate(CAMERAS):
-        image = cv2.imread(str(shared_data / "nuscenes_frame" / raw["images"][camera]["img_path"]))
+        image = cv2.imread(str(folder / raw["images"][camera]["img_path"]))
         expected = np.asarray(Image.fromarray(image).resize((704, 396), Image.Resampling.BICUBIC))[140:396]
         np.testing.assert_array_equal(frame["inputs"]["img"][index].permute(1, 2, 0).numpy(), expected)

@@ -57,7 +57,7 @@ def test_first_frame_state_is_exact(runner, deployed_model, stream):
 
 @pytest.mark.numerics
 def test_global_protocol_gives_the_same_boxes(runner, tiny_deployment, deployed_model, stream):
-    """A host that follows STREAMPETR.md 4.3 with global float32 poses agrees with the anchored runner."""
+    """A host that follows docs/deployment.md section 3 with global float32 poses agrees with the anchored runner."""
     head_engine = OrtEngine(tiny_deployment / "head.onnx")
     encoder = OrtEngine(tiny_deployment / "image_encoder.onnx")
     frames = [replace(frame, scene_token="one") for frame in stream]

@@ -17,6 +17,8 @@ from mmengine.structures import InstanceData
 
 import projects.streampetr  # noqa: F401  (registers the model)
 
+from ..data_files import data_path
+
 NUM_CAMERAS, HEIGHT, WIDTH = 6, 64, 96
 
 
@@ -134,9 +136,9 @@ def make_images() -> Callable[..., torch.Tensor]:
 
 
 @pytest.fixture(scope="session")
-def reference_dir(shared_data: Path) -> Path:
+def reference_dir() -> Path:
     """Folder of the numbers recorded from the public implementation."""
-    return shared_data / "streampetr_reference"
+    return data_path("streampetr_reference")
 
 
 @pytest.fixture(scope="session")
@@ -168,12 +170,9 @@ def tiny_shapes(reference_dir: Path) -> dict[str, list[int]]:
 
 
 @pytest.fixture(scope="session")
-def r50_shapes(shared_data: Path) -> dict[str, list[int]]:
+def r50_shapes(reference_dir: Path) -> dict[str, list[int]]:
     """State-dict names and shapes of the official R50 428-query checkpoint."""
-    path = shared_data.parent / "design" / "streampetr_r50_428q_state_dict.tsv"
-    if not path.is_file():
-        pytest.skip(f"list of the official state dict not found at {path}")
-    return read_shapes(path)
+    return read_shapes(reference_dir / "r50_428q_state_dict.tsv")
 
 
 @pytest.fixture(scope="session")

@@ -64,7 +64,7 @@ def test_official_r50_list_loads_strictly(r50_shapes) -> None:
     report = load_state_dict(model, state)
     assert len(report.dropped) == 16 and not report.filled
     assert len(own) == 575
-    # Specification section 5: 36.07 M parameters without the auxiliary head.
+    # 36.07 M parameters without the auxiliary head.
     assert sum(parameter.numel() for parameter in model.parameters()) == 36_072_280
 
 

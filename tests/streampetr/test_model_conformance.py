@@ -1,4 +1,4 @@
-"""The detector against numbers recorded from the public implementation (shared data/streampetr_reference)."""
+"""The detector against numbers recorded from the public implementation (tests/data/streampetr_reference)."""
 
 from __future__ import annotations
 

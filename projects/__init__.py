@@ -1,1 +1,0 @@
-"""Models and data sets that live next to the library."""
