@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-EXTEND = "__path__ = __import__('pkgutil').extend_path(__path__, __name__)\n"  # what docs/streampetr.md gives
+EXTEND = '__path__ = __import__("pkgutil").extend_path(__path__, __name__)\n'
 BOTH = (
     "import projects.BEVFusion.bevfusion as theirs, projects.PETR.mmdet3d_plugin; assert theirs.BEVFusion == 'theirs'; "
 )
