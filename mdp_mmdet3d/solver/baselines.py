@@ -181,7 +181,7 @@ def direct(problem: PruningProblem, metric: str, budget: float, *, time_limit_s:
         answer = prove(
             problem,
             {metric: budget},
-            value_unit=problem.dense.value or 1.0,
+            value_unit=problem.most_value - problem.least_value or 1.0,
             gap=1e-6,
             time_limit_s=time_limit_s,
             formulation=Formulation.FOLDED,
@@ -229,7 +229,7 @@ class _Greedy:
         total = np.zeros((2, len(self.problem.dimensions[dimension].options)))
         for index in self.terms_of[dimension]:
             term = self.problem.terms[index]
-            if term.block is None or self.kept[term.block]:
+            if self.problem.counts_in(term, self.kept):
                 place = tuple(slice(None) if d == dimension else self.options[d] for d in term.dimensions)
                 total[1] += term.costs[self.metric][place]
                 if term.value is not None:

@@ -48,9 +48,9 @@ def certify(problem: PruningProblem, result: SolveResult) -> dict[str, Any]:
             raise CertificateError(f"{metric} is {evaluation.costs[metric]!r}, over the budget of {budget!r}")
     if result.bound < evaluation.value - _SAME * abs(evaluation.value):
         raise CertificateError(f"the bound {result.bound!r} is below the plan's value {evaluation.value!r}")
-    dense = problem.dense.value
+    dense = problem.dense.value if problem.allows(problem.dense_plan) else 0.0
     return {
-        "checked": ["nesting", "canonical form", "value", "costs", "budgets", "bound"],
+        "checked": ["nesting", "masks", "canonical form", "value", "costs", "budgets", "bound"],
         "problem_sha256": problem_digest(problem),
         "value": evaluation.value,
         "dense_value": dense,
@@ -116,10 +116,14 @@ def problem_digest(problem: PruningProblem) -> str:
             ]
         ).encode()
     )
+    if problem.global_dimensions:
+        state.update(f"global {problem.global_dimensions}".encode())
     for term in problem.terms:
         for metric in problem.metrics:
             state.update(term.costs[metric].tobytes())
         state.update(b"" if term.value is None else term.value.tobytes())
+        state.update(b"" if term.allowed is None else b"allowed" + term.allowed.tobytes())
+        state.update(b"when removed" if term.when_removed else b"")
     return state.hexdigest()
 
 

@@ -120,9 +120,10 @@ def _feasible(
         if answer.binaries is None:
             return answer, None
         plan = problem.canonical(form.decode(answer.binaries))
-        costs = problem.evaluate(plan).costs
-        if all(within(budget, costs[metric]) for metric, budget in budgets.items()):
-            return answer, plan
+        if problem.allows(plan):
+            costs = problem.evaluate(plan).costs
+            if all(within(budget, costs[metric]) for metric, budget in budgets.items()):
+                return answer, plan
         model = model.without(np.array(answer.binaries))
     raise MdpError(f"SCIP's first {_REJECTED_PLANS} plans all exceed a budget of {budgets} by its tolerance")
 

@@ -66,7 +66,7 @@ class SolveResult:
         budgets: Per limited metric, the budget in the metric's unit.
         costs: Per metric, the plan's cost by the original tables.
         minimum: Per limited metric, the smallest cost that any plan reaches.
-        minimum_all_blocks: The same while every block stays.
+        minimum_all_blocks: The same while every block stays, None where masks exclude that.
         proof: What closed the gap: ``"label search"``, ``"lagrangian bound"``, ``"scip/linearised"``,
             ``"scip/folded"`` or ``""``.
         seconds: Wall-clock time per phase.
@@ -84,7 +84,7 @@ class SolveResult:
     budgets: dict[str, float]
     costs: dict[str, float]
     minimum: dict[str, float]
-    minimum_all_blocks: dict[str, float]
+    minimum_all_blocks: dict[str, float | None]
     proof: str
     seconds: dict[str, float]
     states_total: int

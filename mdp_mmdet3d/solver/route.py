@@ -18,6 +18,7 @@ from mdp_mmdet3d.solver.proof import prove
 from mdp_mmdet3d.solver.remainder import remainder
 from mdp_mmdet3d.solver.result import SolveOptions, SolveResult, SolveStatus, relative_gap
 from mdp_mmdet3d.solver.scaling import (
+    NoStructureError,
     ScaledProblem,
     check_budgets,
     infeasible,
@@ -193,7 +194,7 @@ class _Route:
         plan: PlanIndices | None,
         upper: float,
         minimum: dict[str, float],
-        minimum_all_blocks: dict[str, float],
+        minimum_all_blocks: dict[str, float | None],
         states: tuple[int, int],
     ) -> SolveResult:
         """The result for a plan and what bounds the others; raises `NoPlanError` without a plan."""
@@ -234,21 +235,26 @@ class _Route:
 def _solve_by_scip(problem: PruningProblem, budgets: dict[str, float], route: _Route, reason: str) -> SolveResult:
     """Without elimination: SCIP finds the smallest costs, then the optimum."""
     options = route.options
-    minimum, all_blocks, start = {}, {}, None
+    minimum: dict[str, float] = {}
+    all_blocks: dict[str, float | None] = {}
+    start = None
     with route.phase("minimum"):
         for metric, budget in budgets.items():
             smallest = partial(
                 minimum_cost, problem, metric, time_limit_s=options.time_limit_s, isolate=options.isolate
             )
             minimum[metric], start = smallest()
-            all_blocks[metric] = smallest(remove_blocks=False)[0]
+            try:
+                all_blocks[metric] = smallest(remove_blocks=False)[0]
+            except NoStructureError:
+                all_blocks[metric] = None
             if not within(budget, minimum[metric]):
                 raise infeasible(problem, metric, budget, minimum[metric])
     with route.phase("scip"):
         answer = prove(
             problem,
             budgets,
-            value_unit=problem.dense.value - problem.least_value or 1.0,
+            value_unit=problem.most_value - problem.least_value or 1.0,
             gap=options.gap / 2,
             time_limit_s=max(route.deadline - time.perf_counter(), 1.0),
             formulation=options.formulation,
