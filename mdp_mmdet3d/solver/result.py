@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from enum import Enum
 from typing import Any
 
@@ -53,6 +53,25 @@ class SolveOptions:
 
 
 @dataclass(frozen=True)
+class Combinations:
+    """What became of the combinations of the global dimensions' options.
+
+    Attributes:
+        total: How many there are.
+        infeasible: No plan within the budgets.
+        dropped: Ruled out by their bounds.
+        solved: Solved, the best one to the optimum, the others until they could not be better.
+        open: Left at a limit.
+    """
+
+    total: int
+    infeasible: int
+    dropped: int
+    solved: int
+    open: int
+
+
+@dataclass(frozen=True)
 class SolveResult:
     """The answer of `solve`.
 
@@ -74,6 +93,7 @@ class SolveResult:
         states_removed: How many of them the reduction removed.
         warnings: Limits that were hit, crashes that were answered; empty as a rule.
         certificate: What `certify` found on the original tables.
+        combinations: Of a problem with global dimensions.
     """
 
     plan: PlanIndices
@@ -91,6 +111,7 @@ class SolveResult:
     states_removed: int
     warnings: tuple[str, ...] = ()
     certificate: dict[str, Any] = field(default_factory=dict)
+    combinations: Combinations | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Everything as plain JSON data."""
@@ -109,6 +130,7 @@ class SolveResult:
             "states_removed": self.states_removed,
             "states_total": self.states_total,
             "certificate": self.certificate,
+            **({} if self.combinations is None else {"combinations": asdict(self.combinations)}),
             **self.plan.to_json(),
         }
 

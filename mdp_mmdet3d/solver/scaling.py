@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from mdp_mmdet3d.errors import InfeasibleBudgetError, MdpError
+from mdp_mmdet3d.solver.conditioning import conditions
 from mdp_mmdet3d.solver.elimination import Elimination, TooWideError
 from mdp_mmdet3d.solver.graph import FactorGraph, build_graph
 from mdp_mmdet3d.solver.minimum import minimum_by_scip
@@ -99,20 +101,33 @@ def minimum_cost(
     Raises:
         NoStructureError: The problem's masks exclude every structure.
     """
+    limits = {"time_limit_s": time_limit_s, "isolate": isolate}
+    if problem.global_dimensions:
+        return _minimum_over_conditions(problem, metric, remove_blocks, limits)
     try:
         graph = build_graph(problem, [metric], 1.0, [_largest_cost(problem, metric)])
         found = _cheapest(graph if remove_blocks else graph.with_all_blocks(), 0)
     except TooWideError:
-        found = minimum_by_scip(
-            problem, metric, remove_blocks=remove_blocks, time_limit_s=time_limit_s, isolate=isolate
-        )
+        found = minimum_by_scip(problem, metric, remove_blocks=remove_blocks, **limits)
     if found is None:
-        raise (
-            no_structure(problem)
-            if remove_blocks
-            else NoStructureError(f"the masks of {problem.name!r} allow no structure that keeps every block")
-        )
+        raise no_structure(problem, remove_blocks)
     return found
+
+
+def _minimum_over_conditions(
+    problem: PruningProblem, metric: str, remove_blocks: bool, limits: Mapping[str, Any]
+) -> tuple[float, PlanIndices]:
+    best: tuple[float, PlanIndices] | None = None
+    for case in conditions(problem):
+        try:
+            cost, plan = minimum_cost(case.problem, metric, remove_blocks=remove_blocks, **limits)
+        except NoStructureError:
+            continue
+        if best is None or cost < best[0]:
+            best = cost, case.lift(plan)
+    if best is None:
+        raise no_structure(problem, remove_blocks)
+    return best
 
 
 def scale(problem: PruningProblem, budgets: Mapping[str, float]) -> ScaledProblem:
@@ -195,8 +210,10 @@ def jointly_infeasible(
     )
 
 
-def no_structure(problem: PruningProblem) -> NoStructureError:
+def no_structure(problem: PruningProblem, remove_blocks: bool = True) -> NoStructureError:
     """The error for masks that exclude every structure; names the first mask after which nothing is left."""
+    if not remove_blocks:
+        return NoStructureError(f"the masks of {problem.name!r} exclude every structure that keeps all blocks")
     masked = [index for index, term in enumerate(problem.terms) if term.allowed is not None]
 
     def possible(count: int) -> bool:

@@ -9,7 +9,19 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 
-from mdp_mmdet3d.solver import PlanIndices, ProblemBlock, ProblemDimension, ProblemTerm, PruningProblem
+from mdp_mmdet3d.errors import InfeasibleBudgetError
+from mdp_mmdet3d.solver import (
+    NoStructureError,
+    PlanIndices,
+    ProblemBlock,
+    ProblemDimension,
+    ProblemTerm,
+    PruningProblem,
+    SolveOptions,
+    SolveResult,
+    SolveStatus,
+    solve,
+)
 
 TOLERANCE = 1e-9
 
@@ -170,6 +182,47 @@ def make_global(seed: int) -> PruningProblem:
     return replace(problem, name=f"global {seed}", terms=tuple(terms), global_dimensions=chosen)
 
 
+def random_budgets(problem: PruningProblem, table: Table, seed: int) -> dict[str, float]:
+    """Limits between the smallest and the largest cost, now and then below it."""
+    rng = np.random.default_rng(seed + 10**6)
+    budgets = {}
+    for column, metric in enumerate(problem.metrics):
+        low, high = table.costs[:, column].min(), table.costs[:, column].max()
+        choices = [low, low + rng.choice([0.15, 0.4, 0.7]) * (high - low), high, rng.choice(table.costs[:, column])]
+        budgets[metric] = float(rng.choice(choices) * (0.9 if rng.random() < 0.05 else 1.0))
+    return budgets
+
+
+def check(
+    problem: PruningProblem, table: Table, seed: int, options: SolveOptions, exact_plan: bool
+) -> SolveResult | None:
+    """Compare a solve with the exhaustive search; its result, None where there is no plan."""
+    if not table.plans:
+        with pytest.raises(NoStructureError, match=r"exclude every structure: with that of term '(t|link) ?\d"):
+            solve(problem, dict.fromkeys(problem.metrics, 1.0), options)
+        return None
+    budgets = random_budgets(problem, table, seed)
+    expected = table.best({column: budgets[metric] for column, metric in enumerate(problem.metrics)})
+    if expected is None:
+        with pytest.raises(InfeasibleBudgetError):
+            solve(problem, budgets, options)
+        return None
+    result = solve(problem, budgets, options)
+    span = table.values[expected] - problem.least_value
+    assert result.status is SolveStatus.OPTIMAL
+    assert result.objective == pytest.approx(table.values[expected], rel=1e-12, abs=2e-6 * span)
+    assert result.bound >= table.values[expected] - 1e-9 * span
+    for column, metric in enumerate(problem.metrics):
+        assert result.costs[metric] <= budgets[metric] * (1 + 1e-9)
+        assert result.minimum[metric] == pytest.approx(table.costs[:, column].min(), rel=1e-9)
+        complete = [cost for cost, plan in zip(table.costs[:, column], table.plans) if all(plan.kept)]
+        assert result.minimum_all_blocks[metric] == (pytest.approx(min(complete), rel=1e-9) if complete else None)
+    if exact_plan:
+        assert result.plan == table.plans[expected]
+    assert result.plan in table.plans
+    return result
+
+
 @pytest.fixture(scope="session")
 def random_problem() -> Callable[[int], PruningProblem]:
     """Problem of a seed."""
@@ -192,3 +245,15 @@ def global_problem() -> Callable[[int], PruningProblem]:
 def brute_force() -> Callable[[PruningProblem], Table]:
     """Table of all plans of a problem."""
     return enumerate_plans
+
+
+@pytest.fixture(scope="session")
+def budgets_of() -> Callable[..., dict[str, float]]:
+    """Random budgets of a problem."""
+    return random_budgets
+
+
+@pytest.fixture(scope="session")
+def against_oracle() -> Callable[..., SolveResult | None]:
+    """Comparison of a solve with the table of all plans."""
+    return check
