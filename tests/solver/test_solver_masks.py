@@ -232,7 +232,10 @@ def test_files_of_version_1_are_read_and_masks_come_back(tmp_path, masked_proble
             problem = make(seed)
             problem.save(tmp_path / "p.npz")
             loaded = PruningProblem.load(tmp_path / "p.npz")
-            assert problem_digest(loaded) == problem_digest(problem) and loaded.global_dimensions == problem.global_dimensions
+            assert (
+                problem_digest(loaded) == problem_digest(problem)
+                and loaded.global_dimensions == problem.global_dimensions
+            )
             for one, other in zip(loaded.terms, problem.terms, strict=True):
                 assert (one.allowed is None) == (other.allowed is None) and one.when_removed == other.when_removed
                 assert one.allowed is None or (one.allowed == other.allowed).all()
