@@ -3,9 +3,9 @@
     python benchmarks/solver_global.py                       # DeiT-base, 8 embedding widths
     python benchmarks/solver_global.py --layers 24 --json F
 
-Tables come from a cost model (matrix products on a processor with tiles of 64, a launch time per operator), importances are
-random with a heavy tail; the structure is the real one: per layer heads, q/k width, v width, hidden width of the MLP, attention
-and MLP as removable blocks, everything depending on the embedding width.
+Tables come from a cost model (matrix products in tiles of 64, a launch time per operator), importances are random with
+a heavy tail; the structure is the real one: per layer heads, q/k width, v width and hidden width of the MLP, attention
+and MLP as removable blocks, and nearly everything depends on the embedding width.
 """
 
 from __future__ import annotations

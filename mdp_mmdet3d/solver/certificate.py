@@ -28,7 +28,8 @@ def certify(problem: PruningProblem, result: SolveResult) -> dict[str, Any]:
         result: What `solve` returned.
 
     Returns:
-        JSON-able: value, dense value and share kept, per metric cost, budget and slack, and what was checked.
+        JSON-able: value, dense value and share kept (None where masks forbid the dense plan), per metric cost, budget
+        and slack, and what was checked.
 
     Raises:
         CertificateError: Value, costs, a budget, the bound, nesting or canonical form do not hold.
@@ -48,13 +49,13 @@ def certify(problem: PruningProblem, result: SolveResult) -> dict[str, Any]:
             raise CertificateError(f"{metric} is {evaluation.costs[metric]!r}, over the budget of {budget!r}")
     if result.bound < evaluation.value - _SAME * abs(evaluation.value):
         raise CertificateError(f"the bound {result.bound!r} is below the plan's value {evaluation.value!r}")
-    dense = problem.dense.value if problem.allows(problem.dense_plan) else 0.0
+    dense = problem.dense.value if problem.allows(problem.dense_plan) else None
     return {
         "checked": ["nesting", "masks", "canonical form", "value", "costs", "budgets", "bound"],
         "problem_sha256": problem_digest(problem),
         "value": evaluation.value,
         "dense_value": dense,
-        "share_kept": evaluation.value / dense if dense else 1.0,
+        "share_kept": None if dense is None else evaluation.value / dense if dense else 1.0,
         "bound": result.bound,
         "proof": result.proof,
         "metrics": {

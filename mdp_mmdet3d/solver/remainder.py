@@ -80,14 +80,14 @@ def remainder(graph: FactorGraph) -> Remainder:
 
     terms = []
     for term in problem.terms:
-        chain, block, when_removed = problem.home_chain(term), term.block, term.when_removed
+        chain, home, when_removed = problem.home_chain(term), term.block, term.when_removed
         if any(kept[b] is False for b in chain):
             continue
-        if block is not None and when_removed:
-            if kept[block]:
+        if home is not None and when_removed:
+            if kept[home]:
                 continue
-            when_removed = kept[block] is None
-            chain = (block, *chain) if when_removed else chain
+            when_removed = kept[home] is None
+            chain = (home, *chain) if when_removed else chain
         index = tuple(options[d] if d in new_dimension else options[d][0] for d in term.dimensions)
         terms.append(
             ProblemTerm(

@@ -101,7 +101,7 @@ def minimum_cost(
     Raises:
         NoStructureError: The problem's masks exclude every structure.
     """
-    limits = {"time_limit_s": time_limit_s, "isolate": isolate}
+    limits: dict[str, Any] = {"time_limit_s": time_limit_s, "isolate": isolate}
     if problem.global_dimensions:
         return _minimum_over_conditions(problem, metric, remove_blocks, limits)
     try:
