@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mdp_mmdet3d.errors import InfeasibleBudgetError
+from mdp_mmdet3d.errors import InfeasibleBudgetError, MdpError
 from mdp_mmdet3d.solver.ablation import at_most, channels_only, linear_latency, with_all_blocks
 from mdp_mmdet3d.solver.problem import PlanIndices, PruningProblem
 from mdp_mmdet3d.solver.proof import prove
@@ -129,6 +129,7 @@ def halp(
 
 def uniform(problem: PruningProblem, metric: str, budget: float) -> Baseline:
     """The same ratio everywhere: per ratio the largest option that does not exceed it, the best that fits."""
+    _check_free(problem, "uniform ratios")
 
     def run() -> PlanIndices:
         best: tuple[float, PlanIndices] | None = None
@@ -157,6 +158,7 @@ def uniform_path(problem: PruningProblem) -> list[PlanIndices]:
 
     The option to give up next is the one whose next smaller count is the largest share of its dense count.
     """
+    _check_free(problem, "uniform ratios")
     options = [len(d.options) - 1 for d in problem.dimensions]
     kept = (True,) * len(problem.blocks)
     path = [PlanIndices(tuple(options), kept)]
@@ -171,6 +173,7 @@ def uniform_path(problem: PruningProblem) -> list[PlanIndices]:
 
 def greedy(problem: PruningProblem, metric: str, budget: float) -> Baseline:
     """From dense, take the step that loses least value per cost saved: fewer of one count, or a block less."""
+    _check_free(problem, "greedy steps")
     return _judged("greedy", problem, metric, budget, lambda: _Greedy(problem, metric).run(budget))
 
 
@@ -268,6 +271,16 @@ class _Greedy:
             touched = set(range(len(self.options)))
         for dimension in touched:
             self.tables[dimension] = self._table(dimension)
+
+
+def _check_free(problem: PruningProblem, method: str) -> None:
+    """These methods choose every count by itself, which masks do not let them."""
+    masked = next((term.name for term in problem.terms if term.allowed is not None), None)
+    if masked is not None:
+        raise MdpError(
+            f"{method} choose every count by itself, but term {masked!r} of {problem.name!r} ties counts together; "
+            "compare with HALP, which is solved under the same masks"
+        )
 
 
 def _judged(

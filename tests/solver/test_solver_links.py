@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from mdp_mmdet3d.errors import InfeasibleBudgetError
+from mdp_mmdet3d.errors import InfeasibleBudgetError, MdpError
 from mdp_mmdet3d.solver import (
     Formulation,
     InvalidProblemError,
@@ -21,6 +21,7 @@ from mdp_mmdet3d.solver import (
     SolveStatus,
     solve,
 )
+from mdp_mmdet3d.solver.baselines import greedy, halp, uniform
 from mdp_mmdet3d.solver.links import SumPart, add_sum
 from mdp_mmdet3d.sums import attainable_sums, sum_allowed, sum_options
 
@@ -203,6 +204,15 @@ def test_a_removed_part_counts_nothing():
         problem.evaluate(PlanIndices((1, 0, 3), (True,)))
     with pytest.raises(InvalidProblemError, match=r"'both without right' does not allow left = 16, both = 24"):
         problem.evaluate(PlanIndices((1, 1, 2), (False,)))
+
+
+def test_baselines_keep_the_sums_or_say_that_they_cannot():
+    problem = concatenated()
+    found = halp(problem, "ms", 7.0)
+    assert found.feasible and problem.allows(found.plan) and found.value <= solve(problem, {"ms": 7.0}).objective
+    for method in (uniform, greedy):
+        with pytest.raises(MdpError, match="ties counts together"):
+            method(problem, "ms", 7.0)
 
 
 def test_bad_sums_are_refused():
