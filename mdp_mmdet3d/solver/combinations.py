@@ -83,7 +83,8 @@ class CombinationSearch:
                 upper = max(upper, min(bound, self._solve(condition(self.problem, combination))))
         if self.best is None and not unsolved:
             self._raise_infeasible()
-        self.route.proof = f"bounds of {total} combinations, {', '.join(sorted(self.proofs)) or 'lagrangian bound'}"
+        proofs = ", ".join(sorted(filter(None, self.proofs))) or "lagrangian bound"
+        self.route.proof = f"bounds of {total} combinations, {proofs}"
         result = self.route.certified(
             self.problem,
             self.budgets,
