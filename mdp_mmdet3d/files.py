@@ -93,13 +93,15 @@ def read_json(path: str | Path, *, what: str, schema_version: int) -> dict[str, 
     return data
 
 
-def check_version(data: Any, path: str | Path, *, what: str, schema_version: int) -> None:
-    """Raise `FileFormatError` unless ``data`` is an object with the given ``schema_version``."""
+def check_version(data: Any, path: str | Path, *, what: str, schema_version: int | tuple[int, ...]) -> None:
+    """Raise `FileFormatError` unless ``data`` is an object with the given ``schema_version`` or one of them."""
+    known = (schema_version,) if isinstance(schema_version, int) else schema_version
     if not isinstance(data, dict) or "schema_version" not in data:
         raise FileFormatError(f"{path} is not a {what}: it has no schema_version")
-    if data["schema_version"] != schema_version:
+    if data["schema_version"] not in known:
         raise FileFormatError(
-            f"{what} {path} has schema_version {data['schema_version']!r}, this release reads {schema_version}; "
+            f"{what} {path} has schema_version {data['schema_version']!r}, this release reads "
+            f"{', '.join(map(str, known))}; "
             "make it again with this release"
         )
 
@@ -112,7 +114,9 @@ def write_npz(path: str | Path, meta: Mapping[str, Any], arrays: Mapping[str, np
         temporary.write_bytes(content.getbuffer())
 
 
-def read_npz(path: str | Path, *, what: str, schema_version: int) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def read_npz(
+    path: str | Path, *, what: str, schema_version: int | tuple[int, ...]
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Read what `write_npz` wrote; raises `FileFormatError` as `read_json` does."""
     try:
         with np.load(path, allow_pickle=False) as archive:

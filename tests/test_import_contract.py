@@ -7,7 +7,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "mdp_mmdet3d"
-NUMPY_ONLY = ("solver", "operators", "latency/table.py", "latency/interpolation.py", "latency/predict.py",
+NUMPY_ONLY = ("sums.py", "solver", "operators", "latency/table.py", "latency/interpolation.py", "latency/predict.py",
               "latency/sampling.py", "space/types.py", "surgery/plan.py", "importance/table.py")  # fmt: skip
 HEAVY = ("torch", "onnx", "mmengine", "mmcv", "mmdet", "mmdet3d", "torch_pruning")
 

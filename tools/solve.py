@@ -6,6 +6,7 @@ import argparse
 import json
 import re
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,7 @@ def answer(problem: PruningProblem, result: SolveResult, plan: PlanIndices) -> d
         "states": {"total": result.states_total, "removed": result.states_removed},
         "warnings": list(result.warnings),
         "certificate": result.certificate,
+        **({} if result.combinations is None else {"combinations": asdict(result.combinations)}),
     }
 
 
@@ -148,11 +150,18 @@ def describe(problem: PruningProblem, data: dict[str, Any]) -> str:
     ]
     share = data["objective"] / dense.value if dense.value else 1.0
     lines.append(f"  value    {data['objective']:.9g} ({share:.4%} of dense), bound {data['bound']:.9g}")
+    if "combinations" in data:
+        found = data["combinations"]
+        lines.append(
+            f"  global dimensions: {found['total']} combinations, {found['infeasible']} over budget, "
+            f"{found['dropped']} dropped by bounds, {found['solved']} solved, {found['open']} left open"
+        )
     for metric, budget in data["budgets"].items():
+        complete = data["minimum_all_blocks"][metric]
         lines.append(
             f"  {metric:<10} {data['costs'][metric]:.6g} of {budget:.6g}; dense {dense.costs[metric]:.6g}, "
-            f"smallest {data['minimum'][metric]:.6g} ({data['minimum_all_blocks'][metric]:.6g} with all "
-            "blocks)"
+            f"smallest {data['minimum'][metric]:.6g} "
+            f"({'impossible' if complete is None else f'{complete:.6g}'} with all blocks)"
         )
     lines.append(f"  removed blocks: {', '.join(data['removed_blocks']) or 'none'}")
     cut = {

@@ -9,13 +9,16 @@ from mdp_mmdet3d.solver.problem import (
     ProblemTerm,
     PruningProblem,
 )
-from mdp_mmdet3d.solver.result import Formulation, SolveOptions, SolveResult, SolveStatus
+from mdp_mmdet3d.solver.result import Combinations, Formulation, SolveOptions, SolveResult, SolveStatus
 from mdp_mmdet3d.solver.route import solve
+from mdp_mmdet3d.solver.scaling import NoStructureError
 
 __all__ = [
+    "Combinations",
     "Evaluation",
     "Formulation",
     "InvalidProblemError",
+    "NoStructureError",
     "PlanIndices",
     "ProblemBlock",
     "ProblemDimension",

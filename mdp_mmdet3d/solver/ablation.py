@@ -11,7 +11,7 @@ from mdp_mmdet3d.solver.problem import PlanIndices, ProblemTerm, PruningProblem
 
 def channels_only(problem: PruningProblem) -> PruningProblem:
     """The problem in which every block stays; `with_all_blocks` turns its plans into the original's."""
-    terms = tuple(replace(term, block=None) for term in problem.terms)
+    terms = tuple(replace(term, block=None) for term in problem.terms if not term.when_removed)
     return replace(problem, blocks=(), terms=terms)
 
 
@@ -45,16 +45,15 @@ def linear_latency(problem: PruningProblem, at: PlanIndices) -> PruningProblem:
         return np.maximum(total, 0.0)
 
     def linear(term: ProblemTerm) -> ProblemTerm:
-        if len(term.dimensions) < 2:
+        if len(term.dimensions) < 2 or term.allowed is not None:
             return term
         inputs = len(term.dimensions) == 2 and any(cost.any() for cost in term.costs.values())
         simplify, dimensions = (last_axis, term.dimensions[-1:]) if inputs else (added_up, term.dimensions)
-        return ProblemTerm(
-            term.name,
-            dimensions,
-            term.block,
-            {metric: simplify(term, cost) for metric, cost in term.costs.items()},
-            None if term.value is None else simplify(term, term.value),
+        return replace(
+            term,
+            dimensions=dimensions,
+            costs={metric: simplify(term, cost) for metric, cost in term.costs.items()},
+            value=None if term.value is None else simplify(term, term.value),
         )
 
     return replace(problem, terms=tuple(linear(term) for term in problem.terms))
@@ -74,6 +73,7 @@ def at_most(problem: PruningProblem, plan: PlanIndices) -> PruningProblem:
                 term,
                 costs={metric: cost[window] for metric, cost in term.costs.items()},
                 value=None if term.value is None else term.value[window],
+                allowed=None if term.allowed is None else term.allowed[window],
             )
         )
     return replace(problem, dimensions=dimensions, terms=tuple(terms))

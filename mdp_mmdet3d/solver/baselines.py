@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mdp_mmdet3d.errors import InfeasibleBudgetError
+from mdp_mmdet3d.errors import InfeasibleBudgetError, MdpError
 from mdp_mmdet3d.solver.ablation import at_most, channels_only, linear_latency, with_all_blocks
 from mdp_mmdet3d.solver.problem import PlanIndices, PruningProblem
 from mdp_mmdet3d.solver.proof import prove
@@ -129,6 +129,7 @@ def halp(
 
 def uniform(problem: PruningProblem, metric: str, budget: float) -> Baseline:
     """The same ratio everywhere: per ratio the largest option that does not exceed it, the best that fits."""
+    _check_free(problem, "uniform ratios")
 
     def run() -> PlanIndices:
         best: tuple[float, PlanIndices] | None = None
@@ -157,6 +158,7 @@ def uniform_path(problem: PruningProblem) -> list[PlanIndices]:
 
     The option to give up next is the one whose next smaller count is the largest share of its dense count.
     """
+    _check_free(problem, "uniform ratios")
     options = [len(d.options) - 1 for d in problem.dimensions]
     kept = (True,) * len(problem.blocks)
     path = [PlanIndices(tuple(options), kept)]
@@ -171,6 +173,7 @@ def uniform_path(problem: PruningProblem) -> list[PlanIndices]:
 
 def greedy(problem: PruningProblem, metric: str, budget: float) -> Baseline:
     """From dense, take the step that loses least value per cost saved: fewer of one count, or a block less."""
+    _check_free(problem, "greedy steps")
     return _judged("greedy", problem, metric, budget, lambda: _Greedy(problem, metric).run(budget))
 
 
@@ -181,7 +184,7 @@ def direct(problem: PruningProblem, metric: str, budget: float, *, time_limit_s:
         answer = prove(
             problem,
             {metric: budget},
-            value_unit=problem.dense.value or 1.0,
+            value_unit=problem.most_value - problem.least_value or 1.0,
             gap=1e-6,
             time_limit_s=time_limit_s,
             formulation=Formulation.FOLDED,
@@ -229,7 +232,7 @@ class _Greedy:
         total = np.zeros((2, len(self.problem.dimensions[dimension].options)))
         for index in self.terms_of[dimension]:
             term = self.problem.terms[index]
-            if term.block is None or self.kept[term.block]:
+            if self.problem.counts_in(term, self.kept):
                 place = tuple(slice(None) if d == dimension else self.options[d] for d in term.dimensions)
                 total[1] += term.costs[self.metric][place]
                 if term.value is not None:
@@ -268,6 +271,16 @@ class _Greedy:
             touched = set(range(len(self.options)))
         for dimension in touched:
             self.tables[dimension] = self._table(dimension)
+
+
+def _check_free(problem: PruningProblem, method: str) -> None:
+    """These methods choose every count by itself, which masks do not let them."""
+    masked = next((term.name for term in problem.terms if term.allowed is not None), None)
+    if masked is not None:
+        raise MdpError(
+            f"{method} choose every count by itself, but term {masked!r} of {problem.name!r} ties counts together; "
+            "compare with HALP, which is solved under the same masks"
+        )
 
 
 def _judged(

@@ -28,7 +28,8 @@ def certify(problem: PruningProblem, result: SolveResult) -> dict[str, Any]:
         result: What `solve` returned.
 
     Returns:
-        JSON-able: value, dense value and share kept, per metric cost, budget and slack, and what was checked.
+        JSON-able: value, dense value and share kept (None where masks forbid the dense plan), per metric cost, budget
+        and slack, and what was checked.
 
     Raises:
         CertificateError: Value, costs, a budget, the bound, nesting or canonical form do not hold.
@@ -46,15 +47,15 @@ def certify(problem: PruningProblem, result: SolveResult) -> dict[str, Any]:
     for metric, budget in result.budgets.items():
         if not within(budget, evaluation.costs[metric]):
             raise CertificateError(f"{metric} is {evaluation.costs[metric]!r}, over the budget of {budget!r}")
-    if result.bound < evaluation.value * (1.0 - _SAME):
+    if result.bound < evaluation.value - _SAME * abs(evaluation.value):
         raise CertificateError(f"the bound {result.bound!r} is below the plan's value {evaluation.value!r}")
-    dense = problem.dense.value
+    dense = problem.dense.value if problem.allows(problem.dense_plan) else None
     return {
-        "checked": ["nesting", "canonical form", "value", "costs", "budgets", "bound"],
+        "checked": ["nesting", "masks", "canonical form", "value", "costs", "budgets", "bound"],
         "problem_sha256": problem_digest(problem),
         "value": evaluation.value,
         "dense_value": dense,
-        "share_kept": evaluation.value / dense if dense else 1.0,
+        "share_kept": None if dense is None else evaluation.value / dense if dense else 1.0,
         "bound": result.bound,
         "proof": result.proof,
         "metrics": {
@@ -80,17 +81,18 @@ def audit(
         SCIP's version, warnings.
     """
     start = time.perf_counter()
+    above = result.objective - problem.least_value
     proof = prove(
         problem,
         result.budgets,
-        value_unit=result.objective or 1.0,
+        value_unit=above or 1.0,
         gap=gap / 2,
         time_limit_s=time_limit_s,
         formulation=Formulation.LINEARISED,
         start=result.plan,
     )
-    better = proof.plan is not None and problem.evaluate(proof.plan).value > result.objective * (1.0 + gap)
-    closed = proof.bound <= result.objective * (1.0 + gap)
+    better = proof.plan is not None and problem.evaluate(proof.plan).value > result.objective + gap * above
+    closed = proof.bound <= result.objective + gap * above
     return {
         "confirmed": False if better else True if closed else None,
         "bound": proof.bound,
@@ -115,10 +117,14 @@ def problem_digest(problem: PruningProblem) -> str:
             ]
         ).encode()
     )
+    if problem.global_dimensions:
+        state.update(f"global {problem.global_dimensions}".encode())
     for term in problem.terms:
         for metric in problem.metrics:
             state.update(term.costs[metric].tobytes())
         state.update(b"" if term.value is None else term.value.tobytes())
+        state.update(b"" if term.allowed is None else b"allowed" + term.allowed.tobytes())
+        state.update(b"when removed" if term.when_removed else b"")
     return state.hexdigest()
 
 

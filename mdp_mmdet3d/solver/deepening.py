@@ -52,7 +52,16 @@ def surviving(dual: Dual, limits: np.ndarray, target: float) -> list[np.ndarray]
     return [best >= floor for best in dual.sweep.state_marginals]
 
 
-def deepen(scaled: ScaledProblem, dual: Dual, progress: Progress, *, gap: float, reduce: bool, deadline: float) -> None:
+def deepen(
+    scaled: ScaledProblem,
+    dual: Dual,
+    progress: Progress,
+    *,
+    gap: float,
+    reduce: bool,
+    deadline: float,
+    floor: float = 0.0,
+) -> None:
     """Improve ``progress`` until it is exact, the deadline passes or there is no room for more labels.
 
     A search with a target between bound and optimum comes out empty, cheaply, and lowers the bound; the first one
@@ -66,18 +75,19 @@ def deepen(scaled: ScaledProblem, dual: Dual, progress: Progress, *, gap: float,
         gap: Relative gap that is good enough once an exact search has run out of room.
         reduce: Remove states by max-marginals before each search.
         deadline: `time.perf_counter` at which to stop.
+        floor: Value below which plans are of no interest, >= 0; without a plan that reaches it, none is left.
     """
     top = progress.upper
-    step = (top - progress.lower) * _FIRST_STEP if progress.plan else 1e-3 * top
+    step = (top - max(progress.lower, floor)) * _FIRST_STEP if progress.plan else 1e-3 * top
     step = max(step, 1e-7 * top)
     room, failures = _ROOMS[0], 0
     while not progress.exact and time.perf_counter() < deadline:
-        target = max(progress.lower, top - step, 0.0)
+        target = max(progress.lower, top - step, floor)
         search = _Round(scaled, dual, target, reduce, deadline)
         outcome = search.run(room, beam=False)
         progress.rounds += 1
         if outcome is None:
-            _improve(scaled, dual, progress, room // _BEAM_SHARE, gap, deadline)
+            _improve(scaled, dual, progress, room // _BEAM_SHARE, gap, deadline, floor)
             failures += 1
             level = failures // _FAILURES_PER_ROOM
             if progress.closed(gap) or level >= len(_ROOMS):
@@ -89,7 +99,8 @@ def deepen(scaled: ScaledProblem, dual: Dual, progress: Progress, *, gap: float,
         search.record(outcome, progress, complete=True)
         if progress.plan is not None and progress.lower >= target - _ROUNDING:
             progress.upper, progress.exact = progress.lower, True
-        elif target == 0.0:
+        elif target == floor:
+            progress.plan, progress.lower = None, -np.inf
             progress.upper, progress.exact = -np.inf, True
         else:
             progress.upper = min(progress.upper, target)
@@ -97,10 +108,12 @@ def deepen(scaled: ScaledProblem, dual: Dual, progress: Progress, *, gap: float,
             step = max(step, top - progress.upper) * (growth if len(scaled.limits) == 1 else growth**0.5)
 
 
-def _improve(scaled: ScaledProblem, dual: Dual, progress: Progress, room: int, gap: float, deadline: float) -> None:
+def _improve(
+    scaled: ScaledProblem, dual: Dual, progress: Progress, room: int, gap: float, deadline: float, floor: float
+) -> None:
     """Beam searches for a better plan, on a few states of each variable first."""
     for width in _BEAM_WIDTHS:
-        search = _Round(scaled, dual, max(progress.lower, 0.0), True, deadline, width)
+        search = _Round(scaled, dual, max(progress.lower, floor), True, deadline, width)
         outcome = search.run(room, beam=True)
         if outcome is not None:
             search.record(outcome, progress, complete=False)

@@ -56,26 +56,21 @@ def linearised(
     """
     draft = _Draft(problem, budgets, value_unit)
     for term in problem.terms:
-        if not term.dimensions:
-            draft.book_constant(term)
-        else:
-            draft.book(term, draft.marginals(term.dimensions, term.block))
+        draft.book_marginals(term)
     return draft.finish(start)
 
 
 def folded(
     problem: PruningProblem, budgets: Mapping[str, float], value_unit: float, start: PlanIndices | None = None
 ) -> ScipFormulation:
-    """Mixed-integer bilinear model: products of two one-hots stay products, a third factor is linearised.
+    """Mixed-integer bilinear model: products of two one-hots stay products, further factors are linearised.
 
-    Arguments as for `linearised`.
+    So are terms that do not allow everything. Arguments as for `linearised`.
     """
     draft = _Draft(problem, budgets, value_unit, quadratic=True)
     for term in problem.terms:
-        if not term.dimensions:
-            draft.book_constant(term)
-        elif len(term.dimensions) == 1:
-            draft.book(term, draft.marginals(term.dimensions, term.block))
+        if len(term.dimensions) < 2 or term.allowed is not None or term.when_removed:
+            draft.book_marginals(term)
         else:
             draft.book_products(term)
     return draft.finish(start)
@@ -85,10 +80,7 @@ def cheapest(problem: PruningProblem, metric: str, unit: float) -> ScipFormulati
     """Linearised model whose objective is minus the metric's cost, in units of ``unit``, less what every plan costs."""
     draft = _Draft(problem, {metric: unit * SCALE}, 1.0)
     for term in problem.terms:
-        if term.dimensions:
-            draft.book(term, draft.marginals(term.dimensions, term.block))
-        else:
-            draft.book_constant(term)
+        draft.book_marginals(term)
     return draft.finish_cheapest(metric, unit)
 
 
@@ -96,7 +88,7 @@ def homes(problem: PruningProblem) -> list[int | None]:
     """Per dimension, the innermost block that holds all of its terms; None without one or without terms."""
     chains: list[tuple[int, ...] | None] = [None] * len(problem.dimensions)
     for term in problem.terms:
-        chain = () if term.block is None else problem.chains[term.block]
+        chain = problem.home_chain(term)
         for d in term.dimensions:
             known = chains[d]
             chains[d] = chain if known is None else tuple(b for b in known if b in chain)
@@ -109,6 +101,7 @@ class _Draft:
     def __init__(
         self, problem: PruningProblem, budgets: Mapping[str, float], value_unit: float, quadratic: bool = False
     ) -> None:
+        self.problem = problem
         self.budgets = budgets
         self.value_unit = value_unit
         self.value_offset = 0.0
@@ -136,6 +129,43 @@ class _Draft:
             ones = np.ones(columns.size)
             self.builder.add_row(np.append(columns, self.blocks[block]), np.append(ones, -1.0), 0.0, 0.0)
 
+    def book_marginals(self, term: ProblemTerm) -> None:
+        """Let a term count with local marginals; those that it does not allow are 0."""
+        if term.when_removed:
+            columns = self._marginals_when_removed(term)
+        elif term.dimensions:
+            columns = self.marginals(term.dimensions, term.block)
+        elif term.block is not None:
+            columns = self.blocks[term.block : term.block + 1].reshape(())
+        elif term.allowed is None:
+            self.value_offset += 0.0 if term.value is None else float(term.value)
+            for metric in self.budgets:
+                self.used[metric] += float(term.costs[metric])
+            return
+        else:
+            self.builder.add_row(self.builder.add_continuous(1), 1.0, -np.inf, -1.0)  # nothing is allowed
+            return
+        if term.allowed is not None:
+            self.builder.add_row(columns[~term.allowed], 1.0, -np.inf, 0.0)
+        for key, array in self._arrays(term):
+            self.linear[key].append((columns.ravel(), array.ravel()))
+
+    def _marginals_when_removed(self, term: ProblemTerm) -> np.ndarray:
+        """As `marginals`, while the term's block is removed and its parent is kept."""
+        block = term.block
+        assert block is not None  # checked by the problem
+        shape = tuple(self.choices[d].size for d in term.dimensions)
+        table = self.builder.add_continuous(int(np.prod(shape))).reshape(shape)
+        for axis, d in enumerate(term.dimensions):
+            for column, part in zip(self.choices[d], np.moveaxis(table, axis, 0)):
+                self.builder.add_row(np.append(part, column), np.append(np.ones(part.size), -1.0), -np.inf, 0.0)
+        columns, coefficients, total = np.append(table, self.blocks[block]), np.ones(table.size + 1), 1.0
+        parent = self.problem.blocks[block].parent
+        if parent is not None:
+            columns, coefficients, total = np.append(columns, self.blocks[parent]), np.append(coefficients, -1.0), 0.0
+        self.builder.add_row(columns, coefficients, total, total)
+        return table
+
     def marginals(self, dimensions: tuple[int, ...], block: int | None) -> np.ndarray:
         """Variables, one per joint option, that are 1 for the chosen one while ``block`` is kept, else 0."""
         if len(dimensions) == 1 and self.homes[dimensions[0]] == block:
@@ -152,20 +182,6 @@ class _Draft:
         if not tied:
             self._sums_to(table.ravel(), block)
         return table
-
-    def book_constant(self, term: ProblemTerm) -> None:
-        """Let a term without dimensions count while its block is kept."""
-        if term.block is not None:
-            self.book(term, self.blocks[term.block])
-            return
-        self.value_offset += 0.0 if term.value is None else float(term.value)
-        for metric in self.budgets:
-            self.used[metric] += float(term.costs[metric])
-
-    def book(self, term: ProblemTerm, columns: np.ndarray) -> None:
-        """Let a term count with variables of the shape of its arrays."""
-        for key, array in self._arrays(term):
-            self.linear[key].append((columns.ravel(), array.ravel()))
 
     def book_products(self, term: ProblemTerm) -> None:
         """Let a term over two or three dimensions count with products of two variables."""

@@ -2,6 +2,9 @@
 
 A dimension that only one block uses gets one more state, "off", which means that the block is removed. So a
 block with such a dimension needs no variable of its own; any other is a variable with two states.
+
+A table with negative values is raised by its lowest one, also where its block is removed, and the offset falls by it:
+all tables hold numbers >= 0, which bounds, dominance and labels rely on.
 """
 
 from __future__ import annotations
@@ -54,7 +57,7 @@ class FactorGraph:
         factors: Tables with distinct scopes.
         homes: Per dimension, the innermost block that holds all of its terms.
         witness: Per block, the variable that tells whether it is kept.
-        offset_value: Value that every plan has.
+        offset_value: Value that every plan has; the tables of a plan add the rest, which is >= 0.
         offset_costs: ``(M,)``, costs that every plan has.
     """
 
@@ -100,7 +103,7 @@ class FactorGraph:
         return self.restrict(keep)
 
     def locate(self, plan: PlanIndices) -> list[int] | None:
-        """The assignment of a plan, None where it uses a state that is not left."""
+        """The assignment of a plan, None where it uses a state that is not left or a forbidden combination."""
         count = len(self.problem.dimensions)
         wanted = [
             option if home is None or plan.kept[home] else len(dimension.options)
@@ -111,7 +114,18 @@ class FactorGraph:
             if variable >= count:
                 wanted[variable] = int(plan.kept[block])
         positions = [np.flatnonzero(states == state) for states, state in zip(self.states, wanted)]
-        return [int(p[0]) for p in positions] if all(len(p) for p in positions) else None
+        if not all(len(p) for p in positions):
+            return None
+        assignment = [int(p[0]) for p in positions]
+        return assignment if self.allows(assignment) else None
+
+    def possible(self, total: float) -> bool:
+        """Whether a maximum over all assignments is that of a structure."""
+        return self.offset_value + total > FORBIDDEN / 2
+
+    def allows(self, assignment: Sequence[int]) -> bool:
+        """Whether an assignment is a structure."""
+        return all(f.value[tuple(assignment[v] for v in f.scope)] > FORBIDDEN / 2 for f in self.factors)
 
     def rescaled(self, value_unit: float) -> FactorGraph:
         """The graph with values in units of ``value_unit`` of its present unit."""
@@ -186,22 +200,31 @@ def build_graph(
             on.append(np.array([False, True]))
     if not on:
         on.append(np.array([True]))  # every sum runs over at least one variable
-    tables = _Tables(on, len(metrics))
+    tables, offset = _Tables(on, len(metrics)), 0.0
     for term in problem.terms:
+        if term.when_removed:
+            continue
         value = np.zeros(_shape(problem, term)) if term.value is None else term.value / value_unit
+        least = min(0.0, float(value.min()))
         costs = [term.costs[metric] / unit for metric, unit in zip(metrics, cost_units)]
         scope, deciding = term.dimensions, {d for d in term.dimensions if home[d] == term.block}
         if term.block is not None and not deciding:
             scope, deciding = (*scope, witness[term.block]), {witness[term.block]}
             value, costs = value[..., None], [cost[..., None] for cost in costs]
-        tables.add(scope, value, costs, deciding if term.block is not None else set())
+        tables.add(scope, value - least, costs, deciding if term.block is not None else set(), -least)
+        offset += least
+        if term.allowed is not None:
+            tables.forbid(scope, tables.where(scope, [True] * len(scope), ~term.allowed))
+    for term in problem.terms:
+        if term.when_removed:
+            offset += _add_when_removed(tables, problem, term, witness, value_unit, metrics, cost_units)
     for variables in members.values():
         for left, right in _spanning_tree(variables, problem.terms):
-            tables.forbid(left, right, on[left][:, None] != on[right])
+            tables.forbid((left, right), on[left][:, None] != on[right])
     for block, data in enumerate(problem.blocks):
         if data.parent is not None:
             child, parent = witness[block], witness[data.parent]
-            tables.forbid(child, parent, on[child][:, None] & ~on[parent])
+            tables.forbid((child, parent), on[child][:, None] & ~on[parent])
     constant = tables.content.pop((), [np.zeros(()), np.zeros(len(metrics))])
     return FactorGraph(
         problem=problem,
@@ -210,7 +233,7 @@ def build_graph(
         factors=tuple(Factor(scope, value, cost) for scope, (value, cost) in sorted(tables.content.items())),
         homes=tuple(home),
         witness=tuple(witness),
-        offset_value=float(constant[0]),
+        offset_value=float(constant[0]) + offset,
         offset_costs=constant[1],
     )
 
@@ -223,31 +246,68 @@ class _Tables:
         self.metrics = metrics
         self.content: dict[tuple[int, ...], list[np.ndarray]] = {}
 
-    def add(self, scope: tuple[int, ...], value: np.ndarray, costs: list[np.ndarray], deciding: set[int]) -> None:
-        """Add a term that counts while its variables are on; 0 where all ``deciding`` ones are off."""
+    def add(
+        self, scope: tuple[int, ...], value: np.ndarray, costs: list[np.ndarray], deciding: set[int], without: float
+    ) -> None:
+        """Add a term that counts while its variables are on; worth ``without`` where all ``deciding`` ones are off."""
         shape = tuple(len(self.on[v]) for v in scope)
         full_value, full_costs = np.full(shape, FORBIDDEN), np.zeros((self.metrics, *shape))
         if deciding:
             removed = np.ix_(*(np.flatnonzero(~self.on[v] | (v not in deciding)) for v in scope))
-            full_value[removed] = 0.0
+            full_value[removed] = without
         kept = np.ix_(*(np.flatnonzero(self.on[v]) for v in scope))
         full_value[kept] = value
         for metric, cost in enumerate(costs):
             full_costs[(metric, *kept)] = cost
-        self._accumulate(scope, full_value, full_costs)
+        self.accumulate(scope, full_value, full_costs)
 
-    def forbid(self, left: int, right: int, where: np.ndarray) -> None:
-        """Forbid pairs of states."""
-        nothing = np.zeros((self.metrics, *where.shape))
-        self._accumulate((left, right), np.where(where, FORBIDDEN, 0.0), nothing)
+    def where(self, scope: tuple[int, ...], kept: Sequence[bool], content: np.ndarray) -> np.ndarray:
+        """``content`` over the states of ``scope`` that are on or, where ``kept`` is false, off; 0 for the others.
 
-    def _accumulate(self, scope: tuple[int, ...], value: np.ndarray, costs: np.ndarray) -> None:
+        Its axes are the first ones of ``scope``; along the others it is constant.
+        """
+        states = [np.flatnonzero(self.on[v] == stays) for v, stays in zip(scope, kept)]
+        table = np.zeros([len(self.on[v]) for v in scope], dtype=content.dtype)
+        table[np.ix_(*states)] = content.reshape(content.shape + (1,) * (len(scope) - content.ndim))
+        return table
+
+    def forbid(self, scope: tuple[int, ...], where: np.ndarray) -> None:
+        """Forbid combinations of states."""
+        self.accumulate(scope, np.where(where, FORBIDDEN, 0.0), np.zeros((self.metrics, *where.shape)))
+
+    def accumulate(self, scope: tuple[int, ...], value: np.ndarray, costs: np.ndarray) -> None:
         axes = sorted(range(len(scope)), key=lambda axis: scope[axis])
         value = value.transpose(axes)
         costs = costs.transpose(0, *(axis + 1 for axis in axes))
         known = self.content.setdefault(tuple(sorted(scope)), [np.zeros(value.shape), np.zeros(costs.shape)])
         known[0] = np.maximum(known[0] + value, FORBIDDEN)
         known[1] = known[1] + costs
+
+
+def _add_when_removed(
+    tables: _Tables,
+    problem: PruningProblem,
+    term: ProblemTerm,
+    witness: list[int],
+    value_unit: float,
+    metrics: Sequence[str],
+    cost_units: Sequence[float],
+) -> float:
+    """Add a term that counts while its block is removed and the block's parent is kept; returns its least value."""
+    assert term.block is not None  # checked by the problem
+    parent = problem.blocks[term.block].parent
+    scope, kept = [*term.dimensions, witness[term.block]], [True] * len(term.dimensions) + [False]
+    if parent is not None and witness[parent] not in term.dimensions:
+        scope, kept = [*scope, witness[parent]], [*kept, True]
+    variables = tuple(scope)
+    value = np.zeros(_shape(problem, term)) if term.value is None else term.value / value_unit
+    least = min(0.0, float(value.min()))
+    costs = [tables.where(variables, kept, term.costs[m] / unit) for m, unit in zip(metrics, cost_units)]
+    # Raised by its least value in every state, so that what is left is >= 0.
+    tables.accumulate(variables, tables.where(variables, kept, value) - least, np.stack(costs))
+    if term.allowed is not None:
+        tables.forbid(variables, tables.where(variables, kept, ~term.allowed))
+    return least
 
 
 def _shape(problem: PruningProblem, term: ProblemTerm) -> tuple[int, ...]:

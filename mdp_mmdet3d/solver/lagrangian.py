@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from mdp_mmdet3d.solver.elimination import Elimination, Sweep
+from mdp_mmdet3d.solver.graph import FORBIDDEN
 
 ROUNDING = 1e-12
 """Relative error that a sum of some hundred floats may have; bounds are widened by it."""
@@ -58,7 +59,7 @@ def minimise_dual(
         nonlocal incumbent, best_value
         value, costs = graph.measure(assignment)
         planes.append((value, costs - limits))
-        if (costs <= limits).all() and value > best_value:
+        if (costs <= limits).all() and value > max(best_value, FORBIDDEN / 2):
             incumbent, best_value = assignment, value
 
     for assignment in start:

@@ -11,8 +11,8 @@ from mdp_mmdet3d.solver.scip import ScipStatus, run_scip
 
 def minimum_by_scip(
     problem: PruningProblem, metric: str, *, remove_blocks: bool, time_limit_s: float, isolate: bool = True
-) -> tuple[float, PlanIndices]:
-    """As `scaling.minimum_cost`, by SCIP.
+) -> tuple[float, PlanIndices] | None:
+    """As `scaling.minimum_cost`, by SCIP; None where masks exclude every structure.
 
     Raises:
         MdpError: SCIP did not finish within the limit.
@@ -21,6 +21,8 @@ def minimum_by_scip(
     unit = max((float(term.costs[metric].max()) for term in problem.terms), default=0.0) or 1.0
     form = cheapest(reduced, metric, unit / SCALE)
     answer = run_scip(form.model, time_limit_s=time_limit_s, gap=0.0, isolate=isolate)
+    if answer.status is ScipStatus.INFEASIBLE:
+        return None
     if answer.status is not ScipStatus.OPTIMAL or answer.binaries is None:
         raise MdpError(
             f"SCIP did not find the smallest {metric} of {problem.name!r} in {time_limit_s:.0f} s; raise time_limit_s"

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,9 @@ import numpy as np
 from mdp_mmdet3d.errors import FileFormatError, MdpError
 from mdp_mmdet3d.files import read_npz, write_npz
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+_READABLE = (1, 2)
+_LOCAL_DIMENSIONS = 3
 
 
 class InvalidProblemError(MdpError):
@@ -49,7 +51,7 @@ class ProblemBlock:
 
 @dataclass(frozen=True)
 class ProblemTerm:
-    """A part of value and cost that depends on at most three dimensions.
+    """A part of value and cost that depends on at most three dimensions, global ones not counted.
 
     Attributes:
         name: For messages; need not be unique.
@@ -57,7 +59,10 @@ class ProblemTerm:
         block: Index of the innermost block it lives in, or None. It counts only while that block and its
             parents are kept.
         costs: Per metric, an array of the dimensions' option counts (0-d without dimensions), >= 0.
-        value: Importance that is kept, same shape, >= 0; None is zero.
+        value: What is kept, same shape; None is zero. Negative where keeping it is worse than nothing.
+        allowed: Which combinations a plan may use while the term counts, boolean, same shape; None is all. What the
+            other arrays hold for the rest is ignored and becomes 0.
+        when_removed: It counts while its block is removed and the block's parent is kept, instead.
     """
 
     name: str
@@ -65,6 +70,8 @@ class ProblemTerm:
     block: int | None
     costs: Mapping[str, np.ndarray]
     value: np.ndarray | None = None
+    allowed: np.ndarray | None = None
+    when_removed: bool = False
 
 
 @dataclass(frozen=True)
@@ -109,9 +116,12 @@ class PruningProblem:
         dimensions: Counts to choose.
         blocks: Removable units.
         terms: Parts of value and cost.
+        global_dimensions: Indices of dimensions that many terms depend on, such as an embedding width. `solve` solves
+            one smaller problem for every combination of their options; a term may use any number of them besides its
+            three others.
 
     Raises:
-        InvalidProblemError: An array has the wrong shape or holds NaN, infinity or a negative number, an
+        InvalidProblemError: An array has the wrong shape or holds NaN or infinity, a cost is negative, an
             index is out of range, options do not increase, a name is used twice, parents form a cycle.
     """
 
@@ -120,6 +130,7 @@ class PruningProblem:
     dimensions: tuple[ProblemDimension, ...]
     blocks: tuple[ProblemBlock, ...]
     terms: tuple[ProblemTerm, ...]
+    global_dimensions: tuple[int, ...] = ()
     chains: tuple[tuple[int, ...], ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -134,28 +145,44 @@ class PruningProblem:
             tuple(ProblemDimension(d.name, tuple(int(count) for count in d.options)) for d in self.dimensions),
         )
         object.__setattr__(self, "chains", _block_chains(self.blocks))
+        object.__setattr__(self, "global_dimensions", tuple(sorted(int(d) for d in self.global_dimensions)))
+        if len(set(self.global_dimensions)) != len(self.global_dimensions):
+            raise InvalidProblemError(f"global dimensions {self.global_dimensions} are not distinct")
+        for index in self.global_dimensions:
+            if not 0 <= index < len(self.dimensions):
+                raise InvalidProblemError(f"global dimension {index} is none of the {len(self.dimensions)} dimensions")
         object.__setattr__(self, "terms", tuple(self._checked(term) for term in self.terms))
 
     def _checked(self, term: ProblemTerm) -> ProblemTerm:
         where = f"term {term.name!r}"
-        if len(set(term.dimensions)) != len(term.dimensions) or len(term.dimensions) > 3:
-            raise InvalidProblemError(f"{where} needs up to three distinct dimensions, got {term.dimensions}")
+        local = set(term.dimensions) - set(self.global_dimensions)
+        if len(set(term.dimensions)) != len(term.dimensions) or len(local) > _LOCAL_DIMENSIONS:
+            raise InvalidProblemError(
+                f"{where} needs up to three distinct dimensions that are not global, got {term.dimensions}"
+            )
         for index in term.dimensions:
             if not 0 <= index < len(self.dimensions):
                 raise InvalidProblemError(f"{where} names dimension {index} of {len(self.dimensions)}")
         if term.block is not None and not 0 <= term.block < len(self.blocks):
             raise InvalidProblemError(f"{where} names block {term.block} of {len(self.blocks)}")
+        if term.when_removed and term.block is None:
+            raise InvalidProblemError(f"{where} counts when its block is removed, but has no block")
         if set(term.costs) != set(self.metrics):
             raise InvalidProblemError(
                 f"{where} has costs for {sorted(term.costs)}, the problem for {sorted(self.metrics)}"
             )
         shape = tuple(len(self.dimensions[index].options) for index in term.dimensions)
+        allowed = None if term.allowed is None else _checked_mask(term.allowed, shape, f"{where}: allowed")
+        if allowed is not None:
+            term = _without_forbidden(term, allowed, shape)
+            allowed = term.allowed
         costs = {
             metric: _checked_array(term.costs[metric], shape, f"{where}: cost {metric!r}") for metric in self.metrics
         }
-        value = None if term.value is None else _checked_array(term.value, shape, f"{where}: value")
+        value = None if term.value is None else _checked_array(term.value, shape, f"{where}: value", signed=True)
         dimensions = tuple(int(index) for index in term.dimensions)
-        return ProblemTerm(term.name, dimensions, None if term.block is None else int(term.block), costs, value)
+        block = None if term.block is None else int(term.block)
+        return ProblemTerm(term.name, dimensions, block, costs, value, allowed, bool(term.when_removed))
 
     @property
     def dense_plan(self) -> PlanIndices:
@@ -163,22 +190,32 @@ class PruningProblem:
         return PlanIndices(tuple(len(d.options) - 1 for d in self.dimensions), (True,) * len(self.blocks))
 
     @cached_property
+    def least_value(self) -> float:
+        """No plan is worth less: the sum of what is negative in the terms, 0 as a rule. Gaps are relative to it."""
+        return sum(min(0.0, float(term.value.min())) for term in self.terms if term.value is not None)
+
+    @cached_property
+    def most_value(self) -> float:
+        """No plan is worth more: the sum of the largest value of every term."""
+        return sum(max(0.0, float(term.value.max())) for term in self.terms if term.value is not None)
+
+    @cached_property
     def dense(self) -> Evaluation:
-        """Costs and value of the dense plan."""
+        """Costs and value of the dense plan; raises `InvalidProblemError` where a mask forbids it."""
         return self.evaluate(self.dense_plan)
 
     def evaluate(self, plan: PlanIndices) -> Evaluation:
         """Value and costs of a plan from the original tables.
 
         Raises:
-            InvalidProblemError: The plan has other dimensions or blocks, an option that does not exist, or
-                keeps a block whose parent is removed.
+            InvalidProblemError: The plan has other dimensions or blocks, an option that does not exist, keeps a
+                block whose parent is removed, or uses a combination that a term does not allow.
         """
         self.check_plan(plan)
         costs = dict.fromkeys(self.metrics, 0.0)
         value = 0.0
         for term in self.terms:
-            if term.block is None or plan.kept[term.block]:
+            if self.counts_in(term, plan.kept):
                 index = tuple(plan.options[d] for d in term.dimensions)
                 for metric in self.metrics:
                     costs[metric] += float(term.costs[metric][index])
@@ -200,6 +237,37 @@ class PruningProblem:
             if kept and block.parent is not None and not plan.kept[block.parent]:
                 parent = self.blocks[block.parent].name
                 raise InvalidProblemError(f"block {block.name!r} is kept, its parent {parent!r} is removed")
+        for term in self.terms:
+            if not self._allows(term, plan):
+                counts = ", ".join(
+                    f"{self.dimensions[d].name} = {self.dimensions[d].options[plan.options[d]]}"
+                    for d in term.dimensions
+                )
+                raise InvalidProblemError(f"term {term.name!r} does not allow {counts or 'its block'}")
+
+    def allows(self, plan: PlanIndices) -> bool:
+        """Whether the terms allow the plan's combinations; the plan must have the right sizes."""
+        return all(self._allows(term, plan) for term in self.terms)
+
+    def _allows(self, term: ProblemTerm, plan: PlanIndices) -> bool:
+        if term.allowed is None or not self.counts_in(term, plan.kept):
+            return True
+        return bool(term.allowed[tuple(plan.options[d] for d in term.dimensions)])
+
+    def counts_in(self, term: ProblemTerm, kept: Sequence[bool]) -> bool:
+        """Whether a term counts while ``kept`` says, per block, what stays."""
+        if term.block is None:
+            return True
+        if not term.when_removed:
+            return kept[term.block]
+        parent = self.blocks[term.block].parent
+        return not kept[term.block] and (parent is None or kept[parent])
+
+    def home_chain(self, term: ProblemTerm) -> tuple[int, ...]:
+        """Blocks that are kept whenever the term counts, innermost first."""
+        if term.block is None:
+            return ()
+        return self.chains[term.block][1 if term.when_removed else 0 :]
 
     def canonical(self, plan: PlanIndices) -> PlanIndices:
         """The plan with the last option on every dimension that only removed blocks use."""
@@ -211,7 +279,7 @@ class PruningProblem:
 
     def active_dimensions(self, plan: PlanIndices) -> set[int]:
         """Dimensions that a term uses whose blocks are kept."""
-        return {d for term in self.terms if term.block is None or plan.kept[term.block] for d in term.dimensions}
+        return {d for term in self.terms if self.counts_in(term, plan.kept) for d in term.dimensions}
 
     def counts(self, plan: PlanIndices) -> dict[str, int]:
         """Chosen count per dimension name."""
@@ -229,7 +297,8 @@ class PruningProblem:
             "metrics": list(self.metrics),
             "dimensions": [{"name": d.name, "options": list(d.options)} for d in self.dimensions],
             "blocks": [{"name": b.name, "parent": b.parent} for b in self.blocks],
-            "terms": [{"name": t.name, "dimensions": list(t.dimensions), "block": t.block} for t in self.terms],
+            "terms": [_term_meta(term) for term in self.terms],
+            "global_dimensions": list(self.global_dimensions),
         }
         arrays: dict[str, np.ndarray] = {}
         for index, term in enumerate(self.terms):
@@ -237,17 +306,19 @@ class PruningProblem:
                 arrays[f"cost_{metric}_{index}"] = term.costs[metric]
             if term.value is not None:
                 arrays[f"value_{index}"] = term.value
+            if term.allowed is not None:
+                arrays[f"allowed_{index}"] = term.allowed
         write_npz(path, meta, arrays)
 
     @classmethod
     def load(cls, path: str | Path) -> PruningProblem:
-        """Read what `save` wrote.
+        """Read what `save` wrote; version 1 knows neither masks nor `when_removed` nor global dimensions.
 
         Raises:
             FileFormatError: Missing, truncated, of another version, or without a required field.
             InvalidProblemError: See the class.
         """
-        meta, arrays = read_npz(path, what="pruning problem", schema_version=SCHEMA_VERSION)
+        meta, arrays = read_npz(path, what="pruning problem", schema_version=_READABLE)
         try:
             metrics = tuple(str(metric) for metric in meta["metrics"])
             return cls(
@@ -262,12 +333,32 @@ class PruningProblem:
                         t["block"],
                         {metric: arrays[f"cost_{metric}_{index}"] for metric in metrics},
                         arrays.get(f"value_{index}"),
+                        arrays.get(f"allowed_{index}"),
+                        bool(t.get("when_removed", False)),
                     )
                     for index, t in enumerate(meta["terms"])
                 ),
+                global_dimensions=tuple(meta.get("global_dimensions", ())),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise FileFormatError(f"pruning problem {path} lacks or misspells {error}; build it again") from error
+
+
+def _term_meta(term: ProblemTerm) -> dict[str, Any]:
+    meta = {"name": term.name, "dimensions": list(term.dimensions), "block": term.block}
+    return {**meta, "when_removed": True} if term.when_removed else meta
+
+
+def _without_forbidden(term: ProblemTerm, allowed: np.ndarray, shape: tuple[int, ...]) -> ProblemTerm:
+    """The term with 0 where it is not allowed, so that no number there decides about units or hashes."""
+
+    def cleared(array: Any) -> Any:
+        array = np.asarray(array)
+        return np.where(allowed, array, 0) if array.shape == shape and array.dtype.kind in "biuf" else array
+
+    costs = {metric: cleared(cost) for metric, cost in term.costs.items()}
+    value = None if term.value is None else cleared(term.value)
+    return replace(term, costs=costs, value=value, allowed=None if allowed.all() else allowed)
 
 
 def _check_names(kind: str, names: tuple[str, ...]) -> None:
@@ -287,7 +378,7 @@ def _check_options(dimension: ProblemDimension) -> None:
         )
 
 
-def _checked_array(array: Any, shape: tuple[int, ...], where: str) -> np.ndarray:
+def _checked_array(array: Any, shape: tuple[int, ...], where: str, *, signed: bool = False) -> np.ndarray:
     try:
         result = np.array(array, dtype=np.float64)
     except (TypeError, ValueError) as error:
@@ -296,8 +387,18 @@ def _checked_array(array: Any, shape: tuple[int, ...], where: str) -> np.ndarray
         raise InvalidProblemError(f"{where} has shape {result.shape}, its dimensions have {shape} options")
     if not np.isfinite(result).all():
         raise InvalidProblemError(f"{where} holds NaN or infinity")
-    if (result < 0).any():
+    if not signed and (result < 0).any():
         raise InvalidProblemError(f"{where} holds the negative number {result.min():g}")
+    result.flags.writeable = False
+    return result
+
+
+def _checked_mask(array: Any, shape: tuple[int, ...], where: str) -> np.ndarray:
+    result = np.array(array)
+    if result.dtype != np.bool_:
+        raise InvalidProblemError(f"{where} must be boolean, got {result.dtype}")
+    if result.shape != shape:
+        raise InvalidProblemError(f"{where} has shape {result.shape}, its dimensions have {shape} options")
     result.flags.writeable = False
     return result
 

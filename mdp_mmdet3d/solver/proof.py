@@ -52,6 +52,7 @@ def prove(
     formulation: Formulation = Formulation.AUTO,
     isolate: bool = True,
     start: PlanIndices | None = None,
+    floor: float = float("-inf"),
 ) -> ScipProof:
     """Let SCIP find a plan that is better than ``start``, or prove that there is none.
 
@@ -64,6 +65,7 @@ def prove(
         formulation: Model to try first.
         isolate: Use child processes.
         start: Feasible plan.
+        floor: Value below which plans are of no interest.
 
     Raises:
         ScipCrashError: Both formulations crashed.
@@ -75,17 +77,17 @@ def prove(
         first = Formulation.FOLDED if large else Formulation.LINEARISED
     other = Formulation.LINEARISED if first is Formulation.FOLDED else Formulation.FOLDED
     warnings: list[str] = []
+    floor = max(floor, problem.evaluate(start).value if start else -np.inf)
     for attempt in (first, other):
         build = linearised if attempt is Formulation.LINEARISED else folded
         form = build(problem, budgets, value_unit / SCALE, start)
         try:
-            answer, plan = _feasible(problem, budgets, form, gap, deadline, isolate, start)
+            answer, plan = _feasible(problem, budgets, form, gap, deadline, isolate, floor)
         except ScipCrashError as error:
             warnings.append(f"{attempt.value} model: {error}")
             continue
         if answer.status is ScipStatus.LIMIT:
             warnings.append(f"SCIP stopped at its limit of {time_limit_s:.0f} s")
-        floor = problem.evaluate(start).value if start else -np.inf
         bound = floor
         if answer.status is not ScipStatus.INFEASIBLE:
             bound = max(floor, answer.bound * form.value_unit + form.value_offset)
@@ -102,7 +104,7 @@ def _feasible(
     gap: float,
     deadline: float,
     isolate: bool,
-    start: PlanIndices | None,
+    floor: float,
 ) -> tuple[ScipAnswer, PlanIndices | None]:
     """SCIP's answer and a plan that keeps the budgets by the original tables.
 
@@ -110,9 +112,9 @@ def _feasible(
     asked again.
     """
     cutoff = None
-    if start is not None:
-        cutoff = (problem.evaluate(start).value - form.value_offset) / form.value_unit
-        cutoff *= 1.0 - 1e-9
+    if floor > -np.inf:
+        cutoff = (floor - form.value_offset) / form.value_unit
+        cutoff -= 1e-9 * abs(cutoff)
     model = form.model
     for _ in range(_REJECTED_PLANS):
         remaining = max(deadline - time.perf_counter(), 1.0)
@@ -120,9 +122,10 @@ def _feasible(
         if answer.binaries is None:
             return answer, None
         plan = problem.canonical(form.decode(answer.binaries))
-        costs = problem.evaluate(plan).costs
-        if all(within(budget, costs[metric]) for metric, budget in budgets.items()):
-            return answer, plan
+        if problem.allows(plan):
+            costs = problem.evaluate(plan).costs
+            if all(within(budget, costs[metric]) for metric, budget in budgets.items()):
+                return answer, plan
         model = model.without(np.array(answer.binaries))
     raise MdpError(f"SCIP's first {_REJECTED_PLANS} plans all exceed a budget of {budgets} by its tolerance")
 

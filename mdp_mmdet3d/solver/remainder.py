@@ -80,9 +80,14 @@ def remainder(graph: FactorGraph) -> Remainder:
 
     terms = []
     for term in problem.terms:
-        chain = () if term.block is None else problem.chains[term.block]
+        chain, home, when_removed = problem.home_chain(term), term.block, term.when_removed
         if any(kept[b] is False for b in chain):
             continue
+        if home is not None and when_removed:
+            if kept[home]:
+                continue
+            when_removed = kept[home] is None
+            chain = (home, *chain) if when_removed else chain
         index = tuple(options[d] if d in new_dimension else options[d][0] for d in term.dimensions)
         terms.append(
             ProblemTerm(
@@ -91,6 +96,8 @@ def remainder(graph: FactorGraph) -> Remainder:
                 open_block(chain),
                 {metric: _cut(cost, index) for metric, cost in term.costs.items()},
                 None if term.value is None else _cut(term.value, index),
+                None if term.allowed is None else _cut(term.allowed, index),
+                when_removed,
             )
         )
     reduced = PruningProblem(

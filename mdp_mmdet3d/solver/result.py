@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from enum import Enum
 from typing import Any
 
@@ -53,6 +53,25 @@ class SolveOptions:
 
 
 @dataclass(frozen=True)
+class Combinations:
+    """What became of the combinations of the global dimensions' options.
+
+    Attributes:
+        total: How many there are.
+        infeasible: No plan within the budgets.
+        dropped: Ruled out by their bounds.
+        solved: Solved, the best one to the optimum, the others until they could not be better.
+        open: Left at a limit.
+    """
+
+    total: int
+    infeasible: int
+    dropped: int
+    solved: int
+    open: int
+
+
+@dataclass(frozen=True)
 class SolveResult:
     """The answer of `solve`.
 
@@ -60,12 +79,13 @@ class SolveResult:
         plan: Canonical: dimensions that only removed blocks use are at their last option.
         objective: Value of the plan by the original tables.
         bound: No plan within the budgets is worth more.
-        gap: ``(bound - objective) / objective``, 0 where the bound is met.
+        gap: ``(bound - objective) / objective``, 0 where the bound is met; both counted from the least value of any
+            plan where values are negative.
         status: Whether the gap is closed.
         budgets: Per limited metric, the budget in the metric's unit.
         costs: Per metric, the plan's cost by the original tables.
         minimum: Per limited metric, the smallest cost that any plan reaches.
-        minimum_all_blocks: The same while every block stays.
+        minimum_all_blocks: The same while every block stays, None where masks exclude that.
         proof: What closed the gap: ``"label search"``, ``"lagrangian bound"``, ``"scip/linearised"``,
             ``"scip/folded"`` or ``""``.
         seconds: Wall-clock time per phase.
@@ -73,6 +93,7 @@ class SolveResult:
         states_removed: How many of them the reduction removed.
         warnings: Limits that were hit, crashes that were answered; empty as a rule.
         certificate: What `certify` found on the original tables.
+        combinations: Of a problem with global dimensions.
     """
 
     plan: PlanIndices
@@ -83,13 +104,14 @@ class SolveResult:
     budgets: dict[str, float]
     costs: dict[str, float]
     minimum: dict[str, float]
-    minimum_all_blocks: dict[str, float]
+    minimum_all_blocks: dict[str, float | None]
     proof: str
     seconds: dict[str, float]
     states_total: int
     states_removed: int
     warnings: tuple[str, ...] = ()
     certificate: dict[str, Any] = field(default_factory=dict)
+    combinations: Combinations | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Everything as plain JSON data."""
@@ -108,6 +130,7 @@ class SolveResult:
             "states_removed": self.states_removed,
             "states_total": self.states_total,
             "certificate": self.certificate,
+            **({} if self.combinations is None else {"combinations": asdict(self.combinations)}),
             **self.plan.to_json(),
         }
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from mdp_mmdet3d.errors import InfeasibleBudgetError, MdpError
+from mdp_mmdet3d.solver.conditioning import conditions
 from mdp_mmdet3d.solver.elimination import Elimination, TooWideError
 from mdp_mmdet3d.solver.graph import FactorGraph, build_graph
 from mdp_mmdet3d.solver.minimum import minimum_by_scip
@@ -30,7 +32,7 @@ class ScaledProblem:
         limits: ``(M,)`` limits on the graph's costs, tolerance included, offsets taken off.
         value_unit: Value of 1 in the graph.
         minimum: Per limited metric, the smallest cost that any plan reaches.
-        minimum_all_blocks: The same while every block stays.
+        minimum_all_blocks: The same while every block stays, None where masks exclude that.
         cheapest: Per limited metric, a plan that reaches the minimum.
         states_total: States before any was dropped.
     """
@@ -41,7 +43,7 @@ class ScaledProblem:
     limits: np.ndarray
     value_unit: float
     minimum: dict[str, float]
-    minimum_all_blocks: dict[str, float]
+    minimum_all_blocks: dict[str, float | None]
     cheapest: tuple[PlanIndices, ...]
     states_total: int
 
@@ -50,6 +52,10 @@ class ScaledProblem:
         unit = power_of_two(largest_value)
         graph = self.graph.rescaled(unit).without_entries_beyond(self.limits, 1.0 + 1e-6)
         return replace(self, graph=graph, value_unit=self.value_unit * unit)
+
+
+class NoStructureError(MdpError):
+    """The masks of a problem exclude every structure, whatever the budget."""
 
 
 def power_of_two(number: float) -> float:
@@ -91,12 +97,37 @@ def minimum_cost(
         remove_blocks: Whether blocks may be removed.
         time_limit_s: Limit for SCIP, which is asked only where elimination is out of reach.
         isolate: Run SCIP in a child process.
+
+    Raises:
+        NoStructureError: The problem's masks exclude every structure.
     """
+    limits: dict[str, Any] = {"time_limit_s": time_limit_s, "isolate": isolate}
+    if problem.global_dimensions:
+        return _minimum_over_conditions(problem, metric, remove_blocks, limits)
     try:
         graph = build_graph(problem, [metric], 1.0, [_largest_cost(problem, metric)])
-        return _cheapest(graph if remove_blocks else graph.with_all_blocks(), 0)
+        found = _cheapest(graph if remove_blocks else graph.with_all_blocks(), 0)
     except TooWideError:
-        return minimum_by_scip(problem, metric, remove_blocks=remove_blocks, time_limit_s=time_limit_s, isolate=isolate)
+        found = minimum_by_scip(problem, metric, remove_blocks=remove_blocks, **limits)
+    if found is None:
+        raise no_structure(problem, remove_blocks)
+    return found
+
+
+def _minimum_over_conditions(
+    problem: PruningProblem, metric: str, remove_blocks: bool, limits: Mapping[str, Any]
+) -> tuple[float, PlanIndices]:
+    best: tuple[float, PlanIndices] | None = None
+    for case in conditions(problem):
+        try:
+            cost, plan = minimum_cost(case.problem, metric, remove_blocks=remove_blocks, **limits)
+        except NoStructureError:
+            continue
+        if best is None or cost < best[0]:
+            best = cost, case.lift(plan)
+    if best is None:
+        raise no_structure(problem, remove_blocks)
+    return best
 
 
 def scale(problem: PruningProblem, budgets: Mapping[str, float]) -> ScaledProblem:
@@ -105,6 +136,7 @@ def scale(problem: PruningProblem, budgets: Mapping[str, float]) -> ScaledProble
     Raises:
         MdpError: A budget has an unknown name or is no number.
         InfeasibleBudgetError: A budget is below the smallest reachable cost.
+        NoStructureError: The problem's masks exclude every structure.
         TooWideError: Elimination is out of reach.
     """
     budgets = check_budgets(problem, budgets)
@@ -114,19 +146,24 @@ def scale(problem: PruningProblem, budgets: Mapping[str, float]) -> ScaledProble
         for metric, budget in budgets.items()
     ]
     values = [term.value for term in problem.terms if term.value is not None]
-    value_unit = exact_unit(values, sum(float(value.max()) for value in values) or 1.0)
+    value_unit = exact_unit(values, sum(float(value.max()) for value in values) - problem.least_value or 1.0)
     graph = build_graph(problem, metrics, value_unit, units)
     shares = np.array([budget / unit for budget, unit in zip(budgets.values(), units)])
     limits = shares * (1.0 + _INNER_TOLERANCE) - graph.offset_costs
     tree = Elimination(graph)
     keep = [np.ones(len(states), dtype=bool) for states in graph.states]
-    minimum, all_blocks, cheapest = {}, {}, []
+    minimum: dict[str, float] = {}
+    all_blocks: dict[str, float | None] = {}
+    cheapest = []
     complete = graph.with_all_blocks()
     for index, (metric, budget) in enumerate(budgets.items()):
         sweep = tree.sweep_weighted(0.0, np.eye(len(metrics))[index])
+        if not graph.possible(sweep.total):
+            raise no_structure(problem)
         plan = graph.decode(sweep.assignment())
         minimum[metric] = problem.evaluate(plan).costs[metric]
-        all_blocks[metric] = _cheapest(complete, index)[0]
+        kept = _cheapest(complete, index)
+        all_blocks[metric] = None if kept is None else kept[0]
         if not within(budget, minimum[metric]):
             raise infeasible(problem, metric, budget, minimum[metric])
         cheapest.append(plan)
@@ -150,7 +187,7 @@ def exact_unit(arrays: Sequence[np.ndarray], size: float) -> float:
 
 
 def _on_grid(array: np.ndarray) -> bool:
-    return bool((np.abs(array - np.rint(array)) <= 1e-7).all() and array.max(initial=0.0) < 2.0**40)
+    return bool((np.abs(array - np.rint(array)) <= 1e-7).all() and np.abs(array).max(initial=0.0) < 2.0**40)
 
 
 def infeasible(problem: PruningProblem, metric: str, budget: float, minimum: float) -> InfeasibleBudgetError:
@@ -173,13 +210,38 @@ def jointly_infeasible(
     )
 
 
+def no_structure(problem: PruningProblem, remove_blocks: bool = True) -> NoStructureError:
+    """The error for masks that exclude every structure; names the first mask after which nothing is left."""
+    if not remove_blocks:
+        return NoStructureError(f"the masks of {problem.name!r} exclude every structure that keeps all blocks")
+    masked = [index for index, term in enumerate(problem.terms) if term.allowed is not None]
+
+    def possible(count: int) -> bool:
+        ignored = set(masked[count:])
+        terms = tuple(replace(t, allowed=None) if i in ignored else t for i, t in enumerate(problem.terms))
+        return _cheapest(build_graph(replace(problem, terms=terms), problem.metrics[:1], 1.0, [1.0]), 0) is not None
+
+    try:
+        low, high = 0, len(masked)
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if possible(middle) else (low, middle)
+        culprit = f"with that of term {problem.terms[masked[high - 1]].name!r} nothing is left"
+    except TooWideError:
+        culprit = f"{len(masked)} terms have one"
+    return NoStructureError(f"the masks of {problem.name!r} exclude every structure: {culprit}")
+
+
 def _rounded_up(number: float) -> float:
     """At least ``number`` when printed with six digits."""
     return number if float(f"{number:.6g}") >= number else number * (1.0 + 1e-5)
 
 
-def _cheapest(graph: FactorGraph, metric: int) -> tuple[float, PlanIndices]:
+def _cheapest(graph: FactorGraph, metric: int) -> tuple[float, PlanIndices] | None:
+    """Smallest cost and its plan, None where nothing is allowed."""
     sweep = Elimination(graph).sweep_weighted(0.0, np.eye(len(graph.metrics))[metric])
+    if not graph.possible(sweep.total):
+        return None
     plan = graph.decode(sweep.assignment())
     return graph.problem.evaluate(plan).costs[graph.metrics[metric]], plan
 

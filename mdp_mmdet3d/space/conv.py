@@ -130,6 +130,10 @@ def _add_group(
         if offset is None:
             _leave_group(builder, graph, group, names, f"its channels are not contiguous in {name}")
             return
+        makes = isinstance(module, Norm) or graph.is_out_channel_pruning_fn(item.dep.handler)
+        if makes and not isinstance(module, nn.Linear) and module.weight.shape[0] < offset + size:
+            _leave_group(builder, graph, group, names, f"is split: {name} has only a part of its {size} channels")
+            return
         if isinstance(module, nn.Linear):  # behind a global pooling
             if module.in_features != size or graph.is_out_channel_pruning_fn(item.dep.handler):
                 _leave_group(
