@@ -46,7 +46,7 @@ def certify(problem: PruningProblem, result: SolveResult) -> dict[str, Any]:
     for metric, budget in result.budgets.items():
         if not within(budget, evaluation.costs[metric]):
             raise CertificateError(f"{metric} is {evaluation.costs[metric]!r}, over the budget of {budget!r}")
-    if result.bound < evaluation.value * (1.0 - _SAME):
+    if result.bound < evaluation.value - _SAME * abs(evaluation.value):
         raise CertificateError(f"the bound {result.bound!r} is below the plan's value {evaluation.value!r}")
     dense = problem.dense.value
     return {
@@ -80,17 +80,18 @@ def audit(
         SCIP's version, warnings.
     """
     start = time.perf_counter()
+    above = result.objective - problem.least_value
     proof = prove(
         problem,
         result.budgets,
-        value_unit=result.objective or 1.0,
+        value_unit=above or 1.0,
         gap=gap / 2,
         time_limit_s=time_limit_s,
         formulation=Formulation.LINEARISED,
         start=result.plan,
     )
-    better = proof.plan is not None and problem.evaluate(proof.plan).value > result.objective * (1.0 + gap)
-    closed = proof.bound <= result.objective * (1.0 + gap)
+    better = proof.plan is not None and problem.evaluate(proof.plan).value > result.objective + gap * above
+    closed = proof.bound <= result.objective + gap * above
     return {
         "confirmed": False if better else True if closed else None,
         "bound": proof.bound,

@@ -2,6 +2,9 @@
 
 A dimension that only one block uses gets one more state, "off", which means that the block is removed. So a
 block with such a dimension needs no variable of its own; any other is a variable with two states.
+
+A table with negative values is raised by its lowest one, also where its block is removed, and the offset falls by it:
+all tables hold numbers >= 0, which bounds, dominance and labels rely on.
 """
 
 from __future__ import annotations
@@ -54,7 +57,7 @@ class FactorGraph:
         factors: Tables with distinct scopes.
         homes: Per dimension, the innermost block that holds all of its terms.
         witness: Per block, the variable that tells whether it is kept.
-        offset_value: Value that every plan has.
+        offset_value: Value that every plan has; the tables of a plan add the rest, which is >= 0.
         offset_costs: ``(M,)``, costs that every plan has.
     """
 
@@ -186,15 +189,17 @@ def build_graph(
             on.append(np.array([False, True]))
     if not on:
         on.append(np.array([True]))  # every sum runs over at least one variable
-    tables = _Tables(on, len(metrics))
+    tables, offset = _Tables(on, len(metrics)), 0.0
     for term in problem.terms:
         value = np.zeros(_shape(problem, term)) if term.value is None else term.value / value_unit
+        least = min(0.0, float(value.min()))
         costs = [term.costs[metric] / unit for metric, unit in zip(metrics, cost_units)]
         scope, deciding = term.dimensions, {d for d in term.dimensions if home[d] == term.block}
         if term.block is not None and not deciding:
             scope, deciding = (*scope, witness[term.block]), {witness[term.block]}
             value, costs = value[..., None], [cost[..., None] for cost in costs]
-        tables.add(scope, value, costs, deciding if term.block is not None else set())
+        tables.add(scope, value - least, costs, deciding if term.block is not None else set(), -least)
+        offset += least
     for variables in members.values():
         for left, right in _spanning_tree(variables, problem.terms):
             tables.forbid(left, right, on[left][:, None] != on[right])
@@ -210,7 +215,7 @@ def build_graph(
         factors=tuple(Factor(scope, value, cost) for scope, (value, cost) in sorted(tables.content.items())),
         homes=tuple(home),
         witness=tuple(witness),
-        offset_value=float(constant[0]),
+        offset_value=float(constant[0]) + offset,
         offset_costs=constant[1],
     )
 
@@ -223,13 +228,15 @@ class _Tables:
         self.metrics = metrics
         self.content: dict[tuple[int, ...], list[np.ndarray]] = {}
 
-    def add(self, scope: tuple[int, ...], value: np.ndarray, costs: list[np.ndarray], deciding: set[int]) -> None:
-        """Add a term that counts while its variables are on; 0 where all ``deciding`` ones are off."""
+    def add(
+        self, scope: tuple[int, ...], value: np.ndarray, costs: list[np.ndarray], deciding: set[int], without: float
+    ) -> None:
+        """Add a term that counts while its variables are on; worth ``without`` where all ``deciding`` ones are off."""
         shape = tuple(len(self.on[v]) for v in scope)
         full_value, full_costs = np.full(shape, FORBIDDEN), np.zeros((self.metrics, *shape))
         if deciding:
             removed = np.ix_(*(np.flatnonzero(~self.on[v] | (v not in deciding)) for v in scope))
-            full_value[removed] = 0.0
+            full_value[removed] = without
         kept = np.ix_(*(np.flatnonzero(self.on[v]) for v in scope))
         full_value[kept] = value
         for metric, cost in enumerate(costs):

@@ -57,7 +57,7 @@ class ProblemTerm:
         block: Index of the innermost block it lives in, or None. It counts only while that block and its
             parents are kept.
         costs: Per metric, an array of the dimensions' option counts (0-d without dimensions), >= 0.
-        value: Importance that is kept, same shape, >= 0; None is zero.
+        value: What is kept, same shape; None is zero. Negative where keeping it is worse than nothing.
     """
 
     name: str
@@ -111,7 +111,7 @@ class PruningProblem:
         terms: Parts of value and cost.
 
     Raises:
-        InvalidProblemError: An array has the wrong shape or holds NaN, infinity or a negative number, an
+        InvalidProblemError: An array has the wrong shape or holds NaN or infinity, a cost is negative, an
             index is out of range, options do not increase, a name is used twice, parents form a cycle.
     """
 
@@ -153,7 +153,7 @@ class PruningProblem:
         costs = {
             metric: _checked_array(term.costs[metric], shape, f"{where}: cost {metric!r}") for metric in self.metrics
         }
-        value = None if term.value is None else _checked_array(term.value, shape, f"{where}: value")
+        value = None if term.value is None else _checked_array(term.value, shape, f"{where}: value", signed=True)
         dimensions = tuple(int(index) for index in term.dimensions)
         return ProblemTerm(term.name, dimensions, None if term.block is None else int(term.block), costs, value)
 
@@ -161,6 +161,11 @@ class PruningProblem:
     def dense_plan(self) -> PlanIndices:
         """Every dimension at its last option, every block kept."""
         return PlanIndices(tuple(len(d.options) - 1 for d in self.dimensions), (True,) * len(self.blocks))
+
+    @cached_property
+    def least_value(self) -> float:
+        """No plan is worth less: the sum of what is negative in the terms, 0 as a rule. Gaps are relative to it."""
+        return sum(min(0.0, float(term.value.min())) for term in self.terms if term.value is not None)
 
     @cached_property
     def dense(self) -> Evaluation:
@@ -287,7 +292,7 @@ def _check_options(dimension: ProblemDimension) -> None:
         )
 
 
-def _checked_array(array: Any, shape: tuple[int, ...], where: str) -> np.ndarray:
+def _checked_array(array: Any, shape: tuple[int, ...], where: str, *, signed: bool = False) -> np.ndarray:
     try:
         result = np.array(array, dtype=np.float64)
     except (TypeError, ValueError) as error:
@@ -296,7 +301,7 @@ def _checked_array(array: Any, shape: tuple[int, ...], where: str) -> np.ndarray
         raise InvalidProblemError(f"{where} has shape {result.shape}, its dimensions have {shape} options")
     if not np.isfinite(result).all():
         raise InvalidProblemError(f"{where} holds NaN or infinity")
-    if (result < 0).any():
+    if not signed and (result < 0).any():
         raise InvalidProblemError(f"{where} holds the negative number {result.min():g}")
     result.flags.writeable = False
     return result

@@ -112,7 +112,7 @@ def _feasible(
     cutoff = None
     if start is not None:
         cutoff = (problem.evaluate(start).value - form.value_offset) / form.value_unit
-        cutoff *= 1.0 - 1e-9
+        cutoff -= 1e-9 * abs(cutoff)
     model = form.model
     for _ in range(_REJECTED_PLANS):
         remaining = max(deadline - time.perf_counter(), 1.0)

@@ -60,7 +60,8 @@ class SolveResult:
         plan: Canonical: dimensions that only removed blocks use are at their last option.
         objective: Value of the plan by the original tables.
         bound: No plan within the budgets is worth more.
-        gap: ``(bound - objective) / objective``, 0 where the bound is met.
+        gap: ``(bound - objective) / objective``, 0 where the bound is met; both counted from the least value of any
+            plan where values are negative.
         status: Whether the gap is closed.
         budgets: Per limited metric, the budget in the metric's unit.
         costs: Per metric, the plan's cost by the original tables.

@@ -151,7 +151,7 @@ class _Route:
         answer = prove(
             rest.problem,
             scaled.budgets,
-            value_unit=(progress.upper + offset) * scaled.value_unit or 1.0,
+            value_unit=(progress.upper + max(offset, 0.0)) * scaled.value_unit or 1.0,
             gap=self.options.gap / 2,
             time_limit_s=max(self.deadline - time.perf_counter(), 1.0),
             formulation=self.options.formulation,
@@ -204,7 +204,7 @@ class _Route:
             )
         evaluation = problem.evaluate(plan)
         bound = max(upper, evaluation.value)
-        gap = relative_gap(evaluation.value, bound)
+        gap = relative_gap(evaluation.value - problem.least_value, bound - problem.least_value)
         optimal = gap <= self.options.gap
         if not optimal:
             self.warnings.append(f"a limit was hit: the plan is feasible, its gap is {gap:.2e}")
@@ -248,7 +248,7 @@ def _solve_by_scip(problem: PruningProblem, budgets: dict[str, float], route: _R
         answer = prove(
             problem,
             budgets,
-            value_unit=problem.dense.value or 1.0,
+            value_unit=problem.dense.value - problem.least_value or 1.0,
             gap=options.gap / 2,
             time_limit_s=max(route.deadline - time.perf_counter(), 1.0),
             formulation=options.formulation,

@@ -114,7 +114,7 @@ def scale(problem: PruningProblem, budgets: Mapping[str, float]) -> ScaledProble
         for metric, budget in budgets.items()
     ]
     values = [term.value for term in problem.terms if term.value is not None]
-    value_unit = exact_unit(values, sum(float(value.max()) for value in values) or 1.0)
+    value_unit = exact_unit(values, sum(float(value.max()) for value in values) - problem.least_value or 1.0)
     graph = build_graph(problem, metrics, value_unit, units)
     shares = np.array([budget / unit for budget, unit in zip(budgets.values(), units)])
     limits = shares * (1.0 + _INNER_TOLERANCE) - graph.offset_costs
@@ -150,7 +150,7 @@ def exact_unit(arrays: Sequence[np.ndarray], size: float) -> float:
 
 
 def _on_grid(array: np.ndarray) -> bool:
-    return bool((np.abs(array - np.rint(array)) <= 1e-7).all() and array.max(initial=0.0) < 2.0**40)
+    return bool((np.abs(array - np.rint(array)) <= 1e-7).all() and np.abs(array).max(initial=0.0) < 2.0**40)
 
 
 def infeasible(problem: PruningProblem, metric: str, budget: float, minimum: float) -> InfeasibleBudgetError:
