@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mdp_mmdet3d.errors import MdpError
-from mdp_mmdet3d.files import digest, read_npz, write_npz
+from mdp_mmdet3d.files import read_npz, write_npz
 from mdp_mmdet3d.importance.batch_norm import batch_norms, reestimate_batch_norm
 from mdp_mmdet3d.importance.collect import continues
 from mdp_mmdet3d.surgery.apply import apply_plan
@@ -160,6 +160,11 @@ class LossProbe:
             self._write()
         return found - self._found[DENSE]
 
+    def change_of(self, model: nn.Module) -> np.ndarray:
+        """Loss of a pruned model as it is, batch norms included, minus that of the dense model, (frames,)."""
+        model.eval()
+        return np.concatenate([self._run(model, batches) for batches in self._batches]) - self._found[DENSE]
+
     def measured(self, plan: PruningPlan) -> bool:
         """Whether `change` has nothing to do."""
         return max(len(kept.get(plan.hash, ())) for kept in (self._found, self._known)) >= self.frames
@@ -188,9 +193,7 @@ class LossProbe:
         _forget(model)
         return np.array(found)
 
-    def _set_statistics(
-        self, slim: nn.Module, plan: PruningPlan, batches: list[Batch], reference: Statistics
-    ) -> None:
+    def _set_statistics(self, slim: nn.Module, plan: PruningPlan, batches: list[Batch], reference: Statistics) -> None:
         if self._ends_early and self._is_behind_norms(plan):
             norms = batch_norms(slim)
             for name, (mean, variance) in reference.items():
@@ -204,7 +207,10 @@ class LossProbe:
         calls = [name for name in self._order if name in batch_norms(model)]
         if calls:
             reestimate_batch_norm(
-                model, batches, lambda batch: self._forward(model, batch), calls=len(calls) if self._ends_early else None
+                model,
+                batches,
+                lambda batch: self._forward(model, batch),
+                calls=len(calls) if self._ends_early else None,
             )
         _forget(model)
 
@@ -238,11 +244,6 @@ class LossProbe:
     def _write(self) -> None:
         meta = {**self.identity, "plans": list(self._known)}
         write_npz(self.path, meta, {f"losses_{i}": array for i, array in enumerate(self._known.values())})
-
-
-def probe_identity(weights: str, data: str, **settings: Any) -> dict[str, Any]:
-    """Identity of losses for `LossProbe`."""
-    return {"weights": weights, "data": data, "settings": digest(settings)}
 
 
 def _rounds(pieces: Iterator[list[Batch]], round_frames: int, max_frames: int) -> Iterator[list[list[Batch]]]:
@@ -279,9 +280,7 @@ def _call_order(model: nn.Module, forward: Callable[[], Any]) -> list[str]:
 
 
 def _statistics(model: nn.Module) -> Statistics:
-    return {
-        name: (norm.running_mean.clone(), norm.running_var.clone()) for name, norm in batch_norms(model).items()
-    }
+    return {name: (norm.running_mean.clone(), norm.running_var.clone()) for name, norm in batch_norms(model).items()}
 
 
 def _forget(model: nn.Module) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -94,6 +95,20 @@ class LossValues:
     def block_change(self, block: str) -> float:
         """Loss change of removing a block; below 0 where it does harm."""
         return self.changes.blocks[block].mean * self.factors.get(block, 1.0)
+
+    def to_json(self) -> dict[str, Any]:
+        """What was measured, for people: loss changes with their standard errors."""
+        changes = self.changes
+        return {
+            "dense_loss": changes.dense_loss,
+            "frames": changes.frames,
+            "reliability": changes.reliability,
+            "blocks": {name: vars(change) for name, change in changes.blocks.items()},
+            "widths": {
+                name: {str(count): vars(change) for count, change in sorted(counts.items())}
+                for name, counts in changes.widths.items()
+            },
+        }
 
     def terms(self) -> tuple[ValueTerm, ...]:
         """Value terms of the program.

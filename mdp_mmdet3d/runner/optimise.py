@@ -66,6 +66,10 @@ class PlanSearch:
             raise RuntimeError("solve() has not been called")
         return self._solution
 
+    @solution.setter
+    def solution(self, solution: RankedSolution) -> None:
+        self._solution = solution
+
     def solve(self, budget_ms: float | None = None) -> PruningPlan:
         """Solve until every table entry that the plan uses was measured, once if nothing can be measured.
 

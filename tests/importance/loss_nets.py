@@ -86,9 +86,7 @@ def net_space(net: Net):
         norm = [TensorAxis(f"blocks.{i}.bn1.{leaf}", 0) for leaf in ("weight", "bias")]
         statistics = [TensorAxis(f"blocks.{i}.bn1.{leaf}", 0) for leaf in ("running_mean", "running_var")]
         convs = [TensorAxis(f"blocks.{i}.conv1.weight", 0), TensorAxis(f"blocks.{i}.conv2.weight", 1)]
-        builder.add_dimension(
-            f"blocks.{i}.conv1.out", DimensionKind.CHANNELS, 16, [*norm, *statistics, *convs], [norm]
-        )
+        builder.add_dimension(f"blocks.{i}.conv1.out", DimensionKind.CHANNELS, 16, [*norm, *statistics, *convs], [norm])
     for i in range(2):
         rows = [TensorAxis(f"layer.{i}.first.{leaf}", 0) for leaf in ("weight", "bias")]
         builder.add_dimension(

@@ -114,9 +114,7 @@ def test_an_interrupted_run_goes_on_and_ends_alike(net, space, order, tmp_path):
     whole = measure_loss_changes(make_probe(net, tmp_path / "a.npz"), space, order, widths=2, progress=False)
     path = tmp_path / "b.npz"
     with pytest.raises(KeyboardInterrupt):
-        measure_loss_changes(
-            make_probe(net, path, loss=Counted(150)), space, order, widths=2, progress=False
-        )
+        measure_loss_changes(make_probe(net, path, loss=Counted(150)), space, order, widths=2, progress=False)
     counted = Counted()
     resumed = measure_loss_changes(make_probe(net, path, loss=counted), space, order, widths=2, progress=False)
     assert resumed == whole
@@ -164,8 +162,9 @@ def test_bad_input_is_refused(net, space, order, tmp_path):
         make_probe(net, tmp_path / "a.npz", data=data)
 
     def fragile(model, batch):
-        return losses(model, batch) * (1.0 if isinstance(model.blocks[1], nn.Module) and hasattr(
-            model.blocks[1], "conv1") else float("inf"))
+        return losses(model, batch) * (
+            1.0 if isinstance(model.blocks[1], nn.Module) and hasattr(model.blocks[1], "conv1") else float("inf")
+        )
 
     probe = make_probe(net, tmp_path / "b.npz", loss=fragile)
     with pytest.raises(MdpError, match=r"without blocks\.1 the loss is inf on frame 0.*prune\.freeze"):
