@@ -219,7 +219,8 @@ class LossProbe:
         if not hasattr(self.model, "reset_memory") or not batch_norms(self.model):
             return True
         found = []
-        for self._ends_early in (False, True):
+        for early in (False, True):
+            self._ends_early = early
             model = copy.deepcopy(self.model)
             self._reestimate(model, batches)
             found.append(_statistics(model))

@@ -26,7 +26,7 @@ from mdp_mmdet3d.surgery.plan import PruningPlan
 LOSSES_FILE, CHANGES_FILE = "losses.npz", "loss_changes.json"
 SCHEMA_VERSION = 1
 LARGEST_FACTOR = 4.0
-"""A part's loss change is not corrected by more: what is left of a part that was cut says little about its other widths."""
+"""A loss change is not corrected by more: one width within one plan says little about the others."""
 
 
 @dataclass
@@ -50,9 +50,9 @@ class LossSearch:
     def solve(self, search: PlanSearch) -> PruningPlan:
         """Solve, measure the plan's loss, correct the values of what it cuts and solve again, while that helps.
 
-        Values of single cuts add up only roughly. So each part that the plan cuts is put back by itself, and the change
-        that its loss then makes takes the place of the one by itself; parts that were not cut follow those of their kind.
-        Of all plans the one with the lowest measured loss is kept.
+        Values of single cuts add up only roughly. So each part that the plan cuts is put back by itself, and what that
+        gains takes the place of the change that was measured by itself; parts that were not cut follow those of their
+        kind. Of all plans the one with the lowest measured loss is kept.
 
         Args:
             search: For the budget at hand; keeps values and solution of the best plan.
@@ -115,7 +115,7 @@ class LossSearch:
 
 
 def put_back(space: PruningSpace, problem: PruningProblem, plan: PlanIndices) -> dict[str, PlanIndices]:
-    """The plan with one part dense again, for every dimension that it cuts and every outermost block that it removes."""
+    """The plan with one part dense again: each dimension that it cuts, each outermost block that it removes."""
     found = {}
     active = problem.active_dimensions(plan)
     for index, dimension in enumerate(space.dimensions):
