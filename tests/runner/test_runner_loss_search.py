@@ -1,5 +1,6 @@
 """Plans by values in units of loss: what is predicted, measured, corrected; the best by measurement is kept."""
 
+import copy
 from types import SimpleNamespace
 
 import numpy as np
@@ -7,8 +8,6 @@ import pytest
 
 from mdp_mmdet3d.importance.collect import collect_importance
 from mdp_mmdet3d.importance.loss_changes import spearman
-from mdp_mmdet3d.importance.loss_probe import LossProbe
-from mdp_mmdet3d.importance.values import LossValues
 from mdp_mmdet3d.runner.loss_search import find_loss_search, put_back
 from mdp_mmdet3d.runner.optimise import PlanSearch
 from mdp_mmdet3d.runner.settings import LossSettings
@@ -76,7 +75,6 @@ def plan_search(nouns, budget_ms):
 
 @pytest.mark.parametrize("share", [0.85, 0.6, 0.4])
 def test_the_best_measured_plan_is_kept_and_reported(nouns, make, share):
-    net, space, importance = nouns
     loss, said = make(corrections=2)
     search = plan_search(nouns, share * 144.0)
     plan = loss.solve(search)
@@ -146,9 +144,6 @@ def test_what_is_delivered_is_measured_as_it_is(nouns, make):
     net, space, _ = nouns
     loss, _ = make()
     plan = PruningPlan.from_selection(space, {}, {"blocks.0"})
-    import copy
-
     raw = apply_plan(copy.deepcopy(net), plan)
     found = loss.delivered(raw)
     assert found["delivered"] != pytest.approx(loss.probe.change(plan).mean(), abs=1e-4)  # batch norms as they were
-    assert isinstance(loss.probe, LossProbe) and isinstance(loss.values, LossValues)
