@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +107,8 @@ class LossProbe:
 
     def more_frames(self) -> bool:
         """Take another round of frames; False where the data or the limit is at its end."""
-        found = next(self._rounds, None)
+        with seeded(len(self._batches)):  # augmentation too must not depend on what was measured in between
+            found = next(self._rounds, None)
         if found is None:
             return False
         batches = [batch for piece in found for batch in piece]
@@ -186,10 +189,10 @@ class LossProbe:
         """Loss per batch, the memory empty before the first."""
         _forget(model)
         found = []
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with torch.no_grad():
             for index, batch in enumerate(batches):
-                torch.manual_seed(index)
-                found.append(self._forward(model, batch))
+                with seeded(index):
+                    found.append(self._forward(model, batch))
         _forget(model)
         return np.array(found)
 
@@ -245,6 +248,21 @@ class LossProbe:
     def _write(self) -> None:
         meta = {**self.identity, "plans": list(self._known)}
         write_npz(self.path, meta, {f"losses_{i}": array for i, array in enumerate(self._known.values())})
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Equal random numbers in the block each time; everyone else's go on behind it as if nothing had happened."""
+    before = random.getstate(), np.random.get_state()  # noqa: NPY002 - pipelines and samplers draw from it
+    try:
+        with torch.random.fork_rng(devices=[]):
+            random.seed(seed)
+            np.random.seed(seed)  # noqa: NPY002
+            torch.manual_seed(seed)
+            yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])  # noqa: NPY002
 
 
 def _rounds(pieces: Iterator[list[Batch]], round_frames: int, max_frames: int) -> Iterator[list[list[Batch]]]:

@@ -1,6 +1,7 @@
 """The loss of pruned models: batch norms re-estimated, paired with the dense model, kept in a file."""
 
 import copy
+import random
 
 import numpy as np
 import pytest
@@ -140,7 +141,8 @@ def test_other_data_at_the_same_place_is_noticed(net, space, order, tmp_path):
 
 def test_random_numbers_of_the_loss_are_the_same_for_every_model(net, space, tmp_path):
     def noisy(model, batch):
-        return losses(model, {**batch, "x": batch["x"] + torch.randn(batch["x"].shape)})
+        noise = torch.randn(batch["x"].shape) + np.random.normal() + random.random()  # noqa: NPY002
+        return losses(model, {**batch, "x": batch["x"] + noise})
 
     nothing = PruningPlan.from_selection(space, {}, set())
     probe = make_probe(net, tmp_path / "losses.npz", loss=noisy)
@@ -149,6 +151,25 @@ def test_random_numbers_of_the_loss_are_the_same_for_every_model(net, space, tmp
     torch.manual_seed(7)
     assert not probe.change(nothing).any()
     assert torch.equal(torch.rand(1), expected)  # nobody else's random numbers were taken
+
+
+def test_augmentation_is_the_same_again_whatever_ran_in_between(net, space, order, tmp_path):
+    def augmented():
+        for batch in batches(40):
+            yield {**batch, "x": batch["x"] + float(np.random.normal())}  # noqa: NPY002
+
+    path = tmp_path / "losses.npz"
+    options = dict(round_frames=8, max_frames=16)
+    probe = make_probe(net, path, data=augmented(), **options)
+    first = probe.change(single_cuts(space, order, 1)["blocks.0", None])
+    np.random.normal(size=7)  # noqa: NPY002
+    assert probe.more_frames()
+    probe.change(single_cuts(space, order, 1)["blocks.0", None])
+    said = []
+    again = make_probe(net, path, data=augmented(), say=said.append, **options)
+    assert again.more_frames() and not said
+    assert again.measured(single_cuts(space, order, 1)["blocks.0", None])
+    np.testing.assert_array_equal(again.change(single_cuts(space, order, 1)["blocks.0", None])[:8], first)
 
 
 def test_bad_input_is_refused(net, space, order, tmp_path):
