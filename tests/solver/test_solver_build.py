@@ -35,7 +35,7 @@ def nouns(tiny_model):
     space = trace_space(tiny_model, InputShape(6, 64, 176))
     rng = np.random.default_rng(0)
     scores = {d.name: {s.block: rng.exponential(size=(d.copies, d.size)) for s in d.sources} for d in space.dimensions}
-    return space, ImportanceTable(space.problem_digest, "random", 1, 0, 1, scores), ProductLatency(space)
+    return space, ImportanceTable(space.model_digest, "random", 1, 0, 1, scores), ProductLatency(space)
 
 
 def random_indices(space, rng):
