@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
-from rich.console import Console
 from rich.progress import Progress, TimeRemainingColumn
 
 from mdp_mmdet3d.importance.loss_probe import LossProbe
@@ -16,6 +16,9 @@ from mdp_mmdet3d.surgery.plan import PruningPlan
 
 STABLE = 0.97
 """Rank correlation with another measurement at which no more frames are taken."""
+
+
+Key = TypeVar("Key")
 
 
 def measured_counts(options: Sequence[int], widths: int) -> tuple[int, ...]:
@@ -73,7 +76,7 @@ def measure_loss_changes(
     """
     cuts = single_cuts(space, order, widths)
     while True:
-        found = _measure(probe, cuts, progress)
+        found = measure_plans(probe, cuts, "loss changes", progress)
         reliability = split_reliability(np.array(list(found.values())), probe.pieces)
         if reliability >= STABLE or not probe.more_frames():
             break
@@ -92,21 +95,22 @@ def measure_loss_changes(
     return LossChanges(blocks, counts, probe.dense_loss, probe.frames, reliability)
 
 
-def _measure(
-    probe: LossProbe, cuts: Mapping[tuple[str, int | None], PruningPlan], progress: bool
-) -> dict[tuple[str, int | None], np.ndarray]:
-    found = {key: probe.change(plan) for key, plan in cuts.items() if probe.measured(plan)}
+def measure_plans(
+    probe: LossProbe, plans: Mapping[Key, PruningPlan], title: str, progress: bool = True
+) -> dict[Key, np.ndarray]:
+    """Loss change per frame of every plan; a progress bar for those that are not known yet."""
+    found = {key: probe.change(plan) for key, plan in plans.items() if probe.measured(plan)}
     with Progress(*Progress.get_default_columns()[:-1], TimeRemainingColumn(), disable=not progress) as bar:
-        task = bar.add_task("loss changes", total=len(cuts), completed=len(found))
-        plain = PlainProgress(Console() if not progress else bar.console, "loss changes", len(cuts), "cuts", len(found))
-        for key, plan in cuts.items():
+        task = bar.add_task(title, total=len(plans), completed=len(found))
+        plain = PlainProgress(bar.console, title, len(plans), "cuts", len(found))
+        for key, plan in plans.items():
             if key in found:
                 continue
             found[key] = probe.change(plan)
             bar.update(task, advance=1)
             if progress:
                 plain(len(found))
-    return {key: found[key] for key in cuts}
+    return {key: found[key] for key in plans}
 
 
 def split_reliability(changes: np.ndarray, pieces: np.ndarray) -> float:

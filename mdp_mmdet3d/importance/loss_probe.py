@@ -149,12 +149,12 @@ class LossProbe:
         """
         found = self._found.get(plan.hash, self._known.get(plan.hash, np.zeros(0)))[: self.frames]
         if len(found) < self.frames:
-            slim = apply_plan(copy.deepcopy(self.model), plan)
+            pruned = apply_plan(copy.deepcopy(self.model), plan)
             start = 0
             for batches, statistics in zip(self._batches, self._statistics):
                 if start >= len(found):
-                    self._set_statistics(slim, plan, batches, statistics)
-                    found = np.append(found, self._run(slim, batches))
+                    self._set_statistics(pruned, plan, batches, statistics)
+                    found = np.append(found, self._run(pruned, batches))
                 start += len(batches)
             self._check(plan, found)
         self._found[plan.hash] = found
@@ -196,14 +196,16 @@ class LossProbe:
         _forget(model)
         return np.array(found)
 
-    def _set_statistics(self, slim: nn.Module, plan: PruningPlan, batches: list[Batch], reference: Statistics) -> None:
+    def _set_statistics(
+        self, pruned: nn.Module, plan: PruningPlan, batches: list[Batch], reference: Statistics
+    ) -> None:
         if self._ends_early and self._is_behind_norms(plan):
-            norms = batch_norms(slim)
+            norms = batch_norms(pruned)
             for name, (mean, variance) in reference.items():
                 norms[name].running_mean.copy_(mean)
                 norms[name].running_var.copy_(variance)
         else:
-            self._reestimate(slim, batches)
+            self._reestimate(pruned, batches)
 
     def _reestimate(self, model: nn.Module, batches: list[Batch]) -> None:
         _forget(model)

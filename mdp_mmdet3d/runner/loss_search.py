@@ -12,7 +12,7 @@ from torch import nn
 
 from mdp_mmdet3d.adapters import Adapter
 from mdp_mmdet3d.files import write_json
-from mdp_mmdet3d.importance.loss_changes import measure_loss_changes
+from mdp_mmdet3d.importance.loss_changes import measure_loss_changes, measure_plans
 from mdp_mmdet3d.importance.loss_probe import LossProbe
 from mdp_mmdet3d.importance.table import ImportanceTable
 from mdp_mmdet3d.importance.values import LossChange, LossValues
@@ -38,6 +38,7 @@ class LossSearch:
         values: Of single cuts.
         settings: How often to correct, and what the values were measured with.
         say: Receives a line per plan.
+        progress: Show a progress bar.
         report: About the last plan, for the report.
     """
 
@@ -45,6 +46,7 @@ class LossSearch:
     values: LossValues
     settings: LossSettings
     say: Callable[[str], None] = lambda line: None
+    progress: bool = True
     report: dict[str, Any] = field(default_factory=dict)
 
     def solve(self, search: PlanSearch) -> PruningPlan:
@@ -97,11 +99,15 @@ class LossSearch:
         space, ranking = search.space, Ranking.by_importance(search.space, search.importance)
         plan, problem = search.solution.result.plan, search.solution.problem
         whole = self.probe.change(search.plan())
+        parts = put_back(space, problem, plan)
+        plans = {
+            name: PruningPlan.from_selection(space, *select(space, ranking, without)) for name, without in parts.items()
+        }
+        changes = measure_plans(self.probe, plans, "loss changes within the plan", self.progress)
         factors: dict[str, float] = {}
         kinds: dict[str, list[float]] = {}
-        for name, without in put_back(space, problem, plan).items():
-            kept, removed = select(space, ranking, without)
-            gain = LossChange.of(whole - self.probe.change(PruningPlan.from_selection(space, kept, removed)))
+        for name, without in parts.items():
+            gain = LossChange.of(whole - changes[name])
             expected = problem.evaluate(without).value - problem.evaluate(plan).value
             # The error keeps a part that hardly counts from being multiplied by noise.
             noise = max(gain.error, 1e-6)
