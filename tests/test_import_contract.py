@@ -8,7 +8,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "mdp_mmdet3d"
 NUMPY_ONLY = ("sums.py", "solver", "operators", "latency/table.py", "latency/interpolation.py", "latency/predict.py",
-              "latency/sampling.py", "space/types.py", "surgery/plan.py", "importance/table.py")  # fmt: skip
+              "latency/sampling.py", "space/types.py", "surgery/plan.py", "importance/table.py",
+              "importance/values.py")  # fmt: skip
 HEAVY = ("torch", "onnx", "mmengine", "mmcv", "mmdet", "mmdet3d", "torch_pruning")
 
 _spec = importlib.util.spec_from_file_location("import_graph", ROOT / "benchmarks/import_graph.py")

@@ -79,6 +79,8 @@ class Adapter(ABC):
         refused: Dimensions and blocks that a check of this object found wrong, with the reason.
         headline: Names, without prefix, of the metrics that stand for accuracy; all that the evaluator returns if
             empty. Larger is better.
+        supervision: Patterns of loss terms that only guide training (levels before the last one, denoising): they say
+            nothing about what is deployed.
         default_cams: Camera images of a frame where the config does not tell.
     """
 
@@ -86,6 +88,7 @@ class Adapter(ABC):
     once: ClassVar[tuple[str, ...]] = ()
     training_only: ClassVar[tuple[str, ...]] = ()
     headline: ClassVar[tuple[str, ...]] = ()
+    supervision: ClassVar[tuple[str, ...]] = ("d[0-9]*.*", "enc_*", "dn_*", "*.dn_*")
     default_cams: ClassVar[int] = 1
 
     def __init__(self, config: Config, shape: InputShape) -> None:
@@ -200,6 +203,13 @@ class Adapter(ABC):
     def losses(self, model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
         """The scalar that importance differentiates."""
         return model_loss(model, batch)
+
+    def deployed_loss(self, model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
+        """The scalar whose change is what a part is worth: the loss without `supervision`.
+
+        Where a level is removed, the last one that is left counts.
+        """
+        return model_loss(model, batch, self.supervision)
 
     @abstractmethod
     def frames(self, model: nn.Module, count: int) -> list[Any]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -77,10 +78,10 @@ def collect_importance(
             if i >= num_batches:
                 break
             if i < done:
-                replay = [*replay, batch] if _continues(batch) else [batch]
+                replay = [*replay, batch] if continues(batch) else [batch]
                 continue
             with torch.no_grad():
-                for earlier in replay if _continues(batch) else ():
+                for earlier in replay if continues(batch) else ():
                     losses(model, earlier)
             replay = []
             model.zero_grad(set_to_none=True)
@@ -102,12 +103,14 @@ def collect_importance(
     return table
 
 
-def model_loss(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
-    """Training loss of one batch, by MMEngine's conventions."""
+def model_loss(model: nn.Module, batch: Mapping[str, Any], leave_out: Sequence[str] = ()) -> Tensor:
+    """Training loss of one batch, by MMEngine's conventions; without the terms that ``leave_out`` (patterns) names."""
     data = model.data_preprocessor(dict(batch), False)
-    return model.parse_losses(model(**data, mode="loss"))[0]
+    losses = model(**data, mode="loss")
+    kept = {name: loss for name, loss in losses.items() if not any(fnmatchcase(name, p) for p in leave_out)}
+    return model.parse_losses(kept)[0]
 
 
-def _continues(batch: Mapping[str, Any]) -> bool:
+def continues(batch: Mapping[str, Any]) -> bool:
     """Whether any sample goes on a stream of the previous batch."""
     return any(sample.metainfo.get("prev_exists", False) for sample in batch.get("data_samples", ()))

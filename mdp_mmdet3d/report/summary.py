@@ -131,8 +131,8 @@ def print_summary(report: Mapping[str, Any], console: Console) -> None:
         f"smallest reachable {solver['minimum']['latency_ms']:.{digits}f} ms"
     )
     console.print(
-        f"solver {solver['status']}, gap {solver['gap']:.1e}; importance kept "
-        f"{report['importance_kept']:.1%}; {len(report['removed_blocks'])} blocks removed; "
+        f"solver {solver['status']}, gap {solver['gap']:.1e}; {_worth(report)}; "
+        f"{len(report['removed_blocks'])} blocks removed; "
         f"{report['interpolated_entries']} interpolated table entries; plan {report['plan_hash']}"
     )
     if "accuracy" in report:
@@ -173,6 +173,18 @@ def print_target_steps(report: Mapping[str, Any], config: str, work_dir: Path, c
         f"--fps N --json fps.json{precision}; --target-latency fps.json corrects the next run by it",
         highlight=False,
         markup=False,
+    )
+
+
+def _worth(report: Mapping[str, Any]) -> str:
+    """What the plan keeps or loses."""
+    if "values" not in report:
+        return f"importance kept {report['importance_kept']:.1%}"
+    values = report["values"]
+    return (
+        f"loss {values['dense_loss']:.3f}, without training {values['predicted']:+.3f} predicted, "
+        f"{values['measured']:+.3f} +- {values['error']:.3f} measured with batch norms re-estimated, "
+        f"{values['delivered']:+.3f} as delivered"
     )
 
 

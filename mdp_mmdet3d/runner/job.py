@@ -26,6 +26,7 @@ from mdp_mmdet3d.latency.table import LatencyTable
 from mdp_mmdet3d.onnx.folders import check_target
 from mdp_mmdet3d.report.structure import plot_structure
 from mdp_mmdet3d.runner.correction import load_correction, save_correction
+from mdp_mmdet3d.runner.loss_search import LossSearch, find_loss_search
 from mdp_mmdet3d.runner.optimise import PlanSearch
 from mdp_mmdet3d.runner.outputs import new_pruned_model
 from mdp_mmdet3d.runner.recovery import recover
@@ -131,12 +132,18 @@ class PruneJob:
             importance = find_importance(
                 adapter, dense, space, weights, self.settings.frames, self.work_dir / "importance.npz", self._say
             )
+        loss = None
+        if self.settings.loss_values is not None and weights != RANDOM:
+            with steps("loss changes"):
+                loss = find_loss_search(
+                    adapter, dense, space, importance, weights, self.settings.loss_values, self.work_dir, self._say
+                )
         with steps("export dense"):
             export_model(adapter, dense, self.work_dir / "onnx" / "dense", None, weights, self._say)
         if target is None or self.latency_table is None:
-            found = self._prune_here(adapter, space, importance, dense, frames, weights, steps)
+            found = self._prune_here(adapter, space, importance, loss, dense, frames, weights, steps)
         else:
-            found = self._prune_for_target(adapter, space, importance, self.latency_table, target, weights, steps)
+            found = self._prune_for_target(adapter, space, importance, loss, self.latency_table, target, weights, steps)
         with steps("check"):
             differences = {
                 name: adapter.compare(model, self.work_dir / "onnx" / name, frames[:COMPARED_FRAMES])
@@ -157,6 +164,8 @@ class PruneJob:
             steps=steps,
         )
         report = {**self._report(adapter, space, importance, found, differences, weights, steps, dense), **recovered}
+        if loss is not None:
+            report["values"] = {**loss.report, **loss.delivered(found.model)}
         write_json(self.work_dir / "report.json", report)
         return report
 
@@ -165,6 +174,7 @@ class PruneJob:
         adapter: Adapter,
         space: PruningSpace,
         importance: ImportanceTable,
+        loss: LossSearch | None,
         dense: nn.Module,
         frames: list[Any],
         weights: str,
@@ -186,6 +196,7 @@ class PruneJob:
             "tolerance": self.settings.tolerance,
             "space": space.hash,
             "importance": [importance.weights, importance.data, importance.frames],
+            **({} if loss is None else {"values": asdict(loss.settings)}),
             "wholes": digest([network.engines_ms for network in networks]),
         }
         finished = load_correction(self.work_dir / CORRECTION_FILE, identity, latency)
@@ -204,7 +215,7 @@ class PruneJob:
         )
         for refinement in range(self.settings.refinements + 1):
             with steps("solve"):
-                plan = search.solve()
+                plan = search.solve() if loss is None else loss.solve(search)
             pruned = self._cut(adapter, plan, weights, search, steps)
             with steps("measure"):
                 stats = self._measure(frames, {name: self.work_dir / "onnx" / name for name in ("dense", "pruned")})
@@ -227,6 +238,7 @@ class PruneJob:
         adapter: Adapter,
         space: PruningSpace,
         importance: ImportanceTable,
+        loss: LossSearch | None,
         path: Path,
         table: LatencyTable,
         weights: str,
@@ -251,7 +263,7 @@ class PruneJob:
             {"latency_device": str(table.device), "latency_table": table_identity(path, table)},
         )
         with steps("solve"):
-            plan = search.solve()
+            plan = search.solve() if loss is None else loss.solve(search)
         return Pruned(search, plan, self._cut(adapter, plan, weights, search, steps))
 
     def _target_table(self, space: PruningSpace) -> LatencyTable | None:

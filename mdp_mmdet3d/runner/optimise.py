@@ -11,6 +11,7 @@ from typing import Any
 
 from mdp_mmdet3d.errors import InfeasibleBudgetError
 from mdp_mmdet3d.importance.table import ImportanceTable
+from mdp_mmdet3d.importance.values import LossValues
 from mdp_mmdet3d.latency.backends.base import Backend
 from mdp_mmdet3d.latency.measure import measure_latency
 from mdp_mmdet3d.latency.predict import LatencyModel
@@ -40,6 +41,7 @@ class PlanSearch:
         time_limit_s: Limit of one solve.
         say: Receives a line per solution.
         provenance: Further facts for the plan's ``info``.
+        values: Values in units of loss; None: the sums of ``importance``.
     """
 
     space: PruningSpace
@@ -52,6 +54,7 @@ class PlanSearch:
     say: Callable[[str], None] = lambda line: None
     provenance: Mapping[str, Any] = field(default_factory=dict)
     corrections: int = 0
+    values: LossValues | None = None
     _solution: RankedSolution | None = field(default=None, repr=False)
     _factors: dict[str, list[float]] = field(default_factory=dict, repr=False)
     _applied: dict[str, float] = field(default_factory=dict, repr=False)
@@ -62,6 +65,10 @@ class PlanSearch:
         if self._solution is None:
             raise RuntimeError("solve() has not been called")
         return self._solution
+
+    @solution.setter
+    def solution(self, solution: RankedSolution) -> None:
+        self._solution = solution
 
     def solve(self, budget_ms: float | None = None) -> PruningPlan:
         """Solve until every table entry that the plan uses was measured, once if nothing can be measured.
@@ -75,7 +82,7 @@ class PlanSearch:
         if budget_ms is not None:
             self.budget_ms = budget_ms
         for _ in range(ACTIVE_ROUNDS):
-            self._solution = solve_ranked(self.space, self.importance, self.latency, self._solve_once)
+            self._solution = solve_ranked(self.space, self.importance, self.latency, self._solve_once, self.values)
             plan = self.plan()
             widths, removed = plan.widths(self.space), set(plan.removed)
             missing = [p for p in entries_of(self.space, widths, removed) if self.latency.table.get(*p) is None]
@@ -125,6 +132,7 @@ class PlanSearch:
                 "status": result.status.value,
                 "objective": result.objective,
                 "bound": result.bound,
+                **({} if self.values is None else {"predicted_loss_change": self.predicted_loss_change}),
                 **self.provenance,
             },
         )
@@ -149,6 +157,11 @@ class PlanSearch:
             scale={engine: scale * change[engine] for engine, scale in self.latency.scale.items()},
         )
         self.corrections += 1
+
+    @property
+    def predicted_loss_change(self) -> float:
+        """Of the last plan, where values are in units of loss: what it is worth less than the dense one."""
+        return self.solution.problem.dense.value - self.solution.result.objective
 
     @property
     def predicted_ms(self) -> float:

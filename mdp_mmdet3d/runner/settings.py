@@ -12,6 +12,7 @@ from mdp_mmdet3d.errors import MdpError
 from mdp_mmdet3d.space.builder import InputShape, SpaceOptions
 
 PRECISIONS = ("float32", "float16")
+IMPORTANCES = ("loss", "taylor")
 RENAMED = {"calibration_networks": "fit_networks"}  # keys of version-1 configs
 _BUDGET = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*(ms|fps)?\s*", re.IGNORECASE)
 
@@ -52,12 +53,52 @@ class FinetuneSettings:
 
 
 @dataclass(frozen=True)
+class LossSettings:
+    """What ``prune = dict(importance=dict(type="loss", ...))`` of a config may hold besides the type.
+
+    Attributes:
+        frames: Batches on which every part is cut once; as many follow while the ranking is not stable.
+        max_frames: Batches in all, at most.
+        widths: Counts of a dimension that are measured, at most; those between are interpolated.
+        corrections: How often the values are corrected by what the plan did to the loss, at most.
+    """
+
+    frames: int = 32
+    max_frames: int = 128
+    widths: int = 4
+    corrections: int = 1
+
+    @classmethod
+    def from_config(cls, section: str | Mapping[str, Any]) -> LossSettings | None:
+        """Read ``prune.importance``; None for ``"taylor"``. Raises `MdpError` where it is neither."""
+        values = {"type": section} if isinstance(section, str) else dict(section)
+        check_keys(values, ["type", *(f.name for f in fields(cls))], "prune.importance")
+        kind = values.pop("type", None)
+        if kind not in IMPORTANCES or (values and kind != "loss"):
+            raise MdpError(
+                f"prune.importance = {section!r} must be 'loss', 'taylor' or dict(type='loss', frames=32, ...)"
+            )
+        settings = cls(**values)
+        for name, least in (("frames", 4), ("max_frames", 4), ("widths", 1), ("corrections", 0)):
+            value = getattr(settings, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise MdpError(f"prune.importance: {name} = {value!r} must be a whole number of at least {least}")
+        if settings.max_frames < settings.frames:
+            raise MdpError(f"prune.importance: max_frames = {settings.max_frames} is below frames = {settings.frames}")
+        return settings if kind == "loss" else None
+
+
+@dataclass(frozen=True)
 class PruneSettings:
     """What ``prune = dict(...)`` of a config may hold.
 
     Attributes:
         budget: Share of the dense latency (0.55), ``"120ms"`` or ``"8fps"``.
-        frames: Frames of the importance data loader to use.
+        frames: Frames of the importance data loader to use for first-order importance, which ranks the elements of a
+            dimension whatever ``importance`` says.
+        importance: What a part is worth: ``"loss"``, what the loss does without it (keys of `LossSettings` beside
+            ``type`` in a dict), or ``"taylor"``, its first-order importance as in the paper. With random weights, which
+            have nothing to lose, it is always the latter.
         input_size: Height and width in pixels of the network image at deployment.
         num_cams: Camera images of a frame; 0: as the adapter says (6 for StreamPETR, else 1).
         max_options: Counts per dimension at most.
@@ -82,6 +123,7 @@ class PruneSettings:
 
     budget: float | str = 0.55
     frames: int = 16
+    importance: str | Mapping[str, Any] = "loss"
     input_size: tuple[int, int] = (256, 704)
     num_cams: int = 0
     max_options: int = 8
@@ -118,6 +160,11 @@ class PruneSettings:
         )
 
     @property
+    def loss_values(self) -> LossSettings | None:
+        """How to measure values in units of loss; None for first-order importance."""
+        return LossSettings.from_config(self.importance)
+
+    @property
     def finetuning(self) -> FinetuneSettings | None:
         """How to fine-tune, checked."""
         return None if self.finetune is None else FinetuneSettings.from_config(self.finetune)
@@ -138,7 +185,9 @@ class PruneSettings:
             raise MdpError(
                 f"prune.adapter = {self.adapter!r} must be a dict with a type, e.g. dict(type='SingleGraph')"
             )
-        _ = self.finetuning
+        if not isinstance(self.importance, (str, Mapping)):
+            raise MdpError(f"prune.importance = {self.importance!r} must be 'loss', 'taylor' or a dict with a type")
+        _ = self.loss_values, self.finetuning
         positive = ("frames", "max_options", "channel_multiple", "head_width_multiple", "time_limit_s")
         for name in positive:
             value = getattr(self, name)

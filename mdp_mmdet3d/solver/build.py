@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from mdp_mmdet3d.importance.table import ImportanceTable
+from mdp_mmdet3d.importance.values import LossValues
 from mdp_mmdet3d.solver.problem import PlanIndices, ProblemBlock, ProblemDimension, ProblemTerm, PruningProblem
 from mdp_mmdet3d.space.types import CostTerm, Dimension, PruningSpace
 
@@ -67,6 +68,7 @@ def build_problem(
     importance: ImportanceTable,
     latency: Latency,
     ranking: Ranking,
+    values: LossValues | None = None,
 ) -> PruningProblem:
     """Write down docs/method.md section 5.1 for one model, device and ranking.
 
@@ -75,6 +77,7 @@ def build_problem(
         importance: What each element is worth.
         latency: What each operator costs.
         ranking: Order in which elements are dropped; the value of keeping k of them is the sum of the first k.
+        values: Values in units of loss, in place of those sums.
 
     Returns:
         A problem with one metric, ``latency_ms``; its constant term is what cannot be pruned.
@@ -97,7 +100,9 @@ def build_problem(
 
     terms = [term("not prunable", (), None, latency.total_fixed_ms)]
     terms += [term(t.name, t.dimensions, t.block, latency.cost_array(t)[0]) for t in space.frame_terms()]
-    for dimension in space.dimensions:
+    if values is not None:
+        terms += [term(v.name, v.dimensions, v.block, 0.0, v.value) for v in values.terms()]
+    for dimension in space.dimensions if values is None else ():
         for block, scores in importance.scores.get(dimension.name, {}).items():
             names, value = _value(space, dimension, scores, ranking)
             terms.append(term(f"value of {dimension.name}", names, block, 0.0, value))

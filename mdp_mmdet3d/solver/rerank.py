@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from mdp_mmdet3d.importance.table import ImportanceTable
+from mdp_mmdet3d.importance.values import LossValues
 from mdp_mmdet3d.solver.build import Latency, Ranking, Selection, build_problem, select
 from mdp_mmdet3d.solver.problem import PruningProblem
 from mdp_mmdet3d.solver.result import SolveResult
@@ -34,7 +35,11 @@ class RankedSolution:
 
 
 def solve_ranked(
-    space: PruningSpace, importance: ImportanceTable, latency: Latency, solve: Callable[[PruningProblem], SolveResult]
+    space: PruningSpace,
+    importance: ImportanceTable,
+    latency: Latency,
+    solve: Callable[[PruningProblem], SolveResult],
+    values: LossValues | None = None,
 ) -> RankedSolution:
     """Remove the loss of fixing the channel order before it is known which blocks stay (docs/method.md, section 4.1).
 
@@ -43,11 +48,14 @@ def solve_ranked(
         importance: What each element is worth.
         latency: What each operator costs.
         solve: Solves one program for the budget at hand.
+        values: Values in units of loss. They do not depend on the ranking, which then only tells what is kept.
     """
     ranking = Ranking.by_importance(space, importance)
-    problem = build_problem(space, importance, latency, ranking)
+    problem = build_problem(space, importance, latency, ranking, values)
     result = solve(problem)
     best = RankedSolution(problem, result, select(space, ranking, result.plan), result.objective, 1)
+    if values is not None:
+        return best
     for rounds in range(2, MAX_ROUNDS + 1):
         removed = best.selection[1]
         kept = frozenset(b.name for b in space.blocks if b.name not in removed)

@@ -3,7 +3,7 @@
 import pytest
 
 from mdp_mmdet3d.errors import MdpError
-from mdp_mmdet3d.runner.settings import PruneSettings, budget_ms
+from mdp_mmdet3d.runner.settings import LossSettings, PruneSettings, budget_ms
 
 
 @pytest.mark.parametrize(
@@ -50,11 +50,26 @@ def test_unknown_key_names_the_nearest():
         {"rounds": 1},
         {"budget": "1x"},
         {"max_options": True},
+        {"importance": "fisher"},
+        {"importance": 3},
+        {"importance": {"frames": 32}},
+        {"importance": {"type": "taylor", "frames": 32}},
+        {"importance": {"type": "loss", "frames": 2}},
+        {"importance": {"type": "loss", "width": 2}},
+        {"importance": {"type": "loss", "frames": 64, "max_frames": 32}},
+        {"importance": {"type": "loss", "corrections": -1}},
     ],
 )
 def test_bad_values_are_refused(section):
     with pytest.raises(MdpError):
         PruneSettings.from_config(section)
+
+
+def test_importance_is_measured_unless_the_config_says_otherwise():
+    assert PruneSettings().loss_values == LossSettings()
+    assert PruneSettings(importance="taylor").loss_values is None
+    given = PruneSettings(importance={"type": "loss", "widths": 2}).loss_values
+    assert given is not None and (given.widths, given.frames) == (2, 32)
 
 
 def test_lists_of_a_config_become_tuples():

@@ -1,0 +1,171 @@
+"""Plans by values in units of loss: measured single cuts, and a correction of them by what the plan did to the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from mdp_mmdet3d.adapters import Adapter
+from mdp_mmdet3d.files import write_json
+from mdp_mmdet3d.importance.loss_changes import measure_loss_changes, measure_plans
+from mdp_mmdet3d.importance.loss_probe import LossProbe
+from mdp_mmdet3d.importance.table import ImportanceTable
+from mdp_mmdet3d.importance.values import LossChange, LossValues
+from mdp_mmdet3d.runner.optimise import PlanSearch
+from mdp_mmdet3d.runner.settings import LossSettings
+from mdp_mmdet3d.solver.build import Ranking, select
+from mdp_mmdet3d.solver.problem import PlanIndices, PruningProblem
+from mdp_mmdet3d.space.types import PruningSpace
+from mdp_mmdet3d.surgery.plan import PruningPlan
+
+LOSSES_FILE, CHANGES_FILE = "losses.npz", "loss_changes.json"
+SCHEMA_VERSION = 1
+LARGEST_FACTOR = 4.0
+"""A loss change is not corrected by more: one width within one plan says little about the others."""
+
+
+@dataclass
+class LossSearch:
+    """Finds plans by values in units of loss.
+
+    Attributes:
+        probe: Measures losses.
+        values: Of single cuts.
+        settings: How often to correct, and what the values were measured with.
+        say: Receives a line per plan.
+        progress: Show a progress bar.
+        report: About the last plan, for the report.
+    """
+
+    probe: LossProbe
+    values: LossValues
+    settings: LossSettings
+    say: Callable[[str], None] = lambda line: None
+    progress: bool = True
+    report: dict[str, Any] = field(default_factory=dict)
+
+    def solve(self, search: PlanSearch) -> PruningPlan:
+        """Solve, measure the plan's loss, correct the values of what it cuts and solve again, while that helps.
+
+        Values of single cuts add up only roughly. So each part that the plan cuts is put back by itself, and what that
+        gains takes the place of the change that was measured by itself; parts that were not cut follow those of their
+        kind. Of all plans the one with the lowest measured loss is kept.
+
+        Args:
+            search: For the budget at hand; keeps values and solution of the best plan.
+        """
+        search.values = self.values
+        plan = search.solve()
+        first = best = self._judge(search, plan, "by single cuts")
+        values, solution = self.values, search.solution
+        for _ in range(self.settings.corrections):
+            corrected = search.values = self._corrected(search, values)
+            plan = search.solve()
+            if plan.hash == best["plan"]:
+                break
+            found = self._judge(search, plan, "corrected")
+            if found["measured"] >= best["measured"]:
+                break
+            best, values, solution = found, corrected, search.solution
+        search.values, search.solution = values, solution
+        changes = self.values.changes
+        self.report = {
+            **best,
+            "by_single_cuts": first,
+            "dense_loss": changes.dense_loss,
+            "frames": changes.frames,
+            "reliability": changes.reliability,
+        }
+        return search.plan()
+
+    def delivered(self, model: nn.Module) -> dict[str, float]:
+        """Loss change of a pruned model as it is, for the report."""
+        change = LossChange.of(self.probe.change_of(model))
+        return {"delivered": change.mean, "delivered_error": change.error}
+
+    def _judge(self, search: PlanSearch, plan: PruningPlan, how: str) -> dict[str, Any]:
+        change = LossChange.of(self.probe.change(plan))
+        predicted = search.predicted_loss_change
+        self.say(f"{how}: loss {predicted:+.3f} predicted, {change.mean:+.3f} +- {change.error:.3f} measured")
+        return {"plan": plan.hash, "predicted": predicted, "measured": change.mean, "error": change.error}
+
+    def _corrected(self, search: PlanSearch, values: LossValues) -> LossValues:
+        """Values in which every part that the plan cuts costs what putting it back gains."""
+        space, ranking = search.space, Ranking.by_importance(search.space, search.importance)
+        plan, problem = search.solution.result.plan, search.solution.problem
+        whole = self.probe.change(search.plan())
+        parts = put_back(space, problem, plan)
+        plans = {
+            name: PruningPlan.from_selection(space, *select(space, ranking, without)) for name, without in parts.items()
+        }
+        changes = measure_plans(self.probe, plans, "loss changes within the plan", self.progress)
+        factors: dict[str, float] = {}
+        kinds: dict[str, list[float]] = {}
+        for name, without in parts.items():
+            gain = LossChange.of(whole - changes[name])
+            expected = problem.evaluate(without).value - problem.evaluate(plan).value
+            # The error keeps a part that hardly counts from being multiplied by noise.
+            noise = max(gain.error, 1e-6)
+            factor = (max(gain.mean, 0.0) + noise) / (max(expected, 0.0) + noise)
+            factors[name] = float(np.clip(factor, 1 / LARGEST_FACTOR, LARGEST_FACTOR))
+            kinds.setdefault(_kind(space, name), []).append(factors[name])
+        everywhere = float(np.median(list(factors.values()))) if factors else 1.0
+        names = [*(b.name for b in space.blocks), *(d.name for d in space.dimensions)]
+        alike = {name: float(np.median(kinds.get(_kind(space, name), [everywhere]))) for name in names}
+        return values.corrected({**alike, **factors})
+
+
+def put_back(space: PruningSpace, problem: PruningProblem, plan: PlanIndices) -> dict[str, PlanIndices]:
+    """The plan with one part dense again: each dimension that it cuts, each outermost block that it removes."""
+    found = {}
+    active = problem.active_dimensions(plan)
+    for index, dimension in enumerate(space.dimensions):
+        last = len(dimension.options) - 1
+        if index in active and plan.options[index] < last:
+            options = (*plan.options[:index], last, *plan.options[index + 1 :])
+            found[dimension.name] = PlanIndices(options, plan.kept)
+    kept = dict(zip((b.name for b in space.blocks), plan.kept))
+    for block in space.blocks:
+        if not kept[block.name] and (block.parent is None or kept[block.parent]):
+            again = tuple(stays or block.name in space.chain(name) for name, stays in kept.items())
+            found[block.name] = PlanIndices(plan.options, again)
+    return found
+
+
+def _kind(space: PruningSpace, name: str) -> str:
+    """What a part is and in which branch of the model it lies."""
+    item = space.by_name.get(name) or space.blocks_by_name[name]
+    return f"{name.partition('.')[0]} {item.kind.value}"
+
+
+def find_loss_search(
+    adapter: Adapter,
+    dense: nn.Module,
+    space: PruningSpace,
+    importance: ImportanceTable,
+    weights: str,
+    settings: LossSettings,
+    work_dir: Path,
+    say: Callable[[str], None],
+) -> LossSearch:
+    """Measure the loss change of all single cuts, as far as ``work_dir`` does not hold them yet."""
+    probe = LossProbe(
+        dense,
+        adapter.importance_batches(),
+        adapter.deployed_loss,
+        work_dir / LOSSES_FILE,
+        {"model": space.model_digest, "weights": weights, "data": adapter.data_identity()},
+        round_frames=settings.frames,
+        max_frames=settings.max_frames,
+        say=say,
+    )
+    order = Ranking.by_importance(space, importance).order
+    changes = measure_loss_changes(probe, space, order, widths=settings.widths, say=say)
+    values = LossValues(space, changes)
+    write_json(work_dir / CHANGES_FILE, {"schema_version": SCHEMA_VERSION, **values.to_json()})
+    return LossSearch(probe, values, settings, say)

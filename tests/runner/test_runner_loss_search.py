@@ -1,0 +1,146 @@
+"""Plans by values in units of loss: what is predicted, measured, corrected; the best by measurement is kept."""
+
+import copy
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from mdp_mmdet3d.importance.collect import collect_importance
+from mdp_mmdet3d.importance.loss_changes import spearman
+from mdp_mmdet3d.runner.loss_search import find_loss_search, put_back
+from mdp_mmdet3d.runner.optimise import PlanSearch
+from mdp_mmdet3d.runner.settings import LossSettings
+from mdp_mmdet3d.solver.build import Ranking, build_problem, select
+from mdp_mmdet3d.solver.problem import PlanIndices
+from mdp_mmdet3d.surgery.apply import apply_plan
+from mdp_mmdet3d.surgery.plan import PruningPlan
+from tests.importance.loss_nets import batches, losses, net_space, trained
+
+
+class Adapter:
+    """As much of an adapter as values need."""
+
+    def importance_batches(self):
+        return iter(batches(8))
+
+    def deployed_loss(self, model, batch):
+        return losses(model, batch)
+
+    def data_identity(self):
+        return "generated"
+
+
+class Latency:
+    """One millisecond per element and block, three of them for a bottleneck."""
+
+    total_fixed_ms = 10.0
+    table = SimpleNamespace(device="fake", get=lambda *_: 1.0)
+
+    def __init__(self, space):
+        self.space = space
+
+    def cost_array(self, term):
+        options = np.array(self.space.by_name[term.dimensions[0]].options, dtype=float)
+        factor = 3.0 if term.name.startswith("blocks") else 1.0
+        return factor * (1.0 + options), np.zeros(len(options), dtype=bool)
+
+
+@pytest.fixture(scope="module")
+def nouns(tmp_path_factory):
+    net = trained()
+    space = net_space(net)
+    path = tmp_path_factory.mktemp("importance") / "importance.npz"
+    options = dict(num_batches=8, weights="w", losses=losses, progress=False)
+    return net, space, collect_importance(net, space, batches(8), path, **options)
+
+
+@pytest.fixture
+def make(nouns, tmp_path):
+    net, space, importance = nouns
+
+    def search_of(folder=tmp_path, **settings):
+        said = []
+        settings = LossSettings(frames=8, max_frames=8, **settings)
+        loss = find_loss_search(Adapter(), net, space, importance, "w", settings, folder, said.append)
+        return loss, said
+
+    return search_of
+
+
+def plan_search(nouns, budget_ms):
+    _, space, importance = nouns
+    return PlanSearch(space, importance, Latency(space), None, None, budget_ms, 60.0)
+
+
+@pytest.mark.parametrize("share", [0.85, 0.6, 0.4])
+def test_the_best_measured_plan_is_kept_and_reported(nouns, make, share):
+    loss, said = make(corrections=2)
+    search = plan_search(nouns, share * 144.0)
+    plan = loss.solve(search)
+    report = loss.report
+    assert plan.hash == report["plan"] == search.plan().hash
+    assert plan.info["predicted_loss_change"] == report["predicted"] == search.predicted_loss_change
+    assert report["measured"] == pytest.approx(loss.probe.change(plan).mean())
+    assert report["measured"] <= report["by_single_cuts"]["measured"]
+    assert search.predicted_ms <= share * 144.0 * (1 + 1e-9)
+    assert any("by single cuts" in line for line in said)
+    assert "predicted_loss_change" not in plan_search(nouns, share * 144.0).solve().info
+
+
+def test_the_same_again_from_the_files(nouns, make, tmp_path):
+    loss, _ = make()
+    first = loss.solve(plan_search(nouns, 80.0))
+    again, _ = make()
+    second = again.solve(plan_search(nouns, 80.0))
+    assert first.to_dict() == second.to_dict() and again.report == loss.report
+    assert (tmp_path / "loss_changes.json").stat().st_size > 0
+    assert not list(tmp_path.glob("*.partial*"))
+
+
+def test_nothing_is_corrected_where_the_prediction_holds(nouns, make):
+    """With one part cut, putting it back gains its own change."""
+    loss, said = make(corrections=3)
+    loss.solve(plan_search(nouns, 142.0))
+    assert loss.report["predicted"] == pytest.approx(max(loss.report["measured"], 0.0), abs=1e-5)
+    assert sum("corrected" in line for line in said) == 0
+
+
+def test_prediction_ranks_random_plans(nouns, make):
+    _, space, importance = nouns
+    loss, _ = make()
+    ranking = Ranking.by_importance(space, importance)
+    problem = build_problem(space, importance, Latency(space), ranking, loss.values)
+    rng = np.random.default_rng(0)
+    predicted, measured = [], []
+    for _ in range(30):
+        options = tuple(int(rng.integers(len(d.options))) for d in space.dimensions)
+        kept = [bool(rng.random() < 0.8) for _ in space.blocks]
+        kept = tuple(k and all(kept[[b.name for b in space.blocks].index(n)] for n in space.chain(b.name))
+                     for k, b in zip(kept, space.blocks))  # fmt: skip
+        plan = problem.canonical(PlanIndices(options, kept))
+        predicted.append(problem.dense.value - problem.evaluate(plan).value)
+        measured.append(loss.probe.change(PruningPlan.from_selection(space, *select(space, ranking, plan))).mean())
+    assert spearman(np.array(predicted), np.array(measured)) >= 0.8
+
+
+def test_parts_are_put_back_one_by_one(nouns):
+    _, space, importance = nouns
+    problem = build_problem(space, importance, Latency(space), Ranking.by_importance(space, importance))
+    names = [b.name for b in space.blocks]
+    removed = {"blocks.0", "layer", "layer.0", "layer.1"}
+    narrow = tuple(0 if d.name == "blocks.1.conv1.out" else len(d.options) - 1 for d in space.dimensions)
+    plan = PlanIndices(narrow, tuple(name not in removed for name in names))
+    found = put_back(space, problem, plan)
+    assert set(found) == {"blocks.1.conv1.out", "blocks.0", "layer"}
+    assert found["layer"].kept == tuple(name != "blocks.0" for name in names)
+    assert found["blocks.1.conv1.out"] == PlanIndices(problem.dense_plan.options, plan.kept)
+
+
+def test_what_is_delivered_is_measured_as_it_is(nouns, make):
+    net, space, _ = nouns
+    loss, _ = make()
+    plan = PruningPlan.from_selection(space, {}, {"blocks.0"})
+    raw = apply_plan(copy.deepcopy(net), plan)
+    found = loss.delivered(raw)
+    assert found["delivered"] != pytest.approx(loss.probe.change(plan).mean(), abs=1e-4)  # batch norms as they were
