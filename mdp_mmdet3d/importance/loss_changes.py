@@ -86,7 +86,8 @@ def measure_loss_changes(
         f"expected rank correlation with another measurement {reliability:.3f}"
         + ("" if reliability >= STABLE else ": there are no more frames (prune.importance max_frames)")
     )
-    blocks, counts = {}, {dimension.name: {} for dimension in space.dimensions}
+    blocks: dict[str, LossChange] = {}
+    counts: dict[str, dict[int, LossChange]] = {dimension.name: {} for dimension in space.dimensions}
     for (name, count), changes in found.items():
         if count is None:
             blocks[name] = LossChange.of(changes)

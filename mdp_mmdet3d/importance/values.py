@@ -123,7 +123,8 @@ class LossValues:
         terms = []
         for dimension in self.space.dimensions:
             change = self.width_change(dimension)
-            names, value = (dimension.name,), change[0] - change
+            names: tuple[str, ...] = (dimension.name,)
+            value = change[0] - change
             if dimension.within is not None:
                 heads = self.space.by_name[dimension.within]
                 share = np.array(heads.options)[:, None] / heads.size
