@@ -16,17 +16,34 @@ def read_config(path: str | Path, options: Mapping[str, Any] | None = None) -> C
     """Read a config and apply ``--cfg-options``.
 
     Raises:
-        MdpError: The file does not exist.
+        MdpError: The file does not exist, or it cannot be read or overridden so.
     """
     if not Path(path).is_file():
         raise MdpError(
             f"config {path} does not exist; the main one is configs/streampetr_mdp.py, those for "
             "training are in configs/streampetr/"
         )
-    config = Config.fromfile(path)
+    try:
+        config = Config.fromfile(path)
+    except MdpError:
+        raise
+    except Exception as error:  # a config is a program: it may raise anything
+        raise MdpError(f"config {path} cannot be read: {type(error).__name__}: {error}") from error
     if options:
-        config.merge_from_dict(options)
+        try:
+            config.merge_from_dict(dict(options))
+        except (TypeError, KeyError, ValueError, AttributeError) as error:
+            raise MdpError(f"--cfg-options do not fit {path}: {type(error).__name__}: {error}") from error
     return config
+
+
+def default_work_dir(config: str | Path, step: str) -> Path:
+    """Where a tool writes if it is not told: ``work_dirs/<name of the config>``; for a pruned model's config, which has
+    the same name for every model, a folder named after ``step`` beside it."""
+    path = Path(config)
+    if (path.parent / "plan.json").is_file():
+        return path.parent / step
+    return Path("work_dirs") / path.stem
 
 
 def check_keys(keys: Iterable[str], known: Sequence[str], section: str) -> None:

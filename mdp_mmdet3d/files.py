@@ -34,7 +34,7 @@ def check_target_file(path: str | Path) -> None:
     while not folder.exists():
         folder = folder.parent
     if not folder.is_dir():
-        raise WriteError(f"cannot write {path}: {folder} is a file, not a folder; give another path")
+        raise WriteError(f"cannot write {path}: {folder} is a file, not a folder; give a folder that can be written to")
     if not os.access(folder, os.W_OK):
         raise WriteError(f"cannot write {path}: no permission in {folder}; give a folder that can be written to")
 

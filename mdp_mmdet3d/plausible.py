@@ -46,7 +46,10 @@ def pose_fault(matrix: Any) -> str | None:
     rotation = matrix[:3, :3]
     deviation = float(np.abs(rotation @ rotation.T - np.eye(3)).max())
     if deviation > RIGID_TOLERANCE or np.linalg.det(rotation) < 0 or not np.allclose(matrix[3], [0, 0, 0, 1]):
-        return f"must be a rigid (4, 4) transform, its rotation is off by {deviation:.3g}:\n{matrix}"
+        return (
+            f"must be a rigid (4, 4) transform; its rotation is off by {deviation:.3g}, with determinant "
+            f"{np.linalg.det(rotation):.3g}, above the last row {matrix[3].tolist()}"
+        )
     return None
 
 
@@ -60,8 +63,8 @@ def step_fault(before: np.ndarray, pose: np.ndarray, elapsed_s: float) -> str | 
     """
     if elapsed_s > LARGEST_GAP_S:
         return (
-            f"the time stamp advances by {elapsed_s:.6g} s inside a scene, {LARGEST_GAP_S:g} s are the most: "
-            "are these seconds?"
+            f"the time stamp advances by {elapsed_s:.6g} s inside a scene, {LARGEST_GAP_S:g} s are the most "
+            "(time stamps must be seconds)"
         )
     way_m = float(np.linalg.norm(pose[:3, 3] - before[:3, 3]))
     if way_m > FASTEST_M_PER_S * elapsed_s + SLACK_M:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from pathlib import Path
+from contextlib import nullcontext
 
 from mmengine.config import Config, DictAction
 from mmengine.runner import Runner
 
 import mdp_mmdet3d.runner  # noqa: F401  registers the hooks and lets checkpoints load safely
-from mdp_mmdet3d.config_file import read_config
+from mdp_mmdet3d.config_file import default_work_dir, read_config
 from mdp_mmdet3d.errors import MdpError
 from mdp_mmdet3d.files import writing
 from mdp_mmdet3d.runner.cpu_processes import prepare_cpu_processes, process_failure
+from mdp_mmdet3d.runner.lock import work_dir_lock
 from mdp_mmdet3d.runner.plan_hook import add_plan_hook
 from mdp_mmdet3d.runner.train_config import add_optional_hooks, check_loaders, choose_start
 
@@ -22,7 +23,9 @@ from mdp_mmdet3d.runner.train_config import add_optional_hooks, check_loaders, c
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("config", help="e.g. configs/streampetr_mini.py, or a pruned_config.py")
-    parser.add_argument("--work-dir", help="default: work_dirs/<name of the config>")
+    parser.add_argument(
+        "--work-dir", help="default: work_dirs/<name of the config>; training/ beside a pruned_config.py"
+    )
     parser.add_argument(
         "--resume",
         nargs="?",
@@ -47,7 +50,7 @@ def configure(args: argparse.Namespace) -> Config:
             "*e.py, or prune one of them to fine-tune the result"
         )
     config.launcher = args.launcher
-    config.work_dir = args.work_dir or str(Path("work_dirs") / Path(args.config).stem)
+    config.work_dir = str(args.work_dir or default_work_dir(args.config, "training"))
     add_optional_hooks(config)
     add_plan_hook(config)
     check_loaders(config)
@@ -65,7 +68,9 @@ def main() -> int:
     try:
         config = configure(args)
         prepare_cpu_processes(config)
-        with writing(config.work_dir):
+        # The other processes of a distributed training belong to the first one.
+        alone = nullcontext() if int(os.environ.get("RANK", 0)) else work_dir_lock(config.work_dir)
+        with writing(config.work_dir), alone:
             Runner.from_cfg(config).train()
     except MdpError as error:
         print(f"error: {error}", file=sys.stderr)

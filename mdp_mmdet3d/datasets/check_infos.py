@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ def check_meta(metainfo: Mapping[str, Any], name: str) -> None:
     version = metainfo.get("version")
     if not isinstance(version, str):
         raise FileFormatError(
-            f"{name}: its metainfo.version is {version!r}, not a version of nuScenes such as 'v1.0-trainval'; {MAKE_AGAIN}"
+            f"{name}: its metainfo.version is {version!r}, not a version of nuScenes such as 'v1.0-mini'; {MAKE_AGAIN}"
         )
 
 
@@ -64,7 +65,7 @@ def check_steps(records: Sequence[Mapping[str, Any]], name: str) -> None:
     Raises:
         FileFormatError: Two frames have the same time, or no vehicle drives so.
     """
-    for before, after in zip(records, records[1:]):
+    for before, after in pairwise(records):
         if before["scene_token"] != after["scene_token"]:
             continue
         elapsed_s = after["timestamp"] - before["timestamp"]

@@ -26,6 +26,7 @@ from mdp_mmdet3d.latency.table import LatencyTable
 from mdp_mmdet3d.onnx.folders import check_target
 from mdp_mmdet3d.report.structure import plot_structure
 from mdp_mmdet3d.runner.correction import load_correction, save_correction
+from mdp_mmdet3d.runner.lock import locks_work_dir
 from mdp_mmdet3d.runner.optimise import PlanSearch
 from mdp_mmdet3d.runner.outputs import new_pruned_model
 from mdp_mmdet3d.runner.recovery import recover
@@ -110,6 +111,7 @@ class PruneJob:
     latency_table: Path | None = None
     target_latency: Path | None = None
 
+    @locks_work_dir
     def run(self) -> dict[str, Any]:
         """Prune, export, measure; returns what ``report.json`` holds."""
         self.settings.check()

@@ -55,7 +55,9 @@ def preprocess(camera_frame: CameraFrame, manifest: DeploymentManifest) -> Frame
     for what, check in (("intrinsics", intrinsics_fault), ("lidar2cam", pose_fault)):
         for name in names:
             if (fault := check(getattr(camera_frame, what)[name])) is not None:
-                raise DeploymentError(f"{what} of {name} at {camera_frame.timestamp!r} s: {fault}; check the calibration")
+                raise DeploymentError(
+                    f"{what} of {name} at {camera_frame.timestamp!r} s: {fault}; check the calibration"
+                )
     adjust = image_matrix(manifest.image)
     intrinsics = np.stack([adjust @ _padded(camera_frame.intrinsics[name]) for name in names])
     lidar2cam = np.stack([np.asarray(camera_frame.lidar2cam[name], np.float64) for name in names])
