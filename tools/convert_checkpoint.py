@@ -54,8 +54,8 @@ def main() -> int:
             state = ckpt.fold_colour_order(state)
         elif args.origin == "awml":
             print(
-                "note: AWML's R50 is trained on BGR images, with ImageNet's statistics in that order, and configs/ here "
-                "on RGB; if this is one of them, add --swap-colours, or accuracy is lost without an error"
+                "note: AWML's R50 is trained on BGR images, with ImageNet's statistics in that order, and configs/ "
+                "here on RGB; if this is one of them, add --swap-colours, or accuracy is lost without an error"
             )
         if args.config:
             config = read_config(args.config)

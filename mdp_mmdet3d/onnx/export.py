@@ -47,7 +47,8 @@ def export_onnx(
         The graph as written.
 
     Raises:
-        DeploymentError: The module cannot be exported, holds weights that are not finite, or the lint refuses the graph.
+        DeploymentError: The module cannot be exported or holds weights that are not finite, or the lint refuses the
+            graph.
     """
     training = {child: child.training for child in module.modules()}
     # Set directly: train() and eval() of a streaming detector clear its memory.

@@ -130,6 +130,7 @@ class StreamRunner:
         self._rig_outputs: dict[str, Any] = {}
         self._scene: str | None = None
         self._timestamp = -np.inf
+        self._pose = np.eye(4)
         self.memory: HostMemory | None = None
 
     def reset(self) -> None:
@@ -205,7 +206,7 @@ class StreamRunner:
                 f"timestamp {frame.timestamp!r} s does not come after {self._timestamp!r} s in the same scene; "
                 "drop the frame, or call reset() at a cut"
             )
-        elif (fault := step_fault(memory.anchor, pose, frame.timestamp - self._timestamp)) is not None:
+        elif (fault := step_fault(self._pose, pose, frame.timestamp - self._timestamp)) is not None:
             raise DeploymentError(
                 f"at {frame.timestamp!r} s {fault}. Drop the frame, or call reset() (or give another scene_token) "
                 "where the drive is cut or the vehicle was localised anew"
@@ -230,7 +231,7 @@ class StreamRunner:
             self.reset()
             raise
         self.memory = self._next_memory(outputs, pose, frame.timestamp)
-        self._scene, self._timestamp = frame.scene_token, frame.timestamp
+        self._scene, self._timestamp, self._pose = frame.scene_token, frame.timestamp, pose
         done = time.perf_counter()
         return StreamOutput(
             outputs["all_cls_scores"],

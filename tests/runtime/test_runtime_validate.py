@@ -95,7 +95,9 @@ def camera_frames(manifest, number=2):
         camera = np.diag([1260.0, 1260.0, 1.0, 1.0])
         camera[:2, 2] = 800.0 + index, 450.0
         calibration[name] = camera
-    extrinsics = {name: np.eye(4) + 0.01 * index for index, name in enumerate(manifest.camera_names)}
+    extrinsics = {name: np.eye(4) for name in manifest.camera_names}
+    for index, name in enumerate(manifest.camera_names):
+        extrinsics[name][:3, 3] = 0.01 * index
     return [
         CameraFrame(
             images={name: pattern(rng, height, width) for name in manifest.camera_names},

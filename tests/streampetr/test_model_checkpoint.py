@@ -143,8 +143,8 @@ def test_what_a_checkpoint_holds_instead_of_weights_is_said(tmp_path: Path) -> N
     weights = {"a": torch.zeros(2), "b": torch.zeros(2)}
     for content, message in (
         (
-            {"model": weights, "epoch": 3},
-            r"no entry state_dict and is no .*: it holds model \(2 tensors\), epoch \(int\)",
+            {"other": weights, "epoch": 3},
+            r"no entry state_dict and is no .*: it holds other \(2 tensors\), epoch \(int\)",
         ),
         ({"state_dict": [1, 2], "epoch": 3}, r"its entry state_dict is no state dict: it is a list"),
         ({"state_dict": {}}, r"its entry state_dict is no state dict: it holds nothing"),
