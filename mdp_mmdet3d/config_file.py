@@ -40,8 +40,8 @@ def read_config(path: str | Path, options: Mapping[str, Any] | None = None) -> C
 
 
 def default_work_dir(config: str | Path, step: str) -> Path:
-    """Where a tool writes if it is not told: ``work_dirs/<name of the config>``; for a pruned model's config, which has
-    the same name for every model, a folder named after ``step`` beside it."""
+    """Where a tool writes if it is not told: ``work_dirs/<name of the config>``; for a pruned model's config, which has the same name for every
+    model, a folder named after ``step`` beside it."""
     path = Path(config)
     if (path.parent / "plan.json").is_file():
         return path.parent / step
@@ -58,7 +58,7 @@ def check_keys(keys: Iterable[str], known: Sequence[str], section: str) -> None:
 
 
 def check_types(settings: Any, section: str) -> None:
-    """Raise `MdpError` if a value of a settings dataclass is not of its declared type; a whole number is a float too."""
+    """Raise `MdpError` if a value of a settings dataclass is not of its declared type."""
     for name, declared in get_type_hints(type(settings)).items():
         value = getattr(settings, name)
         if not _is_a(value, declared):
@@ -90,9 +90,8 @@ def _described(declared: Any) -> str:
     if kind is Literal:
         return " or ".join(map(repr, arguments))
     if kind is tuple:
-        return f"a list of {_described(arguments[0])}" + (
-            f" ({len(arguments)})" if arguments[-1] is not Ellipsis else ""
-        )
+        count = "" if arguments[-1] is Ellipsis else f", {len(arguments)} items"
+        return f"a list ({_described(arguments[0])} each{count})"
     names = {int: "a whole number", float: "a number", bool: "True or False", str: "text", type(None): "None"}
     return names.get(declared, "a dict" if kind is not None else getattr(declared, "__name__", str(declared)))
 

@@ -83,8 +83,8 @@ def check_interpolable(space: PruningSpace, stairs: Staircase) -> None:
         between = _options(space, term.widths[0])[1:-1]
         if odd := [count for count in between if count % stairs.input_multiple]:
             raise MdpError(
-                f"dimension {term.widths[0]} of {space.model} may keep {odd[0]} channels: {stairs.remark}, so its latency "
-                f"cannot be told from others'. Let prune.channel_multiple be a multiple of {stairs.input_multiple}"
+                f"dimension {term.widths[0]} of {space.model} may keep {odd[0]} channels: {stairs.remark}, so what it "
+                f"costs cannot be interpolated. Let prune.channel_multiple be a multiple of {stairs.input_multiple}"
             )
 
 
