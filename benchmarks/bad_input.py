@@ -22,7 +22,7 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
 
-from bad_input_cases import GROUPS, Assets, Case, make_assets
+from bad_input_cases import GROUPS, Assets, Case, make_assets  # noqa: E402
 
 
 def outcome(case: Case) -> tuple[bool, str]:

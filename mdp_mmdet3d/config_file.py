@@ -40,8 +40,15 @@ def read_config(path: str | Path, options: Mapping[str, Any] | None = None) -> C
 
 
 def default_work_dir(config: str | Path, step: str) -> Path:
-    """Where a tool writes if it is not told: ``work_dirs/<name of the config>``; for a pruned model's config, which has the same name for every
-    model, a folder named after ``step`` beside it."""
+    """Where a tool writes if it is not told.
+
+    Args:
+        config: What the tool was given.
+        step: Of the tool; names the folder beside the config of a pruned model, which is called alike for every model.
+
+    Returns:
+        ``work_dirs/<name of the config>``, or ``step`` beside a ``plan.json``.
+    """
     path = Path(config)
     if (path.parent / "plan.json").is_file():
         return path.parent / step
