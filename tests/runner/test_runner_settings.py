@@ -8,7 +8,18 @@ from mdp_mmdet3d.runner.settings import PruneSettings, budget_ms
 
 @pytest.mark.parametrize(
     "budget,expected",
-    [(0.5, 100), ("0.55", 110), ("120ms", 120), (" 120 ms ", 120), ("8fps", 125), ("8 FPS", 125), (".5", 100)],
+    [
+        (0.5, 100),
+        ("0.55", 110),
+        ("120ms", 120),
+        (" 120 ms ", 120),
+        ("8fps", 125),
+        ("8 FPS", 125),
+        (".5", 100),
+        ("5e-1", 100),
+        ("55%", 110),
+        ("1e2ms", 100),
+    ],
 )
 def test_budgets_are_understood(budget, expected):
     assert budget_ms(budget, 200.0) == pytest.approx(expected)
@@ -21,6 +32,8 @@ def test_budgets_are_understood(budget, expected):
         ("-3ms", "not understood"),
         (0, "not understood"),
         ("nan", "not understood"),
+        ("0%", "not understood"),
+        ("150%", "must not exceed 1"),
         (1.5, "write 1.5ms"),
         ("250ms", "not below"),
         ("4fps", "not below"),
@@ -50,11 +63,25 @@ def test_unknown_key_names_the_nearest():
         {"rounds": 1},
         {"budget": "1x"},
         {"max_options": True},
+        {"frames": 2.5},
+        {"tolerance": -1},
+        {"tolerance": "2%"},
+        {"refinements": -1},
+        {"time_limit_s": float("nan")},
+        {"freeze": [1]},
+        {"min_keep": "0.5"},
+        {"channel_multiple": 8.5},
+        {"input_size": [256]},
+        {"input_size": "256x704"},
     ],
 )
 def test_bad_values_are_refused(section):
-    with pytest.raises(MdpError):
+    with pytest.raises(MdpError, match=next(iter(section))):
         PruneSettings.from_config(section)
+
+
+def test_whole_numbers_are_numbers():
+    assert PruneSettings.from_config({"time_limit_s": 10, "tolerance": 1}).time_limit_s == 10
 
 
 def test_lists_of_a_config_become_tuples():
