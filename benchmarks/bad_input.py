@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import json
 import logging
+import re
 import sys
 import tempfile
 import time
@@ -22,7 +23,9 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
 
-from bad_input_cases import GROUPS, Assets, Case, make_assets  # noqa: E402
+from bad_input_cases import GROUPS, TESTS, Assets, Case, make_assets  # noqa: E402
+
+WIDTH = 130  # characters of an outcome in the table
 
 
 def outcome(case: Case) -> tuple[bool, str]:
@@ -48,11 +51,47 @@ def outcome(case: Case) -> tuple[bool, str]:
     return (True, f"right: {value}") if not case.names else (False, f"accepted: {value}")
 
 
+def report(results: list[dict], before: list[dict]) -> str:
+    """The table of all cases as Markdown."""
+    earlier = {(item["group"], item["case"]): item for item in before}
+    lines = [
+        "# Bad input",
+        "",
+        "Made by `python benchmarks/bad_input.py --before BEFORE.json --report docs/results/bad_input.md`, on the tests' tiny",
+        "StreamPETR and a miniature nuScenes. Before: commit 7831dad, by the same program. A case is right if it ends in an error",
+        "of the `MdpError` family that names the fault, or, where the input is unusual but good, in the right value.",
+        "",
+        f"{len(results)} cases; right before: {sum(item['right'] for item in before)}, "
+        f"now: {sum(item['right'] for item in results)}.",
+    ]
+    for group in dict.fromkeys(item["group"] for item in results):
+        lines += ["", f"## {group}", "", f"Test: {TESTS[group]}.", "", "| input | before | now |", "|---|---|---|"]
+        for item in results:
+            if item["group"] == group:
+                old = earlier.get((group, item["case"]))
+                lines.append(f"| {_cell(item['case'])} | {_told(old)} | {_told(item)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _told(item: dict | None) -> str:
+    if item is None:
+        return "not there"
+    return _cell(item["outcome"]) if item["right"] else f"**{_cell(item['outcome'])}**"
+
+
+def _cell(text: str) -> str:
+    """One line of a table, without the folder of one machine."""
+    text = re.sub(r"/tmp/\S*/", "", " ".join(text.split())).replace("|", "\\|").replace("<", "&lt;")
+    return text if len(text) <= WIDTH else text[:WIDTH] + " ..."
+
+
 def main() -> int:
     """Run all cases."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="write every case and its outcome to this file")
     parser.add_argument("--only", default="", help="groups whose name contains this")
+    parser.add_argument("--before", type=Path, help="outcomes (--json) of another release, for the report")
+    parser.add_argument("--report", type=Path, help="write a table of all cases to this Markdown file")
     parser.add_argument("--assets", type=Path, help="folder to make models and data in, or to find them in")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -77,6 +116,9 @@ def main() -> int:
     print(f"{len(results)} cases, {wrong} not a clear error or not right")
     if args.json:
         args.json.write_text(json.dumps(results, indent=1), encoding="utf-8")
+    if args.report:
+        before = json.loads(args.before.read_text(encoding="utf-8")) if args.before else []
+        args.report.write_text(report(results, before), encoding="utf-8")
     return 1 if wrong else 0
 
 

@@ -154,7 +154,7 @@ def submissions(assets: Assets) -> Iterator[Case]:
     yield Case("score -0.1", write(detection_score=-0.1), ("score",))
     yield Case("rotation 0", write(rotation=[0.0, 0, 0, 0]), ("rotation",))
     yield Case("rotation not a unit", write(rotation=[2.0, 0, 0, 0]), ("rotation",))
-    yield Case("NaN centre", write(translation=[float("nan"), 0, 0]), ("car",))
+    yield Case("NaN centre", write(translation=[float("nan"), 0, 0]), ("NaN",))
     yield Case("unknown class", write(detection_name="tank"), ("devkit",))
     yield Case("wrong attribute", write(attribute_name="pedestrian.moving"), ("attribute",))
     yield Case("size of two numbers", write(size=[1.0, 1]), ("devkit",))

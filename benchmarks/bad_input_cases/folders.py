@@ -117,7 +117,7 @@ def tools(assets: Assets) -> Iterator[Case]:
     yield Case("build_engine: no folder", tool("build_engine", folder / "none"), ("none",))
     yield Case("convert: no file", tool("convert_checkpoint", folder / "none.pth", folder / "o.pth"), ("none.pth",))
     yield Case("infos: no data", tool("create_infos", folder / "none"), ("none",))
-    yield Case("solve: no problem", tool("solve", folder / "none.npz"), ("none.npz",))
+    yield Case("solve: no problem", tool("solve", folder / "none.npz", "--budget", "0.5"), ("none.npz",))
 
     def default_folder() -> str:
         from mdp_mmdet3d.config_file import default_work_dir

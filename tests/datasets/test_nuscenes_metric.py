@@ -160,5 +160,5 @@ def test_what_the_devkit_refuses_is_said(evaluate) -> None:
     box |= dict(detection_name="car", detection_score=0.1, attribute_name="")
     with pytest.raises(MdpError, match=r"which has 2 frames .*all frames of the split"):
         run([box], tokens[1:])
-    with pytest.raises(MdpError, match="ground truth is not public.*submit_nuscenes"):
+    with pytest.raises(MdpError, match=r"ground truth is not public.*submit_nuscenes"):
         run([box], version="v1.0-test")

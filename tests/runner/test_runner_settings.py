@@ -2,6 +2,7 @@
 
 import pytest
 
+from mdp_mmdet3d.config_file import read_config
 from mdp_mmdet3d.errors import MdpError
 from mdp_mmdet3d.runner.settings import PruneSettings, budget_ms
 
@@ -87,3 +88,17 @@ def test_whole_numbers_are_numbers():
 def test_lists_of_a_config_become_tuples():
     settings = PruneSettings.from_config({"freeze": ["a.*"], "input_size": [64, 192]})
     assert settings.freeze == ("a.*",) and settings.input_size == (64, 192)
+
+
+@pytest.mark.parametrize("text", ["model = dict(", '_base_ = ["./none.py"]', "1 / 0", "\0"])
+def test_a_config_that_cannot_be_read_is_named(tmp_path, text):
+    (tmp_path / "mine.py").write_text(text)
+    with pytest.raises(MdpError, match=r"config .*mine\.py cannot be read: \w+Error"):
+        read_config(tmp_path / "mine.py")
+
+
+def test_options_that_do_not_fit_are_named(tmp_path):
+    (tmp_path / "mine.py").write_text("prune = dict(budget=0.5)")
+    assert read_config(tmp_path / "mine.py", {"prune.budget": 0.4}).prune.budget == 0.4
+    with pytest.raises(MdpError, match="--cfg-options do not fit"):
+        read_config(tmp_path / "mine.py", {"prune.budget.share": 1})

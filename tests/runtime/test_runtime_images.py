@@ -1,4 +1,4 @@
-"""One reader: training and the vehicle see the pixels that OpenCV, with which the published weights were trained, reads."""
+"""One reader: training and the vehicle see the pixels of OpenCV, with which the published weights were trained."""
 
 from __future__ import annotations
 
