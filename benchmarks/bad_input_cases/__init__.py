@@ -25,6 +25,7 @@ GROUPS: dict[str, Callable[[Assets], Iterator[Case]]] = {
     "target": settings.targets,
     "folder": folders.targets,
     "tool": folders.tools,
+    "place": folders.places,
 }
 
 TESTS = {
@@ -45,6 +46,7 @@ TESTS = {
     "target": "tests/runner/test_runner_job_target.py",
     "folder": "tests/onnx/test_onnx_folders.py, tests/test_together.py",
     "tool": "tests/runner/test_runner_lock.py, tests/streampetr/test_deployment_export_tool.py",
+    "place": "this benchmark only",
 }
 """Where a case of each group is tested."""
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import fcntl
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -144,3 +147,36 @@ def tools(assets: Assets) -> Iterator[Case]:
             PruneJob(Config(dict(model=dict(type="A"))), PruneSettings(), work).run()
 
     yield Case("two runs in one work directory", locked, ("in use", "--work-dir"))
+
+
+def places(assets: Assets) -> Iterator[Case]:
+    """Surroundings that a program may find itself in."""
+    import mdp_mmdet3d
+
+    root = Path(mdp_mmdet3d.__file__).parents[1]
+
+    def run(tool: str, *arguments: Any, **changes: str | None) -> Callable[[], str]:
+        def start() -> str:
+            environment = {**os.environ, "PYTHONPATH": str(root), **changes}
+            command = [sys.executable, "-W", "ignore", str(root / "tools" / f"{tool}.py"), *map(str, arguments)]
+            found = {key: value for key, value in environment.items() if value is not None}
+            done = subprocess.run(command, capture_output=True, text=True, cwd="/", env=found, timeout=300)
+            assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr[-300:]
+            return done.stdout.strip().splitlines()[-1]
+
+        return start
+
+    validate = (assets.deployment, "--fps", "0.001", "--num-frames", "2", "--warmup", "0")
+    for name, changes in (
+        ("another folder", {}),
+        ("no HOME", {"HOME": None}),
+        ("a HOME that cannot be written", {"HOME": "/proc", "XDG_CACHE_HOME": "/proc", "XDG_CONFIG_HOME": "/proc"}),
+        ("TERM=dumb", {"TERM": "dumb"}),
+        ("a locale with decimal commas", {"LC_ALL": "de_DE.UTF-8", "LANG": "de_DE.UTF-8"}),
+        ("the C locale", {"LC_ALL": "C", "PYTHONUTF8": "0"}),
+    ):
+        yield Case(f"validate_fps: {name}", run("validate_fps", *validate, **changes))
+    yield Case("prune --help: no HOME, TERM=dumb", run("prune", "--help", HOME=None, TERM="dumb"))
+    yield Case(
+        "prune --help: a HOME that cannot be written", run("prune", "--help", HOME="/proc", XDG_CACHE_HOME="/proc")
+    )

@@ -71,9 +71,9 @@ def test_a_field_of_one_frame(read, edit, message):
 
 
 def test_other_rules(read, mini_root):
-    with pytest.raises(FileFormatError, match="token of frame None .row 1. is missing"):
+    with pytest.raises(FileFormatError, match=r"token of frame None .row 1. is missing"):
         len(read(lambda r: r.pop("token"))[0])
-    with pytest.raises(FileFormatError, match="from frame .* to .* ego_pose jumps by"):
+    with pytest.raises(FileFormatError, match=r"from frame .* to .* ego_pose jumps by"):
         len(read(drive_off)[0])
     with pytest.raises(FileFormatError, match="looks like microseconds"):
         len(read(lambda r: r.update(timestamp=int(1e6 * r["timestamp"])), every=True)[0])

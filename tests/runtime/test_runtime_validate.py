@@ -279,7 +279,7 @@ def test_a_flag_in_a_drive_that_is_no_boolean_is_named(tiny_deployment, tmp_path
     data = json.loads((tmp_path / "drive.json").read_text())
     data["frames"][1]["prev_exists"] = value
     (tmp_path / "drive.json").write_text(json.dumps(data))
-    with pytest.raises(FileFormatError, match="frame 1 of .*prev_exists is"):
+    with pytest.raises(FileFormatError, match=r"frame 1 of .*prev_exists is"):
         list(load_drive(tmp_path))
 
 
