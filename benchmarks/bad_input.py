@@ -57,10 +57,10 @@ def report(results: list[dict], before: list[dict]) -> str:
     lines = [
         "# Bad input",
         "",
-        "Made by `python benchmarks/bad_input.py --before BEFORE.json --report docs/results/bad_input.md`, on the tests'",
-        "tiny StreamPETR and a miniature nuScenes. Before: commit 7831dad, by the same program. A case is right if it ends",
-        "in an error of the `MdpError` family that names the fault, or, where the input is unusual but good, in the right",
-        "value; others are **bold**.",
+        "Made by `python benchmarks/bad_input.py --before BEFORE.json --report docs/results/bad_input.md`, on the",
+        "tests' tiny StreamPETR and a miniature nuScenes. Before: commit 7831dad, by the same program. A case is right",
+        "if it ends in an error of the `MdpError` family that names the fault, or, where the input is unusual but",
+        "good, in the right value; others are **bold**.",
         "",
         f"{len(results)} cases; right before: {sum(item['right'] for item in before)}, "
         f"now: {sum(item['right'] for item in results)}.",

@@ -19,6 +19,8 @@ from mdp_mmdet3d.runner.lock import work_dir_lock
 from mdp_mmdet3d.runner.plan_hook import add_plan_hook
 from mdp_mmdet3d.runner.train_config import add_optional_hooks, check_loaders, choose_start
 
+RANKS = ("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK")  # as the launchers tell it
+
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
@@ -69,7 +71,8 @@ def main() -> int:
         config = configure(args)
         prepare_cpu_processes(config)
         # The other processes of a distributed training belong to the first one.
-        alone = nullcontext() if int(os.environ.get("RANK", 0)) else work_dir_lock(config.work_dir)
+        first = not any(int(os.environ.get(name, 0)) for name in RANKS)
+        alone = work_dir_lock(config.work_dir) if first else nullcontext()
         with writing(config.work_dir), alone:
             Runner.from_cfg(config).train()
     except MdpError as error:
