@@ -24,7 +24,7 @@ _QUANTISED = ("QuantizeLinear", "DequantizeLinear")
 class OnnxFacts:
     """Attributes:
     precision: ``"int8"`` if it quantises, ``"float16"`` if it holds weights of that type, else ``"float32"``.
-    not_finite: Names of weights that hold NaN or infinity.
+    not_finite: Names of tensors that hold NaN or, as no mask and no bound does, infinity.
     """
 
     precision: str
@@ -79,7 +79,14 @@ def _tensor(data: memoryview) -> tuple[int, str, bool]:
     stored = fields.get(_RAW, []) if kind in _NUMPY else []
     values = [np.frombuffer(part, _NUMPY[kind]) for part in stored]
     values += [np.frombuffer(part, "<f4") for part in fields.get(_FLOATS, []) if isinstance(part, memoryview)]
-    return kind, name, all(bool(np.isfinite(part).all()) for part in values)
+    return kind, name, all(_finite(part) for part in values)
+
+
+def _finite(values: np.ndarray) -> bool:
+    """Whether these can be weights: minus infinity masks attentions, and a single infinity is a bound."""
+    if np.isfinite(values).all():
+        return True
+    return not np.isnan(values).any() and (values.size == 1 or not (values == np.inf).any())
 
 
 def _fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:

@@ -147,8 +147,10 @@ def test_onnx_files_are_read_without_onnx(tmp_path):
     floats = helper.make_tensor("floats", TensorProto.FLOAT, [2], [1.0, float("nan")])  # float_data, not raw_data
     half = numpy_helper.from_array(np.array([1, np.inf], np.float16), "half")
     whole = numpy_helper.from_array(np.array([1, 2], np.int64), "whole")
+    mask = numpy_helper.from_array(np.array([[0, -np.inf]], np.float32), "mask")
+    bound = numpy_helper.from_array(np.array(np.inf, np.float32), "bound")
     constant = helper.make_node("Constant", [], ["c"], value=numpy_helper.from_array(np.float32([np.nan]), "inner"))
-    graph = helper.make_graph([constant], "g", [], [], [floats, half, whole])
+    graph = helper.make_graph([constant], "g", [], [], [floats, half, whole, mask, bound])
     path = tmp_path / "x.onnx"
     onnx.save(helper.make_model(graph), str(path))
     facts = onnx_facts(path)
