@@ -22,9 +22,11 @@ _QUANTISED = ("QuantizeLinear", "DequantizeLinear")
 
 @dataclass(frozen=True)
 class OnnxFacts:
-    """Attributes:
-    precision: ``"int8"`` if it quantises, ``"float16"`` if it holds weights of that type, else ``"float32"``.
-    not_finite: Names of tensors that hold NaN or, as no mask and no bound does, infinity.
+    """What `onnx_facts` found.
+
+    Attributes:
+        precision: ``"int8"`` if it quantises, ``"float16"`` if it holds weights of that type, else ``"float32"``.
+        not_finite: Names of tensors that hold NaN or, as no mask and no bound does, infinity.
     """
 
     precision: str
