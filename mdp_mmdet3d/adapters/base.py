@@ -182,7 +182,8 @@ class Adapter(ABC):
 
     def data_identity(self) -> str:
         """Identity of `loader`'s data: the digest of its info file, so that other data at the same path are others."""
-        return data_identity(self.loader().get("dataset", {}))
+        loader = self.config.get("importance_dataloader") or self.config.get("train_dataloader") or {}
+        return data_identity(loader.get("dataset") or {})
 
     def importance_batches(self) -> Iterator[Mapping[str, Any]]:
         """Batches with ground truth, in stream order; raises `MissingDatasetError` if the data is not there."""
