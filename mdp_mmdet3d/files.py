@@ -24,6 +24,21 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 _REFUSED = (*_FULL, errno.EROFS, errno.EFBIG)  # only ever the answer to a write
 
 
+def check_target_file(path: str | Path) -> None:
+    """Raise `WriteError` now where writing ``path`` would fail later: for files that a long run writes at its end."""
+    path = Path(path)
+    if path.exists() and not path.is_file():
+        kind = "a folder" if path.is_dir() else "a device or pipe"
+        raise WriteError(f"cannot write {path}: it is {kind}, not a file; give another path")
+    folder = path.parent
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir():
+        raise WriteError(f"cannot write {path}: {folder} is a file, not a folder; give a folder that can be written to")
+    if not os.access(folder, os.W_OK):
+        raise WriteError(f"cannot write {path}: no permission in {folder}; give a folder that can be written to")
+
+
 @contextmanager
 def writing(path: str | Path) -> Iterator[None]:
     """Turn the disk's refusal of a write in the block, such as "no space left", into a `WriteError` about ``path``."""
@@ -46,8 +61,9 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path in the same folder that replaces ``path`` only if the block succeeds.
 
     Raises:
-        WriteError: The folder or the file cannot be written.
+        WriteError: The folder or the file cannot be written, or ``path`` is a device, a pipe or a folder.
     """
+    check_target_file(path)
     target = Path(path)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 from mdp_mmdet3d.errors import WriteError
 from mdp_mmdet3d.files import write_error, writing
 
-PART, OLD = ".part", ".old"
+PART, OLD = ".mdp-part", ".mdp-old"
 
 
 @contextmanager
@@ -52,14 +53,14 @@ def appear_together(folder: str | Path, names: Sequence[str]) -> Iterator[Path]:
 
 def replace_folder(source: Path, target: Path) -> None:
     """Rename ``source`` to ``target``, which may exist; if that fails, it stays as it was."""
-    old = target.with_name(target.name + OLD)
-    shutil.rmtree(old, ignore_errors=True)
+    old = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=OLD, dir=target.parent))
     if target.exists():
-        target.rename(old)
+        target.rename(old / target.name)
     try:
         source.rename(target)
     except OSError:
-        _move(old, target)
+        _move(old / target.name, target)
+        old.rmdir()
         raise
     shutil.rmtree(old, ignore_errors=True)
 

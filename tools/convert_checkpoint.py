@@ -29,6 +29,15 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--config", type=config_path, help="also load the result strictly into this config's model")
     parser.add_argument("--classes", nargs="+", help="AWML: order of its logits (default: for nuScenes)")
     parser.add_argument("--target-classes", nargs="+", help="AWML: wanted order (default: the official one)")
+    parser.add_argument(
+        "--swap-colours",
+        action="store_true",
+        help="fold BGR weights into an RGB model or the other way round, as AWML's R50 needs for the R50 configs here",
+    )
+    parser.add_argument("--ema", action="store_true", help="take the averaged (EMA) weights of a file that has both")
+    parser.add_argument(
+        "--trust", action="store_true", help="run the code that a pickle asks for: only for files of a maker you trust"
+    )
     return parser.parse_args()
 
 
@@ -36,12 +45,19 @@ def main() -> int:
     args = parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        state = ckpt.read_checkpoint(args.source)["state_dict"]
+        state = ckpt.read_checkpoint(args.source, averaged=args.ema, trust=args.trust)["state_dict"]
         eps = ckpt.OFFICIAL_EPS
         if args.origin == "awml":
             eps = ckpt.AWML_EPS
             state = ckpt.convert_awml(
                 state, args.classes or ckpt.AWML_CLASSES, args.target_classes or ckpt.OFFICIAL_CLASSES
+            )
+        if args.swap_colours:
+            state = ckpt.fold_colour_order(state)
+        elif args.origin == "awml":
+            print(
+                "note: AWML's R50 is trained on BGR images, with ImageNet's statistics in that order, and configs/ "
+                "here on RGB; if this is one of them, add --swap-colours, or accuracy is lost without an error"
             )
         if args.config:
             config = read_config(args.config)

@@ -17,8 +17,9 @@ from rich.progress import Progress
 from torch import nn
 
 from mdp_mmdet3d.adapters import RANDOM, Adapter, DeployOptions, InputShape, adapter_of
-from mdp_mmdet3d.config_file import read_config
+from mdp_mmdet3d.config_file import default_work_dir, read_config
 from mdp_mmdet3d.errors import MdpError
+from mdp_mmdet3d.onnx.folders import check_target
 from mdp_mmdet3d.runner.settings import PruneSettings
 from mdp_mmdet3d.shipped import config_path
 
@@ -103,8 +104,9 @@ def main() -> int:
         if weights == RANDOM:
             print("RANDOM WEIGHTS: no checkpoint was given; latencies are real, boxes mean nothing")
         plan = getattr(model, "mdp_plan", None)
-        base = args.source if args.source.is_dir() else Path("work_dirs") / args.source.stem
+        base = args.source if args.source.is_dir() else default_work_dir(args.source, ".")
         out = args.out or base / "export" / args.precision
+        check_target(out)
         with Progress(transient=True) as bar:
             task = bar.add_task("", visible=False)
             options = DeployOptions(
@@ -126,6 +128,9 @@ def main() -> int:
     except MdpError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("stopped; nothing was written", file=sys.stderr)
+        return 130
     size_mib = sum(path.stat().st_size for path in out.glob("*.onnx")) / np.exp2(20)
     print(f"written to {out}: {files}, deployment.json ({size_mib:.0f} MiB)")
     return 0

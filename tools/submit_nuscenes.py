@@ -12,8 +12,9 @@ from mmengine.config import Config, DictAction
 from mmengine.runner import Runner
 
 import mdp_mmdet3d.runner  # noqa: F401  registers the pruned model and lets checkpoints load safely
-from mdp_mmdet3d.config_file import read_config
+from mdp_mmdet3d.config_file import default_work_dir, read_config
 from mdp_mmdet3d.errors import MdpError
+from mdp_mmdet3d.files import check_target_file
 from mdp_mmdet3d.shipped import config_path
 from projects.streampetr.checkpoint import load_checkpoint
 from projects.streampetr.submission import write_submission
@@ -44,9 +45,10 @@ def configure(args: argparse.Namespace, folder: str, work_dir: Path) -> Config:
 
 def main() -> int:
     args = parse_args()
-    work_dir = Path("work_dirs") / Path(args.config).stem
+    work_dir = default_work_dir(args.config, "submission")
     out = args.out or work_dir / f"submission_{args.split}.json"
     try:
+        check_target_file(out)
         with tempfile.TemporaryDirectory() as folder:
             runner = Runner.from_cfg(configure(args, folder, work_dir))
             load_checkpoint(runner.model, args.checkpoint)

@@ -13,8 +13,9 @@ from mmengine.runner import Runner
 
 import mdp_mmdet3d.runner  # noqa: F401  registers the pruned model and lets checkpoints load safely
 from mdp_mmdet3d.adapters import adapter_of
-from mdp_mmdet3d.config_file import read_config
+from mdp_mmdet3d.config_file import default_work_dir, read_config
 from mdp_mmdet3d.errors import MdpError
+from mdp_mmdet3d.files import check_target_file
 from mdp_mmdet3d.runner.cpu_processes import prepare_cpu_processes
 from mdp_mmdet3d.runner.settings import PruneSettings
 from mdp_mmdet3d.runner.train_config import check_loaders
@@ -35,7 +36,8 @@ def parse_args() -> argparse.Namespace:
 def configure(args: argparse.Namespace) -> Config:
     config = read_config(args.config, args.cfg_options)
     config.launcher = args.launcher
-    config.work_dir = args.work_dir or str(Path("work_dirs") / Path(args.config).stem)
+    config.work_dir = str(args.work_dir or default_work_dir(args.config, "test"))
+    check_target_file(Path(config.work_dir) / "log")
     config.load_from, config.resume = None, False
     check_loaders(config)
     return config

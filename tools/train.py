@@ -5,25 +5,30 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from pathlib import Path
+from contextlib import nullcontext
 
 from mmengine.config import Config, DictAction
 from mmengine.runner import Runner
 
 import mdp_mmdet3d.runner  # noqa: F401  registers the hooks and lets checkpoints load safely
-from mdp_mmdet3d.config_file import read_config
+from mdp_mmdet3d.config_file import default_work_dir, read_config
 from mdp_mmdet3d.errors import MdpError
 from mdp_mmdet3d.files import writing
 from mdp_mmdet3d.runner.cpu_processes import prepare_cpu_processes, process_failure
+from mdp_mmdet3d.runner.lock import work_dir_lock
 from mdp_mmdet3d.runner.plan_hook import add_plan_hook
 from mdp_mmdet3d.runner.train_config import add_optional_hooks, check_loaders, choose_start
 from mdp_mmdet3d.shipped import config_path
+
+RANKS = ("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK")  # as the launchers tell it
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("config", type=config_path, help="e.g. configs/streampetr_mini.py, or a pruned_config.py")
-    parser.add_argument("--work-dir", help="default: work_dirs/<name of the config>")
+    parser.add_argument(
+        "--work-dir", help="default: work_dirs/<name of the config>; training/ beside a pruned_config.py"
+    )
     parser.add_argument(
         "--resume",
         nargs="?",
@@ -48,7 +53,7 @@ def configure(args: argparse.Namespace) -> Config:
             "*e.py, or prune one of them to fine-tune the result"
         )
     config.launcher = args.launcher
-    config.work_dir = args.work_dir or str(Path("work_dirs") / Path(args.config).stem)
+    config.work_dir = str(args.work_dir or default_work_dir(args.config, "training"))
     add_optional_hooks(config)
     add_plan_hook(config)
     check_loaders(config)
@@ -66,7 +71,10 @@ def main() -> int:
     try:
         config = configure(args)
         prepare_cpu_processes(config)
-        with writing(config.work_dir):
+        # The other processes of a distributed training belong to the first one.
+        first = not any(int(os.environ.get(name, 0)) for name in RANKS)
+        alone = work_dir_lock(config.work_dir) if first else nullcontext()
+        with writing(config.work_dir), alone:
             Runner.from_cfg(config).train()
     except MdpError as error:
         print(f"error: {error}", file=sys.stderr)

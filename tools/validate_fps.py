@@ -1,4 +1,4 @@
-"""Validate the frame rate of a deployment on this machine. Exit status: 0 met, 3 missed, 2 bad input.
+"""Validate the frame rate of a deployment on this machine. Exit status: 0 met, 3 missed, 2 bad input, 130 Ctrl-C.
 
 Runs with Python >= 3.8, numpy and ONNX Runtime or TensorRT; recorded drives need Pillow, plots matplotlib.
 """
@@ -15,13 +15,13 @@ if __name__ == "__main__":  # on a vehicle the repository is not installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mdp_mmdet3d.errors import MdpError
-from mdp_mmdet3d.files import write_json
+from mdp_mmdet3d.files import check_target_file, write_json
 from mdp_mmdet3d.runtime.host import host_device, host_state
 from mdp_mmdet3d.runtime.load import Runner, load_runner
 from mdp_mmdet3d.runtime.stream import BACKENDS, StreamRunner
-from mdp_mmdet3d.runtime.validate import Requirement, Validation, validate
+from mdp_mmdet3d.runtime.validate import Requirement, Validation, check_counts, validate
 
-MET, BAD_INPUT, MISSED = 0, 2, 3
+MET, BAD_INPUT, MISSED, STOPPED = 0, 2, 3, 130
 
 
 def parse_args() -> argparse.Namespace:
@@ -45,12 +45,15 @@ def parse_args() -> argparse.Namespace:
 
 def prediction_ms(args: argparse.Namespace) -> float | None:
     """Predicted latency from the command line or from a pruning report."""
-    if args.report is None:
-        return args.predicted_ms
-    try:
-        return float(json.loads(args.report.read_text(encoding="utf-8"))["pruned"]["predicted_ms"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise MdpError(f"{args.report} has no prediction ({error!r}); give --predicted-ms") from error
+    found = args.predicted_ms
+    if args.report is not None:
+        try:
+            found = float(json.loads(args.report.read_text(encoding="utf-8"))["pruned"]["predicted_ms"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise MdpError(f"{args.report} has no prediction ({error!r}); give --predicted-ms") from error
+    if found is not None and not 0 < found < float("inf"):
+        raise MdpError(f"a prediction of {found} ms ({args.report or '--predicted-ms'}) is none: it must be positive")
+    return found
 
 
 def stream_of(runner: Runner, frames: str, count: int):
@@ -104,6 +107,9 @@ def show(result: Validation, predicted_ms: float | None) -> None:
 def main() -> int:
     args = parse_args()
     try:
+        check_counts(args.num_frames, args.warmup)
+        for path in filter(None, (args.json, args.plot)):
+            check_target_file(path)
         if args.plot:
             from mdp_mmdet3d.runtime.trace_plot import plot_trace  # fails before a long run, not after it
         deadline_ms = args.deadline_ms
@@ -148,6 +154,9 @@ def main() -> int:
     except (MdpError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT
+    except KeyboardInterrupt:
+        print("stopped; nothing was written", file=sys.stderr)
+        return STOPPED
     return MET if result.met else MISSED
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from mdp_mmdet3d.checkpoint.load import load_checkpoint
 from mdp_mmdet3d.config_file import without_pretrained
+from mdp_mmdet3d.datasets.identity import data_identity
 from mdp_mmdet3d.errors import MdpError
 from mdp_mmdet3d.files import file_sha256
 from mdp_mmdet3d.importance.collect import model_loss
@@ -183,10 +184,9 @@ class Adapter(ABC):
         )
 
     def data_identity(self) -> str:
-        """Path of the info file of `loader`'s data set, the same however its root is spelled."""
-        dataset = self.config.get("importance_dataloader", self.config.get("train_dataloader") or {}).get("dataset", {})
-        path = f"{dataset.get('data_root', '')}/{dataset.get('ann_file', '')}"
-        return path if "://" in path else str(Path(path).resolve())
+        """Identity of `loader`'s data: the digest of its info file, so that other data at the same path are others."""
+        loader = self.config.get("importance_dataloader") or self.config.get("train_dataloader") or {}
+        return data_identity(loader.get("dataset") or {})
 
     def importance_batches(self) -> Iterator[Mapping[str, Any]]:
         """Batches with ground truth, in stream order; raises `MissingDatasetError` if the data is not there."""

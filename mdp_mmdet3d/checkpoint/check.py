@@ -14,6 +14,7 @@ logger = logging.getLogger(__name__)
 
 META_KEY = "mdp_plan"
 NAMED = 5  # how many entries or differences an error lists
+_PROGRESS = ("last_step", "_global_step", "_last_value", "verbose")  # of a scheduler's state
 _TRAINING_STATE = ("epoch", "iter")  # of the meta; MMEngine reads both
 
 
@@ -106,6 +107,43 @@ def check_resume(checkpoint: Mapping[str, Any], model: nn.Module, name: str) -> 
         raise StructureMismatchError(
             f"{name} is of the training of another model: go on with the config that it was started with, or give "
             f"another --work-dir.\n{listed(differences)}"
+        )
+
+
+def check_schedule(checkpoint: Mapping[str, Any], schedulers: Any, name: str) -> None:
+    """Check that a training goes on by the schedule that its config states: MMEngine takes that of the checkpoint.
+
+    Args:
+        checkpoint: Of a training, with ``param_schedulers``.
+        schedulers: As the config's were built, a list or lists by name.
+        name: How errors call the checkpoint.
+
+    Raises:
+        StructureMismatchError: The two differ; a longer schedule would be trained at the last rate of the shorter one.
+    """
+    saved = checkpoint.get("param_schedulers") or []
+    pairs = (
+        [(key, saved.get(key, []), schedulers[key]) for key in schedulers]
+        if isinstance(saved, Mapping) and isinstance(schedulers, Mapping)
+        else [("param_scheduler", saved, schedulers or [])]
+    )
+    lines = []
+    for key, olds, news in pairs:
+        if len(olds) != len(news):
+            lines.append(f"{key}: {len(olds)} schedulers in the checkpoint, {len(news)} in the config")
+        for index, (old, new) in enumerate(zip(olds, news)):
+            stated = new.state_dict()
+            lines += [
+                f"{key}[{index}] {type(new).__name__}.{setting}: {old[setting]!r} in the checkpoint, "
+                f"{stated[setting]!r} in the config"
+                for setting in stated.keys() & old.keys() - set(_PROGRESS)
+                if old[setting] != stated[setting]
+            ]
+    if lines:
+        raise StructureMismatchError(
+            f"{name} was trained by another schedule, which resuming would keep, to its end and then at its last rate. "
+            "Go on with the old schedule in the config, or start a new one from these weights: --cfg-options "
+            f"load_from=FILE without --resume.\n{listed(sorted(lines))}"
         )
 
 

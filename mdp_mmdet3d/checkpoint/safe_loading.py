@@ -30,7 +30,7 @@ def safe_globals() -> list[Any]:
     multiarray = importlib.import_module(
         "numpy._core.multiarray" if np.lib.NumpyVersion(np.__version__) >= "2.0.0" else "numpy.core.multiarray"
     )
-    dtypes = {type(np.dtype(name)) for name in ("float64", "float32", "int64", "int32", "bool", "uint8")}
+    dtypes = {type(np.dtype(name)) for name in ("f8", "f4", "f2", "i8", "i4", "?", "u1", "U1", "S1")}
     numpy_functions = [
         (getattr(multiarray, function), f"numpy.{core}.multiarray.{function}")
         for function in ("_reconstruct", "scalar")

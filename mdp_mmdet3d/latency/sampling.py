@@ -6,6 +6,8 @@ from collections.abc import Collection, Mapping
 from itertools import product
 from typing import Literal, get_args
 
+from mdp_mmdet3d.errors import MdpError
+from mdp_mmdet3d.latency.interpolation import Staircase
 from mdp_mmdet3d.operators import OPERATORS, OperatorSignature
 from mdp_mmdet3d.space import CostTerm, PruningSpace
 
@@ -67,6 +69,23 @@ def grid_entries(space: PruningSpace, *, sparse: bool = False) -> list[EntryKey]
         for signature, axis in axes.items()
         for widths in product(*(sorted({min(values), max(values)} if sparse else values) for values in axis))
     ]
+
+
+def check_interpolable(space: PruningSpace, stairs: Staircase) -> None:
+    """Check, before anything is measured, that the widths between those that are measured can be interpolated.
+
+    Raises:
+        MdpError: Options of a dimension leave the runtime's layout; names it and the remedy.
+    """
+    for term in space.frame_terms():
+        if term.signature.kind != stairs.kind:
+            continue
+        between = _options(space, term.widths[0])[1:-1]
+        if odd := [count for count in between if count % stairs.input_multiple]:
+            raise MdpError(
+                f"dimension {term.widths[0]} of {space.model} may keep {odd[0]} channels: {stairs.remark}, so what it "
+                f"costs cannot be interpolated. Let prune.channel_multiple be a multiple of {stairs.input_multiple}"
+            )
 
 
 def exact_entries(space: PruningSpace) -> list[EntryKey]:

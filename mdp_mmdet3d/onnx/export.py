@@ -16,6 +16,7 @@ import mdp_mmdet3d
 from mdp_mmdet3d.errors import DeploymentError
 from mdp_mmdet3d.onnx.lint import require_clean
 from mdp_mmdet3d.runtime.manifest import EngineSpec, TensorSpec
+from mdp_mmdet3d.runtime.onnx_file import onnx_facts
 
 OPSET = 17
 """Newest opset of which neither ONNX Runtime nor TensorRT-RTX refuses an operator that the exporter emits."""
@@ -46,7 +47,8 @@ def export_onnx(
         The graph as written.
 
     Raises:
-        DeploymentError: The module cannot be exported, or the lint refuses the graph.
+        DeploymentError: The module cannot be exported or holds weights that are not finite, or the lint refuses the
+            graph.
     """
     training = {child: child.training for child in module.modules()}
     # Set directly: train() and eval() of a streaming detector clear its memory.
@@ -79,6 +81,11 @@ def export_onnx(
             f"{Path(path).name} does not depend on its inputs {dropped}; remove them from the module's signature"
         )
     onnx.save(graph, str(path))
+    if bad := onnx_facts(path).not_finite:
+        raise DeploymentError(
+            f"{Path(path).name}: {len(bad)} weights hold NaN or infinity, the first is {bad[0]!r}: the deployed model "
+            "would be blind without an error. Export from a checkpoint with finite weights"
+        )
     return graph
 
 

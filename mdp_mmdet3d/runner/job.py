@@ -20,12 +20,15 @@ from mdp_mmdet3d.errors import MdpError
 from mdp_mmdet3d.files import digest, write_json
 from mdp_mmdet3d.importance.table import ImportanceTable
 from mdp_mmdet3d.latency.backends.onnxruntime import OnnxRuntimeBackend
+from mdp_mmdet3d.latency.backends.staircases import ONNXRUNTIME_CPU
 from mdp_mmdet3d.latency.measure import measure_latency
 from mdp_mmdet3d.latency.predict import LatencyModel
+from mdp_mmdet3d.latency.sampling import check_interpolable
 from mdp_mmdet3d.latency.table import LatencyTable
 from mdp_mmdet3d.onnx.folders import check_target
 from mdp_mmdet3d.report.structure import plot_structure
 from mdp_mmdet3d.runner.correction import load_correction, save_correction
+from mdp_mmdet3d.runner.lock import locks_work_dir
 from mdp_mmdet3d.runner.loss_search import LossSearch, find_loss_search
 from mdp_mmdet3d.runner.optimise import PlanSearch
 from mdp_mmdet3d.runner.outputs import new_pruned_model
@@ -111,6 +114,7 @@ class PruneJob:
     latency_table: Path | None = None
     target_latency: Path | None = None
 
+    @locks_work_dir
     def run(self) -> dict[str, Any]:
         """Prune, export, measure; returns what ``report.json`` holds."""
         self.settings.check()
@@ -128,6 +132,8 @@ class PruneJob:
         with steps("pruning space"):
             space = find_space(adapter, dense, self.settings, self.work_dir / "space.json", self._say)
         target = self._target_table(space)
+        if target is None:
+            check_interpolable(space, ONNXRUNTIME_CPU)
         with steps("importance"):
             importance = find_importance(
                 adapter, dense, space, weights, self.settings.frames, self.work_dir / "importance.npz", self._say

@@ -10,8 +10,9 @@ from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
-from mdp_mmdet3d.checkpoint.check import META_KEY, check_resume, check_start, meta_of
+from mdp_mmdet3d.checkpoint.check import META_KEY, check_resume, check_schedule, check_start, meta_of
 from mdp_mmdet3d.checkpoint.load import check_meta
+from mdp_mmdet3d.checkpoint.weights import check_finite, find_weights
 from mdp_mmdet3d.surgery.plan import PruningPlan
 
 
@@ -39,7 +40,8 @@ class PlanHook(Hook):
         """Refuse a checkpoint that was saved with another plan, of another model or, to go on with, without its state.
 
         Raises:
-            StructureMismatchError, FileFormatError: See `check_meta`, `check_start` and `check_resume`.
+            StructureMismatchError, FileFormatError: See `check_meta`, `check_start`, `check_resume`, `check_schedule`
+                and `find_weights`.
         """
         name = f"checkpoint {runner._load_from}" if runner._load_from else "the checkpoint"
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
@@ -48,7 +50,14 @@ class PlanHook(Hook):
             check_meta(meta_of(checkpoint, name), plan, name)
         if runner._resume:
             check_resume(checkpoint, model, name)
-        elif plan is None:
+            check_schedule(checkpoint, runner.param_schedulers, name)
+            check_finite(checkpoint["state_dict"], name)
+            return
+        found = find_weights(checkpoint, name, model.state_dict())
+        for note in found.notes:
+            runner.logger.info(f"{name}: {note}")
+        checkpoint["state_dict"] = found.state
+        if plan is None:
             check_start(checkpoint, model, name)
 
 

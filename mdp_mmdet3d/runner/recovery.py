@@ -26,8 +26,9 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor, nn
 
+from mdp_mmdet3d.datasets.identity import data_identity
 from mdp_mmdet3d.errors import FileFormatError, MdpError
-from mdp_mmdet3d.files import digest, file_sha256, read_json, write_json
+from mdp_mmdet3d.files import digest, read_json, write_json
 from mdp_mmdet3d.runner.cpu_processes import prepare_cpu_processes
 from mdp_mmdet3d.runner.settings import FinetuneSettings
 from mdp_mmdet3d.runner.train_config import add_optional_hooks, choose_start
@@ -57,11 +58,11 @@ def model_identity(config: Config, weights: str, plan_hash: str | None) -> dict[
             "distillation",
         )
     }
-    infos = {
-        key: file_sha256(path)[:16]
+    found = {
+        key: data_identity((config.get(key) or {}).get("dataset") or {}).partition("@")[2]
         for key in ("train_dataloader", "test_dataloader")
-        if (path := _info_file(config, key)) is not None and path.is_file()
     }
+    infos = {key: sha256 for key, sha256 in found.items() if sha256}
     return {"weights": weights, "plan": plan_hash, "config": digest(Config(parts).to_dict()), "data": infos}
 
 
@@ -358,8 +359,3 @@ def _kept(path: Path, identity: Mapping[str, Any], what: str) -> dict[str, Any] 
     if "identity" not in data:
         raise FileFormatError(f"{what} {path} has no identity; delete it and run again")
     return data if data["identity"] == identity else None
-
-
-def _info_file(config: Config, loader: str) -> Path | None:
-    dataset = (config.get(loader) or {}).get("dataset") or {}
-    return Path(dataset.get("data_root", ""), dataset["ann_file"]) if "ann_file" in dataset else None

@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from mdp_mmdet3d.config_file import check_keys
+from mdp_mmdet3d.config_file import check_keys, check_types
 from mdp_mmdet3d.errors import MdpError
 from mdp_mmdet3d.space.builder import InputShape, SpaceOptions
 
 PRECISIONS = ("float32", "float16")
 IMPORTANCES = ("loss", "taylor")
 RENAMED = {"calibration_networks": "fit_networks"}  # keys of version-1 configs
-_BUDGET = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*(ms|fps)?\s*", re.IGNORECASE)
+_BUDGET = re.compile(r"\s*((?:\d+(?:\.\d*)?|\.\d+)(?:e[+-]?\d+)?)\s*(ms|fps|%)?\s*", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,13 @@ class PruneSettings:
 
     def check(self) -> None:
         """Raise `MdpError` where a value makes no sense."""
+        check_types(self, "prune")
         parse_budget(self.budget)
+        if self.tolerance <= 0 or self.refinements < 0 or self.num_cams < 0:
+            raise MdpError(
+                f"prune.tolerance = {self.tolerance!r} must be positive, prune.refinements = {self.refinements!r} and "
+                f"prune.num_cams = {self.num_cams!r} at least 0"
+            )
         if not isinstance(self.evaluate, bool):
             raise MdpError(f"prune.evaluate = {self.evaluate!r} must be True or False")
         if self.finetune is not None and not isinstance(self.finetune, Mapping):
@@ -215,12 +221,14 @@ def parse_budget(budget: float | str) -> tuple[float, str]:
         MdpError: It is none of these.
     """
     match = _BUDGET.fullmatch(str(budget))
-    if not match or float(match[1]) <= 0:
+    if not match or not 0 < float(match[1]) < float("inf"):
         raise MdpError(
-            f"budget {budget!r} is not understood: give a share of the dense latency such as 0.55, "
+            f"budget {budget!r} is not understood: give a share of the dense latency such as 0.55 or 55%, "
             "milliseconds such as 120ms, or frames per second such as 8fps"
         )
     unit = (match[2] or "share").lower()
+    if unit == "%":
+        return parse_budget(float(match[1]) / 100)
     if unit == "share" and float(match[1]) > 1:
         raise MdpError(
             f"budget {budget!r} is a share of the dense latency and must not exceed 1; "

@@ -14,7 +14,7 @@ from rich.progress import Progress
 from torch import nn
 
 from mdp_mmdet3d.adapters import Adapter
-from mdp_mmdet3d.errors import FileFormatError, StructureMismatchError
+from mdp_mmdet3d.errors import FileFormatError, MdpError, StructureMismatchError
 from mdp_mmdet3d.importance.collect import collect_importance
 from mdp_mmdet3d.importance.table import ImportanceTable
 from mdp_mmdet3d.latency.predict import MeasuredNetwork
@@ -36,8 +36,14 @@ def find_space(adapter: Adapter, dense: nn.Module, settings: PruneSettings, path
 
     Raises:
         StructureMismatchError: ``path`` is of another model.
+        MdpError: Nothing may be pruned.
     """
     space = adapter.trace(dense, settings.space_options)
+    if not space.blocks and not any(len(dimension.options) > 1 for dimension in space.dimensions):
+        raise MdpError(
+            f"nothing of {space.model} is left to prune: prune.freeze = {list(settings.freeze)}, prune.min_keep = "
+            f"{settings.min_keep:g} and prune.max_options = {settings.max_options} leave no dimension a choice"
+        )
     if path.exists() and PruningSpace.load(path).model_digest != space.model_digest:
         raise StructureMismatchError(f"{path.parent} holds a run of another model; give another --work-dir")
     space.save(path)

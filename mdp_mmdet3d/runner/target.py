@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from mdp_mmdet3d.device import Device
 from mdp_mmdet3d.errors import FileFormatError, MdpError, StructureMismatchError
 from mdp_mmdet3d.files import file_sha256, read_json
 from mdp_mmdet3d.latency.predict import LatencyModel, MeasuredNetwork
@@ -87,7 +88,8 @@ def target_networks(
         added: ``fps.json`` of ``tools/validate_fps.py``, run on the target with the last plan, the dense one or both.
 
     Raises:
-        MdpError: ``added`` belongs to neither the plan of ``work_dir`` nor the dense model, or to another precision.
+        MdpError: ``added`` belongs to neither the plan of ``work_dir`` nor the dense model, or to another precision or
+            device.
     """
     path = work_dir / "target_whole_latency.json"
     identity = {"device": str(table.device), "fingerprint": space.model_digest}
@@ -95,6 +97,11 @@ def target_networks(
     if added is None:
         return networks
     data = read_json(added, what="FPS validation", schema_version=FPS_VERSION)
+    if differences := _other_device(data, table.device):
+        raise StructureMismatchError(
+            f"FPS validation {added} and the latency table are not of one device ({'; '.join(differences)}): validate "
+            "on the device of the table, or give that device's table"
+        )
     new = _validated(data, added, table.device.precision, {term.engine for term in space.frame_terms()})
     known = [network.engines_ms for network in networks]
     if all(engines_ms in known for _, engines_ms in new):
@@ -140,4 +147,26 @@ def _plan_of(path: Path, plan_hash: str, validation: Path) -> PruningPlan:
 
 
 def _engine_times(latency: Mapping[str, Any], engines: Iterable[str]) -> dict[str, float]:
-    return {engine: float(latency[engine_key(engine)]) for engine in engines}
+    times = {engine: float(latency[engine_key(engine)]) for engine in engines}
+    for engine, ms in times.items():
+        if not 0 < ms < float("inf"):
+            raise ValueError(f"{engine_key(engine)} is {ms}, not a latency")
+    return times
+
+
+def _other_device(data: Mapping[str, Any], device: Device) -> list[str]:
+    """In what the device of a validation is not that of a table; what the file does not tell is not compared."""
+    backend, host = data.get("backend") or {}, data.get("host") or {}
+    found = {
+        "processor": backend.get("device") or host.get("processor"),
+        "runtime": backend.get("library") or ("onnxruntime-cpu" if backend.get("name") == "onnxruntime" else None),
+        "threads": backend.get("threads"),
+    }
+    differences = [
+        f"{name}: {value!r} and {getattr(device, name)!r}"
+        for name, value in found.items()
+        if value is not None and value != getattr(device, name)
+    ]
+    # The first release wrote a processor without its family.
+    same = str(device.processor).startswith(f"{found['processor']} family ")
+    return [text for text in differences if not (same and text.startswith("processor"))]

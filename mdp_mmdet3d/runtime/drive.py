@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from mdp_mmdet3d.errors import FileFormatError
 from mdp_mmdet3d.files import read_json, write_json
+from mdp_mmdet3d.runtime.images import read_image
 from mdp_mmdet3d.runtime.preprocess import CameraFrame
 
 DRIVE_FILE = "drive.json"
@@ -70,13 +71,18 @@ def _frame(folder: Path, record: dict[str, Any]) -> CameraFrame:
         ego_pose=np.array(record["ego_pose"], np.float64),
         timestamp=float(record["timestamp_s"]),
         scene_token=str(record["scene_token"]),
-        prev_exists=bool(record["prev_exists"]),
+        prev_exists=_flag(record["prev_exists"]),
     )
+
+
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f"prev_exists is {value!r}, not true or false")
+    return value
 
 
 def _image(path: Path) -> np.ndarray:
     try:
-        with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"))
-    except (OSError, UnidentifiedImageError) as error:
-        raise FileFormatError(f"image {path} is missing or damaged: {error}") from error
+        return read_image(path)
+    except FileNotFoundError as error:
+        raise FileFormatError(f"image {path} is missing: {error}") from error

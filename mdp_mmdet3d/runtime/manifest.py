@@ -10,12 +10,15 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 
 from mdp_mmdet3d.errors import FileFormatError
-from mdp_mmdet3d.files import file_sha256, read_json, read_npz, write_json
+from mdp_mmdet3d.files import digest, file_sha256, read_json, read_npz, write_json
+from mdp_mmdet3d.runtime.manifest_facts import check_graphs, check_names, check_stream
 from mdp_mmdet3d.tensor_spec import TensorSpec
 
 MANIFEST_FILE = "deployment.json"
 PRECISIONS_V1 = {"fp32": "float32", "fp16": "float16"}  # as the first release wrote them
 SCHEMA_VERSION = 1
+DIGEST = "digest"
+"""Key of the digest of everything else in the file; the first release wrote none."""
 SINGLE_GRAPH = "single_graph"
 """``kind`` of a deployment of one graph (`graph_manifest`); a StreamPETR's has none."""
 
@@ -84,9 +87,10 @@ class Manifest:
     checks: dict[str, Any]
 
     def save(self, folder: str | Path) -> None:
-        """Write ``deployment.json`` into ``folder``."""
+        """Write ``deployment.json`` into ``folder``, signed by its own digest."""
         kind = {} if self.kind is None else {"kind": self.kind}
-        write_json(Path(folder) / MANIFEST_FILE, {"schema_version": SCHEMA_VERSION, **kind, **asdict(self)})
+        data = {"schema_version": SCHEMA_VERSION, **kind, **asdict(self)}
+        write_json(Path(folder) / MANIFEST_FILE, {**data, DIGEST: digest(data)})
 
     def with_checks(self: M, folder: str | Path, **checks: Any) -> M:
         """Add results of checks and write the manifest again."""
@@ -96,21 +100,30 @@ class Manifest:
 
     @classmethod
     def load(cls: type[M], folder: str | Path) -> M:
-        """Read ``deployment.json`` and check the files that it lists against their checksums.
+        """Read ``deployment.json``; check it against its digest, its facts against the graphs, the files that it lists
+        against their checksums.
 
         Raises:
-            FileFormatError: The manifest is missing, malformed or of the other kind, or a file is missing or has
-                changed.
+            FileFormatError: The manifest is missing, malformed, changed, of the other kind or not what the graphs say,
+                or a file is missing, has changed or holds weights that are not finite.
         """
         path = Path(folder) / MANIFEST_FILE
         data = read_json(path, what="deployment manifest", schema_version=SCHEMA_VERSION)
         if data.get("kind") != cls.kind:
             raise FileFormatError(f"{path} {cls._other_kind(data)}")
+        signature = data.pop(DIGEST, None)
+        if signature not in (None, digest(data)):
+            raise FileFormatError(
+                f"deployment manifest {path} was changed after it was written: its digest is {digest(data)}, it says "
+                f"{signature!r}; export again"
+            )
         try:
             manifest = cls._from_json(data)
-        except (KeyError, TypeError, AttributeError) as error:
+            check_names(path, (*manifest.checksums, *manifest._files()))
+            check_files(folder, manifest.checksums, manifest._files())
+            manifest._check(path)
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise FileFormatError(f"deployment manifest {path} is malformed ({error!r}); export again") from error
-        check_files(folder, manifest.checksums, manifest._files())
         return manifest
 
     @classmethod
@@ -128,6 +141,10 @@ class Manifest:
     def _files(self) -> set[str]:
         """Files that must have a checksum."""
         return {engine.file for engine in self.engines.values()}
+
+    def _check(self, path: Path) -> None:
+        """Raise `FileFormatError` where the manifest contradicts its graphs."""
+        check_graphs(path, self)
 
 
 @dataclass(frozen=True)
@@ -195,15 +212,19 @@ class DeploymentManifest(Manifest):
     def _files(self) -> set[str]:
         return {*super()._files(), self.memory.init_file}
 
+    def _check(self, path: Path) -> None:
+        check_stream(path, self)
+        super()._check(path)
+
     def pseudo_reference_points(self, folder: str | Path) -> np.ndarray:
         """Read the points (num_propagated, 3), metres, that a reset puts into the memory; float32."""
         path = Path(folder) / self.memory.init_file
         _, arrays = read_npz(path, what="initial memory", schema_version=SCHEMA_VERSION)
         points = arrays.get("pseudo_reference_points")
         expected = (self.memory.num_propagated, 3)
-        if points is None or points.shape != expected:
+        if points is None or points.shape != expected or not np.isfinite(points).all():
             raise FileFormatError(
-                f"initial memory {path} has no pseudo_reference_points of shape {expected}; export again"
+                f"initial memory {path} has no finite pseudo_reference_points of shape {expected}; export again"
             )
         return points
 

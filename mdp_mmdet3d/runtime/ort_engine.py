@@ -12,6 +12,7 @@ import onnxruntime as ort
 from mdp_mmdet3d.errors import DeploymentError
 from mdp_mmdet3d.runtime.manifest import TensorSpec
 
+MOST_THREADS = 256
 _NUMPY_NAMES = {"float": "float32", "double": "float64"}
 
 
@@ -31,8 +32,8 @@ class OrtEngine:
     """
 
     def __init__(self, path: str | Path, threads: int = 1) -> None:
-        if threads < 1:
-            raise DeploymentError(f"threads must be at least 1, got {threads}")
+        if not 1 <= threads <= MOST_THREADS:
+            raise DeploymentError(f"threads must be in 1..{MOST_THREADS}, got {threads}")
         self._threads = threads
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from mdp_mmdet3d.errors import DeploymentError
+from mdp_mmdet3d.plausible import intrinsics_fault, pose_fault
 from mdp_mmdet3d.runtime.manifest import DeploymentManifest, ImageTransform
 from mdp_mmdet3d.runtime.stream import Frame
 
@@ -19,7 +20,7 @@ class CameraFrame:
 
     Attributes:
         images: Camera name -> (H, W, 3) uint8 RGB of the manifest's ``source_size``.
-        intrinsics: Camera name -> (4, 4), of the original image, padded to 4x4.
+        intrinsics: Camera name -> (3, 3) or padded to (4, 4), of the original image.
         lidar2cam: Camera name -> (4, 4) camera <- lidar (on a vehicle: base link).
         ego_pose: (4, 4) float64, global <- lidar.
         timestamp: Seconds; strictly increasing inside a scene.
@@ -40,7 +41,8 @@ def preprocess(camera_frame: CameraFrame, manifest: DeploymentManifest) -> Frame
     """Resize, crop and normalise the images and move the camera matrices along; cameras in the manifest's order.
 
     Raises:
-        DeploymentError: A camera is missing or unknown, or an image has another size or type.
+        DeploymentError: A camera is missing or unknown, an image has another size or type, or a matrix is none of a
+            camera.
     """
     names = manifest.camera_names
     for what in ("images", "intrinsics", "lidar2cam"):
@@ -50,8 +52,14 @@ def preprocess(camera_frame: CameraFrame, manifest: DeploymentManifest) -> Frame
                 f"{what} of the frame at {camera_frame.timestamp!r} s: missing {sorted(set(names) - set(found))}, "
                 f"unknown {sorted(set(found) - set(names))}; the model needs exactly {list(names)}; drop the frame"
             )
+    for what, check in (("intrinsics", intrinsics_fault), ("lidar2cam", pose_fault)):
+        for name in names:
+            if (fault := check(getattr(camera_frame, what)[name])) is not None:
+                raise DeploymentError(
+                    f"{what} of {name} at {camera_frame.timestamp!r} s: {fault}; check the calibration"
+                )
     adjust = image_matrix(manifest.image)
-    intrinsics = np.stack([adjust @ np.asarray(camera_frame.intrinsics[name], np.float64) for name in names])
+    intrinsics = np.stack([adjust @ _padded(camera_frame.intrinsics[name]) for name in names])
     lidar2cam = np.stack([np.asarray(camera_frame.lidar2cam[name], np.float64) for name in names])
     return Frame(
         img=np.stack([network_image(camera_frame.images[name], manifest.image, name) for name in names]),
@@ -98,4 +106,11 @@ def image_matrix(transform: ImageTransform) -> np.ndarray:
     scale = max(size / source for size, source in zip(transform.size, transform.source_size))
     matrix = np.diag([scale, scale, 1.0, 1.0])
     matrix[0, 2], matrix[1, 2] = -transform.crop_offset[1], -transform.crop_offset[0]
+    return matrix
+
+
+def _padded(intrinsics: np.ndarray) -> np.ndarray:
+    matrix = np.eye(4)
+    size = len(intrinsics)
+    matrix[:size, :size] = intrinsics
     return matrix

@@ -14,10 +14,13 @@ from typing import Any
 import numpy as np
 
 from mdp_mmdet3d.errors import DeploymentError
+from mdp_mmdet3d.plausible import intrinsics_fault, pose_fault, projection_fault, step_fault, time_fault
 from mdp_mmdet3d.runtime.decode import Detections, decode, last_level
 from mdp_mmdet3d.runtime.manifest import DeploymentManifest, EngineSpec
 
 BACKENDS = ("onnxruntime", "tensorrt")
+BRIGHTEST = 2.0
+"""How many times the largest value of a normalised 8-bit image the quadratic mean of an input may be."""
 
 ON_DEVICE = {
     "image_encoder": ("img_feats",),
@@ -127,6 +130,7 @@ class StreamRunner:
         self._rig_outputs: dict[str, Any] = {}
         self._scene: str | None = None
         self._timestamp = -np.inf
+        self._pose = np.eye(4)
         self.memory: HostMemory | None = None
 
     def reset(self) -> None:
@@ -141,25 +145,36 @@ class StreamRunner:
             lidar2img: (N, 4, 4) pixels <- lidar; inverted here in float64.
 
         Raises:
-            DeploymentError: A shape is wrong or a matrix is singular.
+            DeploymentError: A shape is wrong, a matrix is not finite or no camera's, or the position embedding is not
+                finite; the rig stays as it was.
         """
-        rig = (np.array(intrinsics, np.float64), np.array(lidar2img, np.float64))
+        try:
+            rig = (np.array(intrinsics, np.float64), np.array(lidar2img, np.float64))
+        except (TypeError, ValueError) as error:
+            raise DeploymentError(f"intrinsics and lidar2img must be (cameras, 4, 4) numbers: {error}") from error
         if self._rig is not None and all(np.array_equal(old, new) for old, new in zip(self._rig, rig)):
             return
         expected = (len(self.manifest.camera_names), 4, 4)
         if any(matrix.shape != expected for matrix in rig):
             raise DeploymentError(f"intrinsics {rig[0].shape} and lidar2img {rig[1].shape} must both be {expected}")
-        try:
-            img2lidar = np.linalg.inv(rig[1])
-        except np.linalg.LinAlgError as error:
-            raise DeploymentError("lidar2img of a camera cannot be inverted; check the calibration") from error
+        for name, camera, projection in zip(self.manifest.camera_names, *rig):
+            fault = intrinsics_fault(camera)
+            if fault is not None:
+                raise DeploymentError(f"intrinsics of {name}: {fault}; check the calibration")
+            fault = projection_fault(projection, camera)
+            if fault is not None:
+                raise DeploymentError(f"lidar2img of {name}: {fault}; check the calibration")
+        img2lidar = np.linalg.inv(rig[1])
         height, width = self.manifest.image.size
         feeds = {
             "img_metas_pad": np.array([height, width, 3], np.float32),
             "intrinsics": rig[0][None].astype(np.float32),
             "img2lidar": img2lidar[None].astype(np.float32),
         }
+        self._rig = None
         self._rig_outputs = self._position.run({name: feeds[name] for name in self._position.inputs})
+        for name, value in self._rig_outputs.items():
+            self._require_finite(name, value, self._position, "for this rig")
         self._rig = rig
 
     def start(self, frame: Frame) -> None:
@@ -175,20 +190,13 @@ class StreamRunner:
         """Detect in one frame with the rig of `set_rig`, and update the memory; a refused frame changes nothing.
 
         Raises:
-            DeploymentError: The rig is not set, a shape or dtype is wrong, an image is not finite, or time does not
-                advance. Outputs that are not finite raise too, and reset the memory, which may be their cause.
+            DeploymentError: The rig is not set, a shape or dtype is wrong, an image is not finite or not normalised,
+                or pose and time cannot be those of a vehicle that drives on from the last frame. Features and outputs
+                that are not finite raise too; outputs reset the memory, which may be their cause.
         """
         if self._rig is None:
             raise DeploymentError("the camera rig is not known yet: call set_rig(intrinsics, lidar2img) first")
-        pose = np.array(frame.ego_pose, np.float64)
-        if pose.shape != (4, 4) or not np.isfinite(pose).all() or not abs(np.linalg.det(pose)) > 0.5:
-            raise DeploymentError(f"ego_pose must be a rigid (4, 4) transform, got shape {pose.shape}:\n{pose}")
-        if not np.isfinite(frame.timestamp):
-            raise DeploymentError(f"timestamp must be a number of seconds, got {frame.timestamp}")
-        # A sum is finite only if every pixel is, and takes a fifth of the time.
-        if not np.isfinite(np.sum(frame.img)):
-            bad = [name for name, img in zip(self.manifest.camera_names, frame.img) if not np.isfinite(img).all()]
-            raise DeploymentError(f"'img' of {bad} holds NaN or infinity; drop the frame")
+        pose = self._check_frame(frame)
         memory = self.memory if frame.scene_token == self._scene and frame.prev_exists else None
         goes_on = memory is not None
         if memory is None:
@@ -198,22 +206,32 @@ class StreamRunner:
                 f"timestamp {frame.timestamp!r} s does not come after {self._timestamp!r} s in the same scene; "
                 "drop the frame, or call reset() at a cut"
             )
+        elif (fault := step_fault(self._pose, pose, frame.timestamp - self._timestamp)) is not None:
+            raise DeploymentError(
+                f"at {frame.timestamp!r} s {fault}. Drop the frame, or call reset() (or give another scene_token) "
+                "where the drive is cut or the vehicle was localised anew"
+            )
         start = time.perf_counter()
         features = self._encoder.run({"img": frame.img[None]})["img_feats"]
         encoded = time.perf_counter()
+        # Activations turn NaN into 0, so that boxes look right: what is between the engines has to be looked at. What
+        # stays on a GPU is fetched for it where a stream starts.
+        looked_at = not goes_on or isinstance(features, np.ndarray)
+        if looked_at:
+            self._require_finite("img_feats", features, self._encoder, f"at {frame.timestamp!r} s")
         feeds = self._head_inputs(features, memory, pose, frame.timestamp)
         if "prev_exists" in self._head.inputs:
             feeds["prev_exists"] = np.array([goes_on], np.float32)
         outputs = self._head.run(feeds)
-        for name in ("all_cls_scores", "all_bbox_preds"):
-            if not np.isfinite(outputs[name]).all():
-                self.reset()
-                raise DeploymentError(
-                    f"{name} is not finite at {frame.timestamp!r} s in precision {self.manifest.precision}; the memory "
-                    "was reset. If it happens again export with --precision float32"
-                )
+        names = ("all_cls_scores", "all_bbox_preds", *(("post_memory_embedding",) if looked_at else ()))
+        try:
+            for name in names:
+                self._require_finite(name, outputs[name], self._head, f"at {frame.timestamp!r} s")
+        except DeploymentError:
+            self.reset()
+            raise
         self.memory = self._next_memory(outputs, pose, frame.timestamp)
-        self._scene, self._timestamp = frame.scene_token, frame.timestamp
+        self._scene, self._timestamp, self._pose = frame.scene_token, frame.timestamp, pose
         done = time.perf_counter()
         return StreamOutput(
             outputs["all_cls_scores"],
@@ -269,6 +287,41 @@ class StreamRunner:
             clock=np.full((1, length, 1), -timestamp, np.float64),
             anchor=ego_pose,
         )
+
+    def _check_frame(self, frame: Frame) -> np.ndarray:
+        """The pose of a frame whose own values are plausible; raises `DeploymentError`."""
+        if (fault := pose_fault(frame.ego_pose)) is not None:
+            raise DeploymentError(f"ego_pose {fault}")
+        if (fault := time_fault(frame.timestamp)) is not None:
+            raise DeploymentError(f"timestamp {fault}")
+        if not isinstance(frame.prev_exists, (bool, np.bool_)):
+            raise DeploymentError(f"prev_exists is {frame.prev_exists!r}; it must be True or False")
+        image = self.manifest.image
+        limit = BRIGHTEST * max(
+            max(abs(value - mean) for value in (0.0, 255.0)) / std for mean, std in zip(image.mean, image.std)
+        )
+        for name, img in zip(self.manifest.camera_names, frame.img):
+            values = np.ravel(img)
+            # One pass that sees a NaN, an infinity and a single huge pixel, in a quarter of the time of three.
+            if np.dot(values, values) <= limit**2 * values.size:
+                continue
+            if not np.isfinite(values).all():
+                raise DeploymentError(f"'img' of {name} holds NaN or infinity; drop the frame")
+            raise DeploymentError(
+                f"'img' of {name} reaches {np.abs(values).max():.6g}, a normalised image {limit / BRIGHTEST:.3g} at "
+                "most: subtract the manifest's mean and divide by its std"
+            )
+        return np.array(frame.ego_pose, np.float64)
+
+    def _require_finite(self, name: str, output: Any, engine: Any, where: str) -> None:
+        values = output if isinstance(output, np.ndarray) else engine.to_host(output)
+        # A sum is finite only if everything is, and takes a fifth of the time.
+        if not np.isfinite(np.sum(values)) and not np.isfinite(values).all():
+            raise DeploymentError(
+                f"{name} is not finite {where} in precision {self.manifest.precision}: drop the frame and check images "
+                "and calibration (the memory is reset where it may be the cause). If it happens again export with "
+                "--precision float32"
+            )
 
     def _head_inputs(self, features: Any, memory: HostMemory, pose: np.ndarray, timestamp: float) -> dict[str, Any]:
         length = self.manifest.memory.pre_length

@@ -14,6 +14,7 @@ from mdp_mmdet3d.runtime.host import resident_mib
 from mdp_mmdet3d.runtime.load import Runner
 
 SCHEMA_VERSION = 1
+MOST_FRAMES = 1_000_000
 MEMORY_SLACK_MIB = 64.0
 """Growth of the resident memory that allocators cause; more is reported as a leak."""
 
@@ -33,7 +34,8 @@ class Requirement:
     allowed_misses: float = 0.01
 
     def __post_init__(self) -> None:
-        if not (self.fps > 0 and self.deadline_ms > 0 and 0 <= self.allowed_misses < 1):
+        finite = np.isfinite([self.fps, self.deadline_ms]).all()
+        if not (finite and self.fps > 0 and self.deadline_ms > 0 and 0 <= self.allowed_misses < 1):
             raise DeploymentError(
                 f"fps={self.fps} and deadline_ms={self.deadline_ms} must be positive, "
                 f"allowed_misses={self.allowed_misses} in 0..1"
@@ -126,7 +128,7 @@ def validate(
     Args:
         runner: The deployment.
         frames: At least ``warmup + count`` frames; scenes may change.
-        count: Timed frames, at least 2.
+        count: Timed frames, 2 to `MOST_FRAMES`.
         requirement: What the vehicle needs.
         warmup: Frames before them that are not timed.
         dense: Baseline that runs every frame too; who goes first alternates.
@@ -136,8 +138,7 @@ def validate(
     Raises:
         DeploymentError: Too few frames, or a frame that the runner refuses.
     """
-    if count < 2 or warmup < 0:
-        raise DeploymentError(f"count={count} must be at least 2 and warmup={warmup} at least 0")
+    check_counts(count, warmup)
     candidates = [(runner, Candidate())] + ([(dense, Candidate())] if dense is not None else [])
     for item, _ in candidates:
         item.reset()
@@ -176,6 +177,12 @@ def validate(
         failures=tuple(judge(requirement, latency["throughput_fps"], misses / len(samples), memory)),
         samples_ms=tuple(samples),
     )
+
+
+def check_counts(count: int, warmup: int) -> None:
+    """Raise `DeploymentError` unless so many frames can be timed."""
+    if not (2 <= count <= MOST_FRAMES and 0 <= warmup <= MOST_FRAMES):
+        raise DeploymentError(f"{count} timed frames must be in 2..{MOST_FRAMES}, {warmup} warm-up frames in 0..")
 
 
 def judge(requirement: Requirement, fps: float, miss_share: float, memory_mib: dict[str, float]) -> Sequence[str]:

@@ -49,6 +49,12 @@ class StreamPETRAdapter(Adapter):
             frames += [frame_of(imgs, sample.metainfo) for imgs, sample in pairs]
         if not frames:
             raise MdpError("the importance data set has no frames")
+        size, wanted = frames[0].img.shape[-2:], (self.shape.height, self.shape.width)
+        if size != wanted:
+            raise MdpError(
+                f"the importance data has network images of {size} pixels (height, width), prune.input_size is "
+                f"{wanted}: set prune.input_size to the data's, or final_shape of the pipeline to prune.input_size"
+            )
         return frames[:count]
 
     def export(

@@ -14,7 +14,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from mdp_mmdet3d.checkpoint.load import check_meta, check_structure, read_checkpoint
+from mdp_mmdet3d.checkpoint.load import check_meta, check_structure
+from mdp_mmdet3d.checkpoint.read import read_checkpoint
+from mdp_mmdet3d.checkpoint.weights import check_finite
 from mdp_mmdet3d.errors import FileFormatError, StructureMismatchError
 
 logger = logging.getLogger(__name__)
@@ -27,6 +29,7 @@ CONSTANTS = (
     "pts_bbox_head.position_range",
     "pts_bbox_head.coords_d",
 )
+BACKBONE = "img_backbone."
 CLASS_BRANCH = "pts_bbox_head.cls_branches."
 ALIASED_BRANCHES = (CLASS_BRANCH, "pts_bbox_head.reg_branches.")
 
@@ -65,7 +68,7 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> LoadReport:
         FileFormatError: See :func:`read_checkpoint`.
         StructureMismatchError: The checkpoint is that of another model or plan, or was trained with another ``eps``.
     """
-    checkpoint = read_checkpoint(path)
+    checkpoint = read_checkpoint(path, model.state_dict())
     eps = checkpoint["meta"].get("streampetr_eps")
     if eps is not None and not isinstance(eps, (int, float)):
         raise FileFormatError(f"checkpoint {path}: its meta.streampetr_eps is {eps!r}, not a number")
@@ -101,13 +104,17 @@ def load_state_dict(model: nn.Module, state: Mapping[str, Tensor], what: str = "
     filled = tuple(key for key in optional if key not in state)
     state |= {key: own[key] for key in filled}
     check_structure(state, own, what, ", or tools/convert_checkpoint.py for an AWML file")
+    check_finite(state, what)
     _check_branches(state, what)
     for key in CONSTANTS:
-        if not torch.allclose(state[key].to(own[key]), own[key], rtol=1e-4, atol=1e-6):
+        # A file in half precision holds them rounded: they are compared so, and the model keeps its own.
+        rounding = 2 * torch.finfo(state[key].dtype).eps if state[key].is_floating_point() else 0.0
+        if not torch.allclose(state[key].to(own[key]), own[key], rtol=max(1e-4, rounding), atol=1e-6):
             raise StructureMismatchError(
                 f"{what}: {key} is {state[key].tolist()}, the model's config says {own[key].tolist()}; use "
                 "the config that the checkpoint was trained with"
             )
+    state |= {key: own[key] for key in CONSTANTS}
     model.load_state_dict(state, strict=True)
     if dropped:
         logger.info("%s: left out %d tensors of the auxiliary 2D head (training only)", what, len(dropped))
@@ -148,6 +155,20 @@ def convert_awml(
             value = value[order]
         converted[key] = value
     return converted
+
+
+def fold_colour_order(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights for images in the other colour order: the input channels of the first convolution, reversed.
+
+    Exact where mean and standard deviation belong to the same colours in both, as those of ImageNet do.
+
+    Raises:
+        StructureMismatchError: The image backbone has no convolution with three input channels.
+    """
+    first = next((k for k, v in state.items() if k.startswith(BACKBONE) and v.dim() == 4 and v.shape[1] == 3), None)
+    if first is None:
+        raise StructureMismatchError(f"no convolution of {BACKBONE[:-1]} takes three channels")
+    return {**state, first: state[first].flip(1)}
 
 
 def _check_branches(state: Mapping[str, Tensor], what: str) -> None:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from itertools import groupby, pairwise
+from itertools import groupby
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, ClassVar
 
 import numpy as np
@@ -17,8 +18,10 @@ from mmdet3d.registry import DATASETS
 from mmengine.logging import print_log
 from numpy.typing import NDArray
 
+from mdp_mmdet3d.datasets.check_infos import check_fields, check_meta, check_steps, check_values
 from mdp_mmdet3d.datasets.conventions import INFO_CLASSES
 from mdp_mmdet3d.errors import FileFormatError, MdpError, MissingDatasetError
+from mdp_mmdet3d.plausible import step_fault
 
 SCENE_GAP_S = 2.0
 
@@ -43,7 +46,8 @@ def lidar_pose(ego2global: Sequence, lidar2ego: Sequence) -> tuple[NDArray[np.fl
 def infer_scene_tokens(records: Sequence[dict[str, Any]]) -> list[str]:
     """Guess scenes of records that carry no ``scene_token``.
 
-    A scene starts where no lidar sweep precedes the frame, or after a gap of more than ``SCENE_GAP_S`` seconds.
+    A scene starts where no lidar sweep precedes the frame, after a gap of more than ``SCENE_GAP_S`` seconds, or where
+    the vehicle cannot have come from the frame before.
 
     Args:
         records: v2 info records in any order.
@@ -59,7 +63,8 @@ def infer_scene_tokens(records: Sequence[dict[str, Any]]) -> list[str]:
         if rank:
             gap_s = records[index]["timestamp"] - records[order[rank - 1]]["timestamp"]
             first_of_scene = sweeps_known and "lidar_sweeps" not in records[index]
-            scene += gap_s > SCENE_GAP_S or first_of_scene
+            before, after = (np.asarray(records[i].get("ego2global", np.eye(4))) for i in (order[rank - 1], index))
+            scene += gap_s > SCENE_GAP_S or first_of_scene or step_fault(before, after, gap_s) is not None
         tokens[index] = f"inferred-scene-{scene:04d}"
     return tokens
 
@@ -150,15 +155,18 @@ class StreamNuScenesDataset(NuScenesDataset):
     def load_data_list(self) -> list[dict]:
         """Read the info file and order it as a stream."""
         _require_dataset(self.data_root, self.ann_file)
+        self._row = 0
         try:
             records = super().load_data_list()
-        except (ValueError, TypeError, KeyError, EOFError, AttributeError, ImportError) as error:
+        except (ValueError, TypeError, LookupError, EOFError, AttributeError, ImportError, UnpicklingError) as error:
             raise FileFormatError(
                 f"{self.ann_file} is no v2 info file of MMDetection3D ({type(error).__name__}: {error}); "
                 "make it with `python tools/create_infos.py DATAROOT`"
             ) from error
         if not records:
             raise FileFormatError(f"{self.ann_file} has no frames; a split without scenes cannot be used")
+        check_meta(self._metainfo, self.ann_file)
+        check_values(records, self.ann_file)
         self._check_label_order()
         if any("scene_token" not in record for record in records):
             print_log(
@@ -176,13 +184,19 @@ class StreamNuScenesDataset(NuScenesDataset):
                 record["ego2global"], record["lidar_points"]["lidar2ego"]
             )
         ordered = [records[i] for i in stream_order(records)]
-        for before, after in pairwise(ordered):
-            if before["scene_token"] == after["scene_token"] and before["timestamp"] == after["timestamp"]:
-                raise FileFormatError(
-                    f"{self.ann_file}: frames {before['token']} and {after['token']} of one scene have the same "
-                    f"timestamp {after['timestamp']}"
-                )
+        check_steps(ordered, self.ann_file)
         return ordered
+
+    def parse_data_info(self, info: dict) -> dict:
+        """Check a raw record and complete its paths; a test split has no ground truth, which a test does not need."""
+        check_fields(info, self._row, self.ann_file, annotated=not self.test_mode)
+        self._row += 1
+        wanted = self.load_eval_anns
+        self.load_eval_anns = wanted and "instances" in info
+        try:
+            return super().parse_data_info(info)
+        finally:
+            self.load_eval_anns = wanted
 
     def get_data_info(self, idx: int) -> dict:
         """Record of item ``idx`` with ``prev_exists`` for the order in which this data set is read."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -12,6 +11,7 @@ from torch import nn
 
 from mdp_mmdet3d.adapters import Adapter, DeployOptions
 from mdp_mmdet3d.errors import MdpError
+from mdp_mmdet3d.onnx.folders import check_target, part_folder
 from mdp_mmdet3d.onnx.reduce import reduce_precision
 from mdp_mmdet3d.runtime.manifest import DeploymentManifest
 from mdp_mmdet3d.runtime.pyz import write_runtime
@@ -27,20 +27,23 @@ def deploy(
     """See `Adapter.deploy`; ``facts`` are plan hash and weights."""
     if options.num_frames < 1:
         raise MdpError(f"--num-frames must be at least 1, got {options.num_frames}")
-    float32 = folder if options.precision == "float32" else folder.with_name(folder.name + ".float32")
-    adapter.export(
-        model,
-        float32,
-        source_size=options.source_size,
-        layout=options.layout,
-        levels=options.levels,
-        prev_exists=options.prev_exists,
-        simplify=options.simplify,
-        on_engine=lambda engine: say(f"export {engine}"),
-        **facts,
-    )
-    manifest = DeploymentManifest.load(float32)
-    try:
+    if min(options.source_size) < 1:
+        raise MdpError(f"--source-size {options.source_size} must be height and width of a camera image in pixels")
+    check_target(folder)
+    with part_folder(folder) as part:
+        float32 = folder if options.precision == "float32" else part / "float32"
+        adapter.export(
+            model,
+            float32,
+            source_size=options.source_size,
+            layout=options.layout,
+            levels=options.levels,
+            prev_exists=options.prev_exists,
+            simplify=options.simplify,
+            on_engine=lambda engine: say(f"export {engine}"),
+            **facts,
+        )
+        manifest = DeploymentManifest.load(float32)
         count = options.num_frames
         frames = synthetic_frames(manifest, count) if options.synthetic else adapter.frames(model, count)
         check = check_against_pytorch(model, float32, frames)
@@ -67,8 +70,5 @@ def deploy(
                     + ", ".join(f"{key} {value:.4f}" for key, value in numbers.items())
                 )
             manifest = manifest.with_checks(folder, accuracy=accuracy)
-    finally:
-        if float32 != folder:
-            shutil.rmtree(float32, ignore_errors=True)
     runtime = write_runtime(folder / "mdp_runtime.pyz")
     return f"{', '.join(spec.file for spec in manifest.engines.values())}, init_memory.npz, {runtime.name}"

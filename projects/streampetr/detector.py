@@ -43,6 +43,8 @@ class StreamPETR(Base3DDetector):
         position_level: Which neck output becomes image tokens.
         data_preprocessor: Config of the data preprocessor.
         init_cfg: Initialisation or checkpoint, as everywhere in MMEngine.
+        train_cfg: Not used; MMDetection3D's ``init_model`` and inferencers set it on every model.
+        test_cfg: Likewise.
     """
 
     def __init__(
@@ -59,6 +61,8 @@ class StreamPETR(Base3DDetector):
         position_level: int = 0,
         data_preprocessor: dict | None = None,
         init_cfg: dict | None = None,
+        train_cfg: dict | None = None,
+        test_cfg: dict | None = None,
     ) -> None:
         # MMEngine would look it up in the current default scope, which a script may not have set.
         preprocessor = MODELS.build(data_preprocessor) if data_preprocessor else None

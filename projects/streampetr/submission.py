@@ -17,6 +17,7 @@ from mdp_mmdet3d.errors import FileFormatError
 from mdp_mmdet3d.together import appear_together
 
 MAX_BOXES_PER_SAMPLE = 500
+UNIT_TOLERANCE = 1e-2
 META = {"use_camera": True, "use_lidar": False, "use_radar": False, "use_map": False, "use_external": False}
 
 
@@ -87,6 +88,14 @@ def check_submission(path: str | Path, sample_tokens: Iterable[str]) -> None:
         numbers = [*box.translation, *box.size, *box.rotation, *box.velocity, box.detection_score]
         if not all(math.isfinite(value) for value in numbers):
             raise FileFormatError(f"{path}: a {box.detection_name} of sample {box.sample_token} is not finite")
+        norm = math.sqrt(sum(value**2 for value in box.rotation))
+        for fault in (
+            min(box.size) <= 0 and f"has the size {box.size}, which must be positive",
+            not 0 <= box.detection_score <= 1 and f"has the score {box.detection_score}, which must be in 0..1",
+            abs(norm - 1) > UNIT_TOLERANCE and f"has the rotation {box.rotation}, which is no unit quaternion",
+        ):
+            if fault:
+                raise FileFormatError(f"{path}: a {box.detection_name} of sample {box.sample_token} {fault}")
         allowed = detection_name_to_rel_attributes(box.detection_name)
         if box.attribute_name and box.attribute_name not in allowed:
             raise FileFormatError(

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from mmcv.transforms import BaseTransform
@@ -23,6 +22,7 @@ from PIL import Image
 
 from mdp_mmdet3d.datasets.conventions import CAMERAS
 from mdp_mmdet3d.errors import FileFormatError, MissingDatasetError
+from mdp_mmdet3d.runtime import images
 
 MATRIX_KEYS = ("intrinsics", "extrinsics", "lidar2img", "ego_pose", "ego_pose_inv")
 
@@ -120,17 +120,17 @@ class LoadStreamImages(BaseTransform):
         if missing:
             raise FileFormatError(f"frame {results.get('token')} has no {', '.join(missing)}; all are needed")
         records = [results["images"][camera] for camera in self.cameras]
-        images = [read_image(record["img_path"]) for record in records]
-        shapes = {image.shape for image in images}
+        loaded = [read_image(record["img_path"]) for record in records]
+        shapes = {image.shape for image in loaded}
         if len(shapes) > 1:
             raise FileFormatError(f"images of frame {results.get('token')} differ in size: {sorted(shapes)}")
-        results["img"] = images
+        results["img"] = loaded
         results["img_path"] = [record["img_path"] for record in records]
         results["intrinsics"] = np.stack([_padded(record["cam2img"]) for record in records])
         results["extrinsics"] = np.stack([np.asarray(record["lidar2cam"], np.float64) for record in records])
         results["img_timestamp"] = np.array([record["timestamp"] for record in records], np.float64)
-        results["ori_shape"] = results["img_shape"] = results["pad_shape"] = images[0].shape[:2]
-        results["num_views"] = len(images)
+        results["ori_shape"] = results["img_shape"] = results["pad_shape"] = loaded[0].shape[:2]
+        results["num_views"] = len(loaded)
         return update_lidar2img(results)
 
 
@@ -215,17 +215,13 @@ def update_lidar2img(results: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_image(path: str | Path) -> NDArray[np.uint8]:
-    """Read a colour image as (H, W, 3) uint8 in BGR order."""
+    """Read a colour image as (H, W, 3) uint8 in BGR order, with the reader of the deployed runtime."""
     try:
-        data = np.fromfile(path, np.uint8)
+        return np.ascontiguousarray(images.read_image(path)[..., ::-1])
     except FileNotFoundError as error:
         raise MissingDatasetError(
             f"image {path} does not exist although the info file names it; is the data set complete?"
         ) from error
-    image = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
-    if image is None:
-        raise FileFormatError(f"{path} is truncated or no image; restore it from the data set's archive")
-    return image.astype(np.uint8, copy=False)
 
 
 def _padded(intrinsics: Sequence) -> NDArray[np.float64]:

@@ -17,6 +17,7 @@ from nuscenes.eval.detection.evaluate import DetectionEval
 from pyquaternion import Quaternion
 
 from mdp_mmdet3d.datasets.conventions import INFO_CLASSES
+from mdp_mmdet3d.errors import MdpError
 from projects.streampetr.metric import ClassSetNuScenesMetric
 
 TOLERANCE = 5e-4
@@ -118,3 +119,46 @@ def test_both_give_the_same_figures(metric_class, detections, mini_nusc, mini_ro
     for name, value in figures.items():
         # A detector's box turns about the vertical of a lidar that is tilted a little, in float32.
         assert found[name] == pytest.approx(value, abs=TOLERANCE, nan_ok=True), name
+
+
+@pytest.fixture
+def evaluate(mini_root, tmp_path):
+    """Function that evaluates boxes by sample token with our metric."""
+    info_file = mini_root / "nuscenes_infos_val.pkl"
+    tokens = [info["token"] for info in mmengine.load(info_file)["data_list"]]
+
+    def run(boxes=(), tokens=tokens, version="v1.0-mini"):
+        metric = ClassSetNuScenesMetric(str(mini_root), str(info_file))
+        metric.version = version
+        results = {token: [{**box, "sample_token": token} for box in boxes] for token in tokens}
+        content = {"meta": dict.fromkeys(("use_camera", "use_lidar", "use_radar", "use_map", "use_external"), True)}
+        mmengine.dump({**content, "results": results}, tmp_path / "results.json")
+        return metric._evaluate_single(str(tmp_path / "results.json"), ["car", "traffic_cone"])
+
+    return run, tokens
+
+
+def test_no_box_at_all_evaluates_to_zero_as_the_devkit_defines_it(evaluate) -> None:
+    found = {name.rpartition("/")[2]: value for name, value in evaluate[0]().items()}
+    assert all(found[name] == 0.0 for name in ("mAP", "NDS", "mAP_set", "NDS_set", "car_AP_dist_0.5"))
+    assert found["mATE"] == found["car_trans_err"] == 1.0
+    assert np.isnan(found["traffic_cone_vel_err"])
+
+
+def test_one_box_far_off_gives_the_same_names_and_figures(evaluate) -> None:
+    far = dict(translation=[0.0, 0, 0], size=[1.0, 1, 1], rotation=[1.0, 0, 0, 0], velocity=[0.0, 0])
+    far |= dict(detection_name="car", detection_score=0.1, attribute_name="vehicle.parked")
+    none, one = evaluate[0](), evaluate[0]([far])
+    assert none.keys() == one.keys()
+    for name, value in one.items():
+        assert none[name] == pytest.approx(value, nan_ok=True), name
+
+
+def test_what_the_devkit_refuses_is_said(evaluate) -> None:
+    run, tokens = evaluate
+    box = dict(translation=[0.0, 0, 0], size=[1.0, 1, 1], rotation=[1.0, 0, 0, 0], velocity=[0.0, 0])
+    box |= dict(detection_name="car", detection_score=0.1, attribute_name="")
+    with pytest.raises(MdpError, match=r"which has 2 frames .*all frames of the split"):
+        run([box], tokens[1:])
+    with pytest.raises(MdpError, match=r"ground truth is not public.*submit_nuscenes"):
+        run([box], version="v1.0-test")

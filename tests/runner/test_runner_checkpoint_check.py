@@ -7,9 +7,10 @@ import logging
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.optim import CosineAnnealingLR
 from torch import nn
 
-from mdp_mmdet3d.checkpoint.check import check_resume, check_start, described, meta_of, plan_hash_of
+from mdp_mmdet3d.checkpoint.check import check_resume, check_schedule, check_start, described, meta_of, plan_hash_of
 from mdp_mmdet3d.errors import FileFormatError, StructureMismatchError
 from mdp_mmdet3d.runner.plan_hook import add_plan_hook
 
@@ -93,3 +94,20 @@ def test_a_training_gets_the_hook_once() -> None:
     config = Config(dict(custom_hooks=None))
     add_plan_hook(config)
     assert config.custom_hooks == [dict(type="PlanHook")]
+
+
+def schedule(steps: int, kind=CosineAnnealingLR):
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
+    return [kind(optimizer, T_max=steps, by_epoch=False, end=steps)]
+
+
+def test_a_training_is_not_resumed_by_another_schedule_than_its_config_states() -> None:
+    saved = schedule(100)
+    for scheduler in saved:
+        scheduler.step()
+    content = {"param_schedulers": [scheduler.state_dict() for scheduler in saved]}
+    check_schedule(content, schedule(100), "x.pth")
+    with pytest.raises(StructureMismatchError, match=r"(?s)another schedule.*T_max: 100 in the checkpoint, 200 in the"):
+        check_schedule(content, schedule(200), "x.pth")
+    with pytest.raises(StructureMismatchError, match="1 schedulers in the checkpoint, 0 in the config"):
+        check_schedule(content, [], "x.pth")

@@ -1,20 +1,26 @@
 """Pruning for another device: its table and its validations count, nothing that this machine measures does."""
 
+import dataclasses
 import json
 
 import pytest
+from mmengine.config import Config
 from rich.console import Console
 
 from mdp_mmdet3d.adapters import InputShape, trace_space
 from mdp_mmdet3d.errors import FileFormatError, MdpError, StructureMismatchError
 from mdp_mmdet3d.latency import LatencyTable, NotMeasuredError, entries_of, smallest_structure
 from mdp_mmdet3d.latency.backends.fake import FakeBackend
+from mdp_mmdet3d.latency.backends.staircases import ONNXRUNTIME_CPU
 from mdp_mmdet3d.latency.measure import measure_latency
+from mdp_mmdet3d.latency.sampling import check_interpolable
 from mdp_mmdet3d.report.summary import print_summary, print_target_steps
 from mdp_mmdet3d.runner.job import PruneJob
 from mdp_mmdet3d.runner.settings import PruneSettings
+from mdp_mmdet3d.runner.steps import find_space
 from mdp_mmdet3d.runner.target import load_target_table, target_model, target_networks
 from mdp_mmdet3d.surgery.plan import PruningPlan
+from projects.streampetr.adapter import StreamPETRAdapter
 
 
 @pytest.fixture(scope="module")
@@ -217,3 +223,38 @@ def test_one_disturbed_measurement_does_not_spoil_the_fit(tmp_path, table_path, 
         search.correct({engine: factor * ms for engine, ms in once.items()})
         assert search.dense_predicted_ms == pytest.approx(expected * sum(once.values()))
     assert search.corrections == 4
+
+
+def test_a_validation_on_another_device_is_refused(tmp_path, table_path, space):
+    table = LatencyTable.load(table_path)
+    validation = fps_json(tmp_path / "fps.json", None, 1, 1)
+    for host, backend, message in (
+        ({"processor": "Xeon"}, {}, "processor: 'Xeon' and 'Orin'"),
+        ({}, {"device": "Orin", "library": "tensorrt"}, "runtime: 'tensorrt' and 'fake'"),
+        ({}, {"threads": 8}, "threads: 8 and 1"),
+    ):
+        change(validation, lambda data, h=host, b=backend: data.update(host=h, backend=b))
+        with pytest.raises(StructureMismatchError, match=f"not of one device.*{message}"):
+            target_networks(tmp_path, space, table, validation)
+    change(validation, lambda data: data.update(host={"processor": "Orin"}, backend={}))
+    assert len(target_networks(tmp_path, space, table, validation)) == 1
+
+
+@pytest.mark.parametrize("ms", [-4.0, 0.0, float("nan"), float("inf")])
+def test_latencies_that_are_none_are_refused(tmp_path, table_path, space, ms):
+    with pytest.raises(FileFormatError, match="not a latency"):
+        target_networks(tmp_path, space, LatencyTable.load(table_path), fps_json(tmp_path / "f.json", None, ms, 1))
+
+
+def test_channels_that_cannot_be_priced_are_named_before_anything_is_measured(tiny_model, settings):
+    odd = dataclasses.replace(settings.space_options, channel_multiple=7)
+    with pytest.raises(MdpError, match=r"may keep 7 channels.*channel_multiple be a multiple of 4"):
+        check_interpolable(trace_space(tiny_model, InputShape(6, 64, 192), odd), ONNXRUNTIME_CPU)
+    check_interpolable(trace_space(tiny_model, InputShape(6, 64, 192), settings.space_options), ONNXRUNTIME_CPU)
+
+
+def test_nothing_left_to_prune_is_said(tiny_model, tmp_path):
+    settings = PruneSettings(input_size=(64, 192), freeze=("*",))
+    adapter = StreamPETRAdapter(Config(), InputShape(6, 64, 192))
+    with pytest.raises(MdpError, match="nothing of StreamPETR is left to prune"):
+        find_space(adapter, tiny_model, settings, tmp_path / "space.json", print)

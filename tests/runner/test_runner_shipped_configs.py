@@ -124,3 +124,15 @@ def test_one_data_set_has_one_identity_however_it_is_spelled(elsewhere, monkeypa
         monkeypatch.setenv("NUSCENES_ROOT", root)
         found.add(adapter_of(read_config(ROOT / "configs/streampetr_mdp.py"), InputShape(6, 64, 176)).data_identity())
     assert found == {str(elsewhere / "data/nuscenes/nuscenes_infos_train.pkl")}
+
+
+def test_other_data_at_the_same_path_are_other_data(tmp_path) -> None:
+    dataset = dict(data_root=str(tmp_path), ann_file="infos.pkl")
+    config = Config(
+        dict(model=dict(type="A"), importance_dataloader=dict(dataset=dict(type="Repeat", dataset=dataset)))
+    )
+    found = []
+    for content in (b"one", b"two", b"one"):
+        (tmp_path / "infos.pkl").write_bytes(content)
+        found.append(SingleGraph(config, InputShape(6, 64, 176)).data_identity())
+    assert found[0] == found[2] != found[1] and found[0].startswith("infos.pkl@")

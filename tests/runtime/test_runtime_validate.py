@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +24,9 @@ from mdp_mmdet3d.runtime.validate import Requirement, judge, validate
 from ..numerics import EPS, LAYER, NETWORK, assert_close
 
 ROOT = Path(__file__).resolve().parents[2]
+_spec = importlib.util.spec_from_file_location("validate_fps", ROOT / "tools/validate_fps.py")
+validate_fps = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(validate_fps)
 
 
 class FakeRunner:
@@ -95,7 +100,9 @@ def camera_frames(manifest, number=2):
         camera = np.diag([1260.0, 1260.0, 1.0, 1.0])
         camera[:2, 2] = 800.0 + index, 450.0
         calibration[name] = camera
-    extrinsics = {name: np.eye(4) + 0.01 * index for index, name in enumerate(manifest.camera_names)}
+    extrinsics = {name: np.eye(4) for name in manifest.camera_names}
+    for index, name in enumerate(manifest.camera_names):
+        extrinsics[name][:3, 3] = 0.01 * index
     return [
         CameraFrame(
             images={name: pattern(rng, height, width) for name in manifest.camera_names},
@@ -253,3 +260,56 @@ def test_prev_exists_input_makes_the_first_frame_exact(deployed_model, stream, t
     )
     runner.reset()
     assert_close(runner.run(stream[0]).cls_scores, expected.cls_scores, LAYER)
+
+
+def test_intrinsics_of_three_rows_are_padded_and_others_named(tiny_deployment):
+    manifest = DeploymentManifest.load(tiny_deployment)
+    raw = camera_frames(manifest, 1)[0]
+    small = replace(raw, intrinsics={name: matrix[:3, :3] for name, matrix in raw.intrinsics.items()})
+    np.testing.assert_array_equal(preprocess(small, manifest).intrinsics, preprocess(raw, manifest).intrinsics)
+    for what, value in (("intrinsics", np.eye(4)[:2]), ("intrinsics", None), ("lidar2cam", np.full((4, 4), np.nan))):
+        wrong = replace(raw, **{what: {**getattr(raw, what), "CAM_BACK": value}})
+        with pytest.raises(DeploymentError, match=f"{what} of CAM_BACK at 0.0 s"):
+            preprocess(wrong, manifest)
+
+
+@pytest.mark.parametrize("value", ["false", 1, None])
+def test_a_flag_in_a_drive_that_is_no_boolean_is_named(tiny_deployment, tmp_path, value):
+    write_drive(tmp_path, camera_frames(DeploymentManifest.load(tiny_deployment)))
+    data = json.loads((tmp_path / "drive.json").read_text())
+    data["frames"][1]["prev_exists"] = value
+    (tmp_path / "drive.json").write_text(json.dumps(data))
+    with pytest.raises(FileFormatError, match=r"frame 1 of .*prev_exists is"):
+        list(load_drive(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--predicted-ms", "-4"), "must be positive"),
+        (("--predicted-ms", "0"), "must be positive"),
+        (("--predicted-ms", "nan"), "must be positive"),
+        (("--num-frames", "1000000000000"), "timed frames must be in"),
+        (("--threads", "100000"), "threads must be in"),
+        (("--fps", "nan"), "must be positive"),
+        (("--json", "/dev/full"), "/dev/full: it is a device"),
+        (("--json", "FILE/fps.json"), "is a file, not a folder"),
+    ],
+)
+def test_bad_command_lines_fail_before_the_run(tiny_deployment, tmp_path, monkeypatch, capsys, arguments, message):
+    (tmp_path / "FILE").write_text("mine")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["validate_fps", str(tiny_deployment), "--fps", "1", *arguments])
+    assert validate_fps.main() == 2
+    assert message in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["FILE"]
+
+
+def test_a_stop_is_one_line(tiny_deployment, monkeypatch, capsys):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(validate_fps, "validate", stop)
+    monkeypatch.setattr(sys, "argv", ["validate_fps", str(tiny_deployment), "--fps", "1"])
+    assert validate_fps.main() == 130
+    assert capsys.readouterr().err.strip() == "stopped; nothing was written"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import importlib.util
 import os
 import sys
@@ -11,16 +12,17 @@ from pathlib import Path
 import pytest
 import torch
 from mmdet3d.registry import MODELS
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.logging import MessageHub
 
-from mdp_mmdet3d.checkpoint.load import read_checkpoint
+from mdp_mmdet3d.checkpoint.read import read_checkpoint
 from mdp_mmdet3d.errors import FileFormatError, StructureMismatchError
 from projects.streampetr.checkpoint import (
     AWML_CLASSES,
     CONSTANTS,
     OFFICIAL_CLASSES,
     convert_awml,
+    fold_colour_order,
     load_checkpoint,
     load_state_dict,
 )
@@ -143,8 +145,8 @@ def test_what_a_checkpoint_holds_instead_of_weights_is_said(tmp_path: Path) -> N
     weights = {"a": torch.zeros(2), "b": torch.zeros(2)}
     for content, message in (
         (
-            {"model": weights, "epoch": 3},
-            r"no entry state_dict and is no .*: it holds model \(2 tensors\), epoch \(int\)",
+            {"other": weights, "epoch": 3},
+            r"no entry state_dict and is no .*: it holds other \(2 tensors\), epoch \(int\)",
         ),
         ({"state_dict": [1, 2], "epoch": 3}, r"its entry state_dict is no state dict: it is a list"),
         ({"state_dict": {}}, r"its entry state_dict is no state dict: it holds nothing"),
@@ -261,3 +263,99 @@ def test_conversion_tool_refuses_another_model(build_small, tmp_path: Path, conv
     assert convert(source, target, "--config", config) == 2
     assert "is of another model" in capsys.readouterr().err
     assert not target.exists()
+
+
+def prefixed(state: dict, prefix: str) -> dict[str, torch.Tensor]:
+    return {prefix + key: value for key, value in state.items()}
+
+
+def zeros(state: dict) -> dict[str, torch.Tensor]:
+    return {key: torch.zeros_like(value) for key, value in state.items()}
+
+
+def ema(state: dict) -> dict[str, torch.Tensor]:
+    return {"ema_" + key.replace(".", "_"): value for key, value in state.items()}
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda s: {"model": s, "epoch": 3},
+        lambda s: {"module": s},
+        lambda s: {"model_state_dict": s},
+        lambda s: {"state_dict": prefixed(s, "module.module.")},
+        lambda s: {"state_dict": prefixed(s, "_orig_mod.")},
+        lambda s: {"state_dict": prefixed(s, "architecture.")},
+        lambda s: {"state_dict": prefixed(s, "student.") | prefixed(zeros(s), "teacher.")},
+        lambda s: {"state_dict": prefixed(s, "module.") | {"steps": torch.tensor(7)}},
+        lambda s: {"ema_state_dict": prefixed(s, "module.") | {"steps": torch.tensor(7)}},
+        lambda s: {"state_dict": s, "ema_state_dict": zeros(s)},
+        lambda s: {"state_dict": s | ema(zeros(s))},
+        lambda s: {"state_dict": s | prefixed(zeros(s), "ema_")},
+        lambda s: {"state_dict": ema(s)},
+    ],
+)
+def test_files_of_other_makers(build_small, tmp_path: Path, wrap) -> None:
+    target = build_small()
+    state = {key: value for key, value in full_state(target).items() if key in target.state_dict()}
+    torch.save(wrap(state), tmp_path / "x.pth")
+    load_checkpoint(target, tmp_path / "x.pth")
+    for key, value in target.state_dict().items():
+        assert torch.equal(state[key], value), key
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_files_load_and_the_model_keeps_its_own_constants(build_small, tmp_path: Path, dtype) -> None:
+    target = build_small()
+    source = full_state(target)
+    constants = {key: value.clone() for key, value in target.state_dict().items() if key in CONSTANTS}
+    state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in source.items()}
+    torch.save({"state_dict": state}, tmp_path / "x.pth")
+    load_checkpoint(target, tmp_path / "x.pth")
+    assert all(torch.equal(target.state_dict()[key], value) for key, value in constants.items())
+    key = "img_backbone.conv1.weight"
+    torch.testing.assert_close(target.state_dict()[key], source[key], rtol=1e-2, atol=1e-3)
+    assert target.state_dict()[key].dtype == torch.float32
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(build_small, tmp_path: Path, value) -> None:
+    state = full_state(build_small())
+    state["img_backbone.conv1.weight"] = state["img_backbone.conv1.weight"].clone()
+    state["img_backbone.conv1.weight"][0, 0, 0, 0] = value
+    torch.save({"state_dict": state}, tmp_path / "x.pth")
+    with pytest.raises(FileFormatError, match=r"img_backbone\.conv1\.weight holds 1 of \d+ values that are NaN or inf"):
+        load_checkpoint(build_small(), tmp_path / "x.pth")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "git-lfs pointer"),
+        (b"\n<!DOCTYPE html>\n<html>", "web page"),
+        (b"", "is empty"),
+    ],
+)
+def test_what_is_taken_for_a_checkpoint_is_named(tmp_path: Path, content, message) -> None:
+    (tmp_path / "x.pth").write_bytes(content)
+    with pytest.raises(FileFormatError, match=rf"x\.pth {message}|x\.pth is a {message}"):
+        read_checkpoint(tmp_path / "x.pth")
+
+
+def test_a_pickle_is_refused_by_the_name_of_its_types_and_read_if_trusted(build_small, tmp_path: Path, convert) -> None:
+    source, copy = tmp_path / "x.pth", tmp_path / "copy.pth"
+    meta = {"config": ConfigDict(a=1), "time": datetime.datetime(2026, 1, 1)}
+    torch.save({"state_dict": full_state(build_small()), "meta": meta}, source)
+    with pytest.raises(FileFormatError, match=r"ConfigDict.*datetime\.datetime.*--trust") as error:
+        read_checkpoint(source)
+    assert "\x1b" not in str(error.value)
+    assert convert(source, copy, "--trust") == 0
+    load_checkpoint(build_small(), copy)
+
+
+def test_colour_order_is_folded_into_the_first_convolution(build_small) -> None:
+    model = build_small()
+    images = torch.randn(1, 3, 64, 96)
+    expected = model.img_backbone(images)[0]
+    model.load_state_dict(fold_colour_order(model.state_dict()))
+    torch.testing.assert_close(model.img_backbone(images.flip(1))[0], expected, rtol=1e-4, atol=1e-4)

@@ -37,6 +37,9 @@ def test_every_sample_is_there_and_the_best_500_boxes_stay(tmp_path) -> None:
     (dict(detection_name="lorry"), "devkit refuses"),
     (dict(translation=[float("nan"), 0.0, 0.0]), "devkit refuses|is not finite"),
     (dict(velocity=[float("inf"), 0.0]), "is not finite"),
+    (dict(size=[0.0, 4.6, 1.7]), "has the size .* must be positive"),
+    (dict(detection_score=1.2), "has the score 1.2"),
+    (dict(rotation=[0.0, 0.0, 0.0, 0.0]), "has the rotation .* no unit quaternion"),
 ])  # fmt: skip
 def test_what_the_server_would_refuse_is_refused_and_nothing_is_left(tmp_path, wrong, message) -> None:
     with pytest.raises(FileFormatError, match=message):

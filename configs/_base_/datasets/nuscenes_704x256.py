@@ -80,7 +80,7 @@ val_dataloader = dict(
 test_dataloader = val_dataloader
 
 val_evaluator = dict(
-    type="NuScenesMetric",
+    type="ClassSetNuScenesMetric",
     data_root=data_root,
     ann_file=data_root + "/nuscenes_infos_val.pkl",
     metric="bbox",

@@ -34,7 +34,7 @@ def write_mini_nuscenes(
 ) -> Path:
     """Write a miniature nuScenes in the devkit's schema, with MMDetection3D's info files.
 
-    Everything is written to ``OUT.part``, which becomes ``OUT`` at the end.
+    Everything is written to a hidden folder beside it, which becomes ``OUT`` at the end.
 
     Args:
         out: Folder to make.
@@ -52,7 +52,7 @@ def write_mini_nuscenes(
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())) and not overwrite:
         raise MdpError(f"{out} exists and is not empty; choose another folder, or replace it with --overwrite")
-    part = out.with_name(out.name + ".part")
+    part = out.with_name(f".{out.name}.mdp-part")
     if part.exists():
         shutil.rmtree(part)
     for channel in (*CAMERAS, LIDAR):
