@@ -1,0 +1,107 @@
+"""Which operators read what a module gave: followed through one forward pass."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Container, Iterator
+from typing import Any
+
+from torch import Tensor
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+CallPath = tuple[tuple[str, int], ...]
+"""Modules from the outermost call to this one, each with the number of its earlier calls by the same caller."""
+
+
+def tensors_of(tree: Any) -> Iterator[Tensor]:
+    """Tensors in nested tuples, lists and dictionaries."""
+    return (leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor))
+
+
+class DataFlow(TorchDispatchMode):
+    """Follows values, the contents of storages between two writes, through every operator that runs.
+
+    Attributes:
+        outputs: Values that each call returned.
+        inputs: Values that each call was given.
+        changes_inputs: Modules that write into something that was made outside of them.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.outputs: dict[CallPath, tuple[int, ...]] = {}
+        self.inputs: dict[CallPath, tuple[int, ...]] = {}
+        self.changes_inputs: set[str] = set()
+        self._readers: dict[int, set[CallPath]] = defaultdict(set)
+        self._value_in: dict[int, int] = {}
+        self._born_in: dict[int, CallPath] = {}
+        self._values = 0
+        self._path: CallPath = ()
+
+    def enter(self, path: CallPath, arguments: Any) -> CallPath:
+        """A call begins; returns its caller's path, to be handed to `leave`."""
+        caller, self._path = self._path, path
+        self.inputs[path] = tuple(self._value(tensor) for tensor in tensors_of(arguments))
+        return caller
+
+    def leave(self, caller: CallPath, output: Any) -> None:
+        """The call that is running ends."""
+        self.outputs[self._path] = tuple(self._value(tensor) for tensor in tensors_of(output))
+        self._path = caller
+
+    def is_read(self, path: CallPath, recorded: Container[CallPath]) -> bool:
+        """Whether an operator outside of the calls in ``recorded`` reads what the call at ``path`` returned."""
+        return path not in self.outputs or any(
+            not any(reader[:depth] in recorded for depth in range(1, len(reader) + 1))
+            for value in self.outputs[path]
+            for reader in self._readers[value]
+        )
+
+    def readers(self, path: CallPath) -> set[str]:
+        """Innermost modules of the operators that read what the call at ``path`` returned; empty for none of a module."""
+        found = {reader for value in self.outputs[path] for reader in self._readers[value] if reader != path}
+        return {reader[-1][0] if reader else "" for reader in found}
+
+    def __torch_dispatch__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        taken = list(tensors_of((args, kwargs)))
+        for tensor in taken:
+            self._readers[self._value(tensor)].add(self._path)
+        storages = {_storage(tensor) for tensor in taken}
+        output = func(*args, **kwargs)
+        for tensor in self._written(func, args, kwargs):
+            self._note_write(_storage(tensor))
+        for tensor in tensors_of(output):
+            if _storage(tensor) not in storages:
+                self._new_value(_storage(tensor), born=True)
+        return output
+
+    def _written(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Tensor]:
+        for i, argument in enumerate(func._schema.arguments):
+            if argument.alias_info is not None and argument.alias_info.is_write:
+                yield from tensors_of(args[i] if i < len(args) else kwargs.get(argument.name))
+
+    def _note_write(self, storage: int) -> None:
+        born = self._born_in.get(storage, ())
+        for depth in range(1, len(self._path) + 1):
+            if born[:depth] != self._path[:depth]:
+                self.changes_inputs.add(self._path[depth - 1][0])
+        self._new_value(storage)
+
+    def _new_value(self, storage: int, born: bool = False) -> int:
+        self._values += 1
+        self._value_in[storage] = self._values
+        if born:
+            self._born_in[storage] = self._path
+        return self._values
+
+    def _value(self, tensor: Tensor) -> int:
+        storage = _storage(tensor)
+        return self._value_in.get(storage) or self._new_value(storage)
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata

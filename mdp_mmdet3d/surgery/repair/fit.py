@@ -1,0 +1,149 @@
+"""Refit one layer of a pruned model to the dense model's outputs, if that helps on frames that it was not fitted to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mdp_mmdet3d.errors import MdpError
+from mdp_mmdet3d.surgery.repair.layers import Layer
+from mdp_mmdet3d.surgery.repair.moments import Moments
+from mdp_mmdet3d.surgery.repair.replay import Observed, Replay
+from mdp_mmdet3d.surgery.repair.settings import LayerRepair
+from mdp_mmdet3d.surgery.repair.targets import Target, grid_of
+
+EXACT = 1e-6  # a relative error below it is rounding
+CHECKED_SAMPLES = 256  # on which the changed module is run again
+CHECK_TOLERANCE = 1e-2  # relative to the change of the outputs
+
+
+class _OtherShape(Exception):
+    """An output of the pruned layer has another shape than the dense one's."""
+
+
+@dataclass
+class _Probe:
+    """One call, kept to run the module again: does it do what its kind says?"""
+
+    inputs: Tensor
+    where: Tensor
+    x: Tensor
+    output: Tensor
+
+
+def fit_layer(
+    layer: Layer,
+    replay: Replay,
+    targets: Mapping[int, Sequence[Target]],
+    pairs: Mapping[int, int],
+    calls: int,
+    held_out: Callable[[int, int], Tensor],
+    ridge: float,
+) -> LayerRepair:
+    """Change the layer's weights where that helps; else leave them as they are and say why.
+
+    Args:
+        layer: Of the pruned model.
+        replay: Of the pruned model, whose earlier layers are settled.
+        targets: Of this layer, by frame.
+        pairs: Dense call by call of the pruned layer, see `pairs_of`.
+        calls: How often a frame runs it.
+        held_out: Mask of the samples (frame, count) that judge the fit.
+        ridge: See `Moments.solve`.
+
+    Raises:
+        MdpError: An input or output is not finite.
+    """
+    kind = type(layer.module).__name__
+    if not pairs:
+        return LayerRepair(layer.name, kind, calls, left="its calls cannot be paired with the dense model's")
+    device = layer.module.weight.device if layer.module.weight is not None else "cpu"
+    fitted, judged = (Moments(*layer.shape, device=device) for _ in range(2))
+    probe: list[_Probe] = []
+    shapes_differ = False
+    for index, frame_targets in targets.items():
+        try:
+            _collect(layer, replay, index, frame_targets, pairs, calls, held_out, fitted, judged, probe)
+        except _OtherShape:
+            shapes_differ = True
+    fitted.reduce()
+    judged.reduce()
+    if shapes_differ or fitted.count == 0:
+        return LayerRepair(layer.name, kind, calls, left="the dense model's output has another shape")
+    before = fitted.error(centred=layer.to_norm), judged.error(centred=layer.to_norm)
+
+    def result(after: tuple[float, float], left: str = "") -> LayerRepair:
+        pair = (before[0], after[0]), (before[1], after[1])
+        return LayerRepair(layer.name, kind, calls, fitted.count, layer.shape[1], *pair, left)
+
+    if max(before) < EXACT:
+        return result(before, "it equals the dense model's")
+    weight = layer.bounded(fitted.solve(ridge, layer.centred))
+    constant = fitted.constant(weight) if layer.centred else None
+    after = tuple(moments.error(weight, constant, centred=layer.to_norm) for moments in (fitted, judged))
+    if not after[1] < before[1]:
+        return result(after, "no better on held-out frames")
+    saved = {name: getattr(layer.module, name).detach().clone() for name in layer.tensors}
+    layer.change(weight, torch.zeros_like(fitted.mean_r) if constant is None else constant)
+    if not all(_does(layer, each, weight, constant) for each in probe[:1]):
+        for name, tensor in saved.items():
+            getattr(layer.module, name).data.copy_(tensor)
+        return result(after, f"this {kind} is not the linear map that its class stands for")
+    return result(after)
+
+
+def _collect(
+    layer: Layer,
+    replay: Replay,
+    index: int,
+    targets: Sequence[Target],
+    pairs: Mapping[int, int],
+    calls: int,
+    held_out: Callable[[int, int], Tensor],
+    fitted: Moments,
+    judged: Moments,
+    probe: list[_Probe],
+) -> None:
+    ordinal = 0
+
+    def on_call(observed: Observed) -> None:
+        nonlocal ordinal
+        ordinal += 1
+        partner = pairs.get(ordinal - 1)
+        if partner is None or partner >= len(targets):
+            return
+        target = targets[partner]
+        if grid_of(layer, observed.output) != target.grid:
+            raise _OtherShape
+        x = layer.inputs(observed.inputs, observed.output, target.where)
+        output = layer.outputs(observed.output, target.where)
+        if not bool(x.isfinite().all() and output.isfinite().all()):
+            raise MdpError(
+                f"repair: {layer.name} of the pruned model takes or gives values that are not finite in calibration "
+                f"batch {index}; check the checkpoint and the data, or switch repair off with prune.repair=False"
+            )
+        t = layer.grouped(target.rows)
+        r = t - layer.grouped(output)
+        mask = held_out(index, x.shape[1]).to(x.device)
+        for moments, chosen in ((fitted, ~mask), (judged, mask)):
+            moments.add(x[:, chosen], r[:, chosen], t[:, chosen])
+        if not probe:
+            some = slice(0, CHECKED_SAMPLES)
+            probe.append(_Probe(observed.inputs.clone(), target.where[some], x[:, some].clone(), output[some].clone()))
+
+    replay.run(index, {layer.name}, on_call, calls)
+
+
+def _does(layer: Layer, probe: _Probe, weight: Tensor, constant: Tensor | None) -> bool:
+    """Whether the changed module's outputs changed as those of a linear map do."""
+    with torch.no_grad():
+        found = layer.grouped(layer.outputs(layer.module(probe.inputs), probe.where) - probe.output).double()
+    expected = probe.x.double() @ weight.mT
+    if constant is not None and layer.has_constant:
+        expected = expected + constant[:, None]
+    scale = max(float(expected.abs().max()), 1e-4 * float(probe.output.abs().max()), 1e-12)
+    half = layer.module.weight is not None and layer.module.weight.dtype in (torch.float16, torch.bfloat16)
+    return float((found - expected).abs().max()) <= (10 if half else 1) * CHECK_TOLERANCE * scale
