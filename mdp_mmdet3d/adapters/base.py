@@ -208,7 +208,7 @@ class Adapter(ABC):
     def calibration_frames(self, model: nn.Module, count: int, stride: int = 1) -> list[Frame]:
         """Unlabelled frames of the importance data as functions that run one batch through a dense or pruned model.
 
-        Equal calls give equal frames. A model with a memory is given the dense model's, so that the two can be compared.
+        Equal calls give equal frames. A model with a memory is given the dense model's, so that both can be compared.
 
         Args:
             model: The dense model in evaluation mode.

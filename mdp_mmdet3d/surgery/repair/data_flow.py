@@ -59,7 +59,7 @@ class DataFlow(TorchDispatchMode):
         )
 
     def readers(self, path: CallPath) -> set[str]:
-        """Innermost modules of the operators that read what the call at ``path`` returned; empty for none of a module."""
+        """Innermost modules of the operators that read what the call at ``path`` returned; "" for the caller."""
         found = {reader for value in self.outputs[path] for reader in self._readers[value] if reader != path}
         return {reader[-1][0] if reader else "" for reader in found}
 

@@ -94,12 +94,15 @@ class LinearLayer(Layer):
 
     @property
     def shape(self) -> tuple[int, int, int]:
+        """See `Layer.shape`."""
         return 1, self.module.weight.shape[1], self.module.weight.shape[0]
 
     def inputs(self, x: Tensor, output: Tensor, where: Tensor) -> Tensor:
+        """See `Layer.inputs`."""
         return x.reshape(-1, x.shape[-1]).index_select(0, where).float()[None]
 
     def change(self, weight: Tensor, constant: Tensor) -> None:
+        """See `Layer.change`."""
         _add(self.module.weight, weight[0])
         if self.module.bias is not None:
             _add(self.module.bias, constant[0])
@@ -114,19 +117,23 @@ class ConvLayer(Layer):
 
     @property
     def transposed(self) -> bool:
+        """Whether it is a transposed convolution."""
         return isinstance(self.module, (nn.ConvTranspose1d, nn.ConvTranspose2d))
 
     @property
     def kept_axis(self) -> int:  # type: ignore[override]
+        """See `Layer.kept_axis`."""
         return 1 if self.transposed else 0
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        conv = self.module
-        area = math.prod(conv.kernel_size)
-        return conv.groups, conv.in_channels // conv.groups * area, conv.out_channels // conv.groups
+        """See `Layer.shape`."""
+        groups, (first, second, *kernel) = self.module.groups, self.module.weight.shape
+        inputs, outputs = (first // groups, second) if self.transposed else (second, first // groups)
+        return groups, inputs * math.prod(kernel), outputs
 
     def inputs(self, x: Tensor, output: Tensor, where: Tensor) -> Tensor:
+        """See `Layer.inputs`."""
         conv, groups = self.module, self.module.groups
         kernel, dilation = conv.kernel_size, conv.dilation
         x, grid = self._padded(x), output.shape[2:]
@@ -159,6 +166,7 @@ class ConvLayer(Layer):
         return F.pad(stretched, amounts)
 
     def change(self, weight: Tensor, constant: Tensor) -> None:
+        """See `Layer.change`."""
         conv = self.module
         groups, _, outputs = self.shape
         taps = weight.reshape(groups, outputs, -1, *conv.kernel_size)
@@ -174,13 +182,16 @@ class NormLayer(Layer):
 
     @property
     def channel_axis(self) -> int:  # type: ignore[override]
+        """See `Layer.channel_axis`."""
         return 1 if isinstance(self.module, nn.GroupNorm) else -1
 
     @property
     def shape(self) -> tuple[int, int, int]:
+        """See `Layer.shape`."""
         return len(self.module.weight), 1, 1
 
     def inputs(self, x: Tensor, output: Tensor, where: Tensor) -> Tensor:
+        """See `Layer.inputs`."""
         norm = self.module
         if isinstance(norm, nn.GroupNorm):
             plain = F.group_norm(x, norm.num_groups, eps=norm.eps)
@@ -189,6 +200,7 @@ class NormLayer(Layer):
         return self.grouped(self.outputs(plain, where))
 
     def change(self, weight: Tensor, constant: Tensor) -> None:
+        """See `Layer.change`."""
         _add(self.module.weight, weight.flatten())
         if self.module.bias is not None:
             _add(self.module.bias, constant.flatten())
@@ -204,30 +216,37 @@ class BatchNormLayer(Layer):
 
     @property
     def shape(self) -> tuple[int, int, int]:
+        """See `Layer.shape`."""
         return len(self.module.running_mean), 1, 1
 
     @property
     def has_constant(self) -> bool:
+        """See `Layer.has_constant`."""
         return True
 
     @property
     def tensors(self) -> tuple[str, ...]:
+        """See `Layer.tensors`."""
         return ("running_mean", "running_var")
 
     @property
     def kept(self) -> str:
+        """See `Layer.kept`."""
         return "running_mean"
 
     def inputs(self, x: Tensor, output: Tensor, where: Tensor) -> Tensor:
+        """See `Layer.inputs`."""
         rows = self.outputs(output, where)
         return self.grouped(rows if self.module.bias is None else rows - self.module.bias.float())
 
     def bounded(self, weight: Tensor) -> Tensor:
+        """See `Layer.bounded`."""
         gain = self.module.weight
         alive = torch.ones(self.shape[0]) if gain is None else gain.detach().abs() > 1e-4 * gain.detach().abs().max()
         return torch.where(alive.to(weight.device)[:, None, None], weight.clamp(-0.5, 1.0), torch.zeros_like(weight))
 
     def change(self, weight: Tensor, constant: Tensor) -> None:
+        """See `Layer.change`."""
         norm = self.module
         gain = norm.running_mean.new_ones(self.shape[0]) if norm.weight is None else norm.weight.detach()
         gain, deviation = gain.double(), (norm.running_var.double() + norm.eps).sqrt()

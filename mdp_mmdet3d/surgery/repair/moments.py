@@ -25,7 +25,12 @@ class Moments:
 
         self.count = 0
         self.mean_x, self.mean_r, self.mean_t = zeros(inputs), zeros(outputs), zeros(outputs)
-        self.xx, self.xr, self.rr, self.tt = zeros(inputs, inputs), zeros(inputs, outputs), zeros(outputs), zeros(outputs)
+        self.xx, self.xr, self.rr, self.tt = (
+            zeros(inputs, inputs),
+            zeros(inputs, outputs),
+            zeros(outputs),
+            zeros(outputs),
+        )
 
     def add(self, x: Tensor, r: Tensor, t: Tensor) -> None:
         """Add samples: X (G, P, D), R and T (G, P, K)."""

@@ -112,7 +112,8 @@ class Replay:
     ) -> None:
         self.model, self.frames = model, frames
         self._cache_bytes, self._used_bytes = cache_bytes, 0
-        self._settled: set[str] = set()
+        self._sites, self._settled = set(sites), set[str]()
+        self._clean = True  # nothing that may still change has run in this frame
         self._cache: dict[int, dict[CallPath, _Stored]] = {index: {} for index in frames}
         self._flow: DataFlow | None = None
         self._tracing: DataFlow | None = None
@@ -167,7 +168,7 @@ class Replay:
 
     def _run(self, index: int, names: Collection[str] | None, on_call: Callable[[Observed], None], calls: int) -> None:
         self._index, self._watched, self._on_call, self._left = index, names, on_call, calls
-        self._stack = [_Level(())]
+        self._stack, self._clean = [_Level(())], True
         try:
             with torch.no_grad():
                 self.frames[index](self.model)
@@ -197,7 +198,8 @@ class Replay:
                 self._stack.pop()
                 if inside is not None and self._tracing:
                     self._tracing.leave(inside, output)
-                if self._is_settled(name):
+                self._clean &= name not in self._sites or name in self._settled
+                if self._clean and self._sites_in[name] <= self._settled:
                     self._record(path, name, output)
             level.last = name
             if self._on_call is not None and (self._watched is None or name in self._watched):
@@ -210,10 +212,6 @@ class Replay:
             return output
 
         return call
-
-    def _is_settled(self, name: str) -> bool:
-        sites = self._sites_in[name]
-        return bool(sites) and sites <= self._settled
 
     def _record(self, path: CallPath, name: str, output: Any) -> None:
         if self._flow is None or name in self._flow.changes_inputs:

@@ -103,18 +103,27 @@ class RepairReport:
 
     layers: tuple[LayerRepair, ...]
 
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form."""
+        return {"layers": [layer.to_dict() for layer in self.layers]}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> RepairReport:
+        """Inverse of `to_dict`."""
+        return cls(tuple(LayerRepair.from_dict(layer) for layer in data["layers"]))
+
     @property
     def refitted(self) -> tuple[LayerRepair, ...]:
         """Layers that were changed."""
         return tuple(layer for layer in self.layers if not layer.left)
 
     def summary(self) -> dict[str, Any]:
-        """For the report: counts, the median error before and after, and the layers."""
+        """For ``report.json``: counts, the median relative error before and after, and every layer."""
         pairs = [layer.held_out for layer in self.refitted if layer.held_out is not None]
         medians = [sorted(values)[len(values) // 2] for values in zip(*pairs)]
         return {
-            "layers": len(self.layers),
             "refitted": len(self.refitted),
-            "held_out_error": dict(zip(("before", "after"), medians)),
-            "details": [layer.to_dict() for layer in self.layers],
+            "left": len(self.layers) - len(self.refitted),
+            "median_held_out_error": dict(zip(("before", "after"), medians)),
+            **self.to_dict(),
         }

@@ -1,4 +1,4 @@
-"""Repair: refit what is left of a pruned model to what the dense model computed, layer after layer, without training."""
+"""Repair: refit the layers of a pruned model, one after the other, to what the dense model computed; no training."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mdp_mmdet3d.surgery.repair.layers import BatchNormLayer, Layer, layer_of
 from mdp_mmdet3d.surgery.repair.moments import is_distributed
 from mdp_mmdet3d.surgery.repair.replay import Call, Frame, Observed, Replay
 from mdp_mmdet3d.surgery.repair.settings import LayerRepair, RepairReport, RepairSettings
-from mdp_mmdet3d.surgery.repair.store import RepairStore
+from mdp_mmdet3d.surgery.repair.store import RepairStore, put
 from mdp_mmdet3d.surgery.repair.targets import Sampling, pairs_of, record_targets
 
 HELD_OUT_EVERY = 4  # one batch in so many judges the fit
@@ -128,8 +128,7 @@ class _Repair:
                     layer, done = self.layers[name], finished[name]
                     if done is not None:
                         result, tensors = done
-                        for key, tensor in tensors.items():
-                            getattr(layer.module, key).data.copy_(tensor)
+                        put(layer.module, tensors)
                     else:
                         result = fit_layer(
                             layer,
@@ -146,7 +145,10 @@ class _Repair:
                     self.on_layer(len(results), len(order))
         kinds = dict(self.pruned.named_modules())
         never = [LayerRepair(name, type(kinds[name]).__name__, left=reason) for name, reason in self.left.items()]
-        return RepairReport((*results, *never))
+        report = RepairReport((*results, *never))
+        if self.store is not None:
+            self.store.finish(report)
+        return report
 
     def _trace(self, replay: Replay) -> tuple[dict[str, list[Call]], dict[str, int], DataFlow]:
         """Calls of the layers in the order of the first, and how many positions their outputs have in a frame."""
@@ -223,8 +225,8 @@ def _layers(model: nn.Module) -> tuple[dict[str, Layer], dict[str, str]]:
 def _check_same(dense: nn.Module, pruned: nn.Module, plan: PruningPlan) -> None:
     """The pruned model must have the shapes that the plan leaves of the dense one."""
     masks = keep_masks(dense, plan)
-    tensors = dense.state_dict()
-    for name, tensor in pruned.state_dict().items():
+    tensors = dict((*dense.named_parameters(), *dense.named_buffers()))
+    for name, tensor in (*pruned.named_parameters(), *pruned.named_buffers()):  # shared modules by their first name
         expected = list(tensors[name].shape) if name in tensors else []
         for axis, mask in masks.get(name, {}).items():
             expected[axis] = int(mask.sum())
@@ -233,5 +235,3 @@ def _check_same(dense: nn.Module, pruned: nn.Module, plan: PruningPlan) -> None:
                 f"repair: {name} of the pruned model has shape {tuple(tensor.shape)}, the plan leaves "
                 f"{tuple(expected) if name in tensors else 'nothing of that name'}; cut the model with this plan first"
             )
-
-
