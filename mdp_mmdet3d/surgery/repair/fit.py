@@ -11,11 +11,13 @@ from torch import Tensor
 from mdp_mmdet3d.errors import MdpError
 from mdp_mmdet3d.surgery.repair.layers import Layer
 from mdp_mmdet3d.surgery.repair.moments import Moments
+from mdp_mmdet3d.surgery.repair.processes import anywhere, failing_together
 from mdp_mmdet3d.surgery.repair.replay import Observed, Replay
 from mdp_mmdet3d.surgery.repair.settings import LayerRepair
 from mdp_mmdet3d.surgery.repair.targets import Target, grid_of
 
 EXACT = 1e-6  # a relative error below it is rounding
+RIDGE_STEPS, RIDGE_FACTOR = 4, 5.0  # firmer and firmer, as long as that is better on held-out samples
 CHECKED_SAMPLES = 256  # on which the changed module is run again
 CHECK_TOLERANCE = 1e-2  # relative to the change of the outputs
 
@@ -63,36 +65,57 @@ def fit_layer(
     device = layer.module.weight.device if layer.module.weight is not None else "cpu"
     fitted, judged = (Moments(*layer.shape, device=device) for _ in range(2))
     probe: list[_Probe] = []
-    shapes_differ = False
-    for index, frame_targets in targets.items():
-        try:
-            _collect(layer, replay, index, frame_targets, pairs, calls, held_out, fitted, judged, probe)
-        except _OtherShape:
-            shapes_differ = True
+    problem = ""
+    with failing_together():
+        for index, frame_targets in targets.items():
+            try:
+                _collect(layer, replay, index, frame_targets, pairs, calls, held_out, fitted, judged, probe)
+            except _OtherShape:
+                problem = "the dense model's output has another shape"
     fitted.reduce()
     judged.reduce()
-    if shapes_differ or fitted.count == 0:
-        return LayerRepair(layer.name, kind, calls, left="the dense model's output has another shape")
+    if anywhere(bool(problem)) or fitted.count == 0:
+        return LayerRepair(layer.name, kind, calls, left=problem or "no samples of it can be compared")
+    samples = fitted.count
     before = fitted.error(centred=layer.to_norm), judged.error(centred=layer.to_norm)
 
     def result(after: tuple[float, float], left: str = "") -> LayerRepair:
         pair = (before[0], after[0]), (before[1], after[1])
-        return LayerRepair(layer.name, kind, calls, fitted.count, layer.shape[1], *pair, left)
+        return LayerRepair(layer.name, kind, calls, samples, layer.shape[1], *pair, left)
 
     if max(before) < EXACT:
         return result(before, "it equals the dense model's")
-    weight = layer.bounded(fitted.solve(ridge, layer.centred))
-    constant = fitted.constant(weight) if layer.centred else None
-    after = tuple(moments.error(weight, constant, centred=layer.to_norm) for moments in (fitted, judged))
+    after, firmness = _firmness(layer, fitted, judged, ridge)
     if not after[1] < before[1]:
         return result(after, "no better on held-out frames")
+    # How firm to hold is known; the samples that told it are worth as much as the others.
+    fitted.merge(judged)
+    weight, constant = _solution(layer, fitted, firmness)
     saved = {name: getattr(layer.module, name).detach().clone() for name in layer.tensors}
     layer.change(weight, torch.zeros_like(fitted.mean_r) if constant is None else constant)
-    if not all(_does(layer, each, weight, constant) for each in probe[:1]):
+    if anywhere(not all(_does(layer, each, weight, constant) for each in probe)):
         for name, tensor in saved.items():
             getattr(layer.module, name).data.copy_(tensor)
         return result(after, f"this {kind} is not the linear map that its class stands for")
     return result(after)
+
+
+def _firmness(layer: Layer, fitted: Moments, judged: Moments, ridge: float) -> tuple[tuple[float, float], float]:
+    """Errors on fitted and held-out samples, and the ridge: firmer than asked for where that is better held out."""
+    best = (float("inf"), float("inf")), ridge
+    for step in range(RIDGE_STEPS):
+        tried = ridge * RIDGE_FACTOR**step
+        solution = _solution(layer, fitted, tried)
+        errors = tuple(moments.error(*solution, centred=layer.to_norm) for moments in (fitted, judged))
+        if not errors[1] < best[0][1]:
+            break
+        best = (errors[0], errors[1]), tried
+    return best
+
+
+def _solution(layer: Layer, moments: Moments, ridge: float) -> tuple[Tensor, Tensor | None]:
+    weight = layer.bounded(moments.solve(ridge, layer.centred))
+    return weight, moments.constant(weight) if layer.centred else None
 
 
 def _collect(

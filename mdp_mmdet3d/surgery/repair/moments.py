@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from mdp_mmdet3d.surgery.repair.processes import is_distributed
 
 
 class Moments:
@@ -34,20 +38,30 @@ class Moments:
 
     def add(self, x: Tensor, r: Tensor, t: Tensor) -> None:
         """Add samples: X (G, P, D), R and T (G, P, K)."""
-        count = x.shape[1]
-        if count == 0:
+        if x.shape[1] == 0:
             return
         means = [value.double().mean(dim=1) for value in (x, r, t)]
         x, r, t = (value - mean.to(value.dtype)[:, None] for value, mean in zip((x, r, t), means))
+        sums = (x.mT @ x).double(), (x.mT @ r).double(), *(v.double().square().sum(dim=1) for v in (r, t))
+        self._merge(x.shape[1], means, sums)
+
+    def merge(self, other: Moments) -> None:
+        """Add the samples of another."""
+        if other.count:
+            means = (other.mean_x, other.mean_r, other.mean_t)
+            self._merge(other.count, means, (other.xx, other.xr, other.rr, other.tt))
+
+    def _merge(self, count: int, means: Sequence[Tensor], sums: Sequence[Tensor]) -> None:
+        own = (self.mean_x, self.mean_r, self.mean_t)
+        dx, dr, dt = (mean - mine for mean, mine in zip(means, own))
         between = self.count * count / (self.count + count)
-        dx, dr, dt = (mean - own for mean, own in zip(means, (self.mean_x, self.mean_r, self.mean_t)))
-        self.xx += (x.mT @ x).double() + between * dx[:, :, None] * dx[:, None, :]
-        self.xr += (x.mT @ r).double() + between * dx[:, :, None] * dr[:, None, :]
-        self.rr += r.double().square().sum(dim=1) + between * dr.square()
-        self.tt += t.double().square().sum(dim=1) + between * dt.square()
+        self.xx += sums[0] + between * dx[:, :, None] * dx[:, None, :]
+        self.xr += sums[1] + between * dx[:, :, None] * dr[:, None, :]
+        self.rr += sums[2] + between * dr.square()
+        self.tt += sums[3] + between * dt.square()
         self.count += count
-        for own, difference in ((self.mean_x, dx), (self.mean_r, dr), (self.mean_t, dt)):
-            own += difference * (count / self.count)
+        for mine, difference in zip(own, (dx, dr, dt)):
+            mine += difference * (count / self.count)
 
     def reduce(self) -> None:
         """Make them the moments of the samples of all processes."""
@@ -87,7 +101,11 @@ class Moments:
         scale = diagonal.mean(dim=1)
         # Inputs that do not vary determine nothing.
         hold = torch.where(scale > 0, ridge * scale, torch.ones_like(scale))
-        return torch.linalg.solve(xx + torch.diag_embed(hold[:, None].expand_as(diagonal)), xr).mT
+        gram = xx + torch.diag_embed(hold[:, None].expand_as(diagonal))
+        factor, failed = torch.linalg.cholesky_ex(gram)
+        if bool(failed.any()):  # rounding, where the ridge is tiny
+            return torch.linalg.lstsq(gram, xr).solution.mT
+        return torch.cholesky_solve(xr, factor).mT
 
     def constant(self, weight: Tensor) -> Tensor:
         """What to add to the constants (G, K) along with a change of the weights."""
@@ -116,8 +134,3 @@ class Moments:
         if not reference > 0:
             return 0.0 if wrong <= 0 else float("inf")
         return float((wrong / reference).sqrt())
-
-
-def is_distributed() -> bool:
-    """Whether several processes work together."""
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1

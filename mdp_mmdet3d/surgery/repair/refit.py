@@ -15,7 +15,7 @@ from mdp_mmdet3d.surgery.plan import PruningPlan
 from mdp_mmdet3d.surgery.repair.data_flow import DataFlow
 from mdp_mmdet3d.surgery.repair.fit import fit_layer
 from mdp_mmdet3d.surgery.repair.layers import BatchNormLayer, Layer, layer_of
-from mdp_mmdet3d.surgery.repair.moments import is_distributed
+from mdp_mmdet3d.surgery.repair.processes import failing_together, is_distributed
 from mdp_mmdet3d.surgery.repair.replay import Call, Frame, Observed, Replay
 from mdp_mmdet3d.surgery.repair.settings import LayerRepair, RepairReport, RepairSettings
 from mdp_mmdet3d.surgery.repair.store import RepairStore, put
@@ -123,7 +123,8 @@ class _Repair:
                 finished = {name: self.store.load(name) if self.store else None for name in wave}
                 missing = [self.layers[name] for name in wave if finished[name] is None]
                 counts = {layer.name: len(dense_calls[layer.name]) for layer in missing}
-                targets = record_targets(dense, missing, self.kept, counts, self.own, sampling) if missing else {}
+                with failing_together():
+                    targets = record_targets(dense, missing, self.kept, counts, self.own, sampling) if missing else {}
                 for name in wave:
                     layer, done = self.layers[name], finished[name]
                     if done is not None:

@@ -119,7 +119,7 @@ class Replay:
         self._tracing: DataFlow | None = None
         self._stack: list[_Level] = []
         self._index = 0
-        self._watched: Collection[str] = ()
+        self._watched: Collection[str] | None = ()
         self._on_call: Callable[[Observed], None] | None = None
         self._left = 0
         self._patched: list[nn.Module] = []

@@ -88,8 +88,8 @@ def record_targets(
             grid = grid_of(layer, observed.output)
             where = sampling.where(name, index, len(targets), torch.Size(grid).numel()).to(observed.output.device)
             rows = layer.outputs(observed.output, where)
-            if kept[name] is not None:
-                rows = rows.index_select(1, kept[name].to(rows.device))
+            if (stays := kept[name]) is not None:
+                rows = rows.index_select(1, stays.to(rows.device))
             if not bool(rows.isfinite().all()):
                 raise MdpError(
                     f"repair: the dense model's {name} gives values that are not finite in calibration batch {index}; "
