@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Container, Iterator
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -26,6 +27,9 @@ class DataFlow(TorchDispatchMode):
         outputs: Values that each call returned.
         inputs: Values that each call was given.
         changes_inputs: Modules that write into something that was made outside of them.
+        sums: For values that were added to another of the same shape, how many calls had ended by then.
+        times: How many calls had ended before each call did.
+        ended: How many calls have ended.
     """
 
     def __init__(self) -> None:
@@ -33,6 +37,9 @@ class DataFlow(TorchDispatchMode):
         self.outputs: dict[CallPath, tuple[int, ...]] = {}
         self.inputs: dict[CallPath, tuple[int, ...]] = {}
         self.changes_inputs: set[str] = set()
+        self.sums: dict[int, int] = {}
+        self.times: dict[CallPath, int] = {}
+        self.ended = 0
         self._readers: dict[int, set[CallPath]] = defaultdict(set)
         self._value_in: dict[int, int] = {}
         self._born_in: dict[int, CallPath] = {}
@@ -48,7 +55,9 @@ class DataFlow(TorchDispatchMode):
     def leave(self, caller: CallPath, output: Any) -> None:
         """The call that is running ends."""
         self.outputs[self._path] = tuple(self._value(tensor) for tensor in tensors_of(output))
+        self.times[self._path] = self.ended
         self._path = caller
+        self.ended += 1
 
     def is_read(self, path: CallPath, recorded: Container[CallPath]) -> bool:
         """Whether an operator outside of the calls in ``recorded`` reads what the call at ``path`` returned."""
@@ -70,6 +79,9 @@ class DataFlow(TorchDispatchMode):
         taken = list(tensors_of((args, kwargs)))
         for tensor in taken:
             self._readers[self._value(tensor)].add(self._path)
+        if is_sum(func, args, kwargs):
+            for tensor in args:
+                self.sums.setdefault(self._value(tensor), self.ended)
         storages = {_storage(tensor) for tensor in taken}
         output = func(*args, **kwargs)
         for tensor in self._written(func, args, kwargs):
@@ -101,6 +113,45 @@ class DataFlow(TorchDispatchMode):
     def _value(self, tensor: Tensor) -> int:
         storage = _storage(tensor)
         return self._value_in.get(storage) or self._new_value(storage)
+
+
+class SumWatch(TorchDispatchMode):
+    """Sees the sums that outputs of watched modules enter.
+
+    Args:
+        on_sum: Called with the name under which an operand was announced, and the sum.
+    """
+
+    def __init__(self, on_sum: Callable[[str, Tensor], None]) -> None:
+        super().__init__()
+        self._on_sum = on_sum
+        self._waiting: dict[int, tuple[str, Tensor]] = {}
+
+    def announce(self, name: str, operand: Tensor) -> None:
+        """Wait for the sum that ``operand`` enters next."""
+        self._waiting[_storage(operand)] = name, operand  # held, or another storage could get its number
+
+    def __torch_dispatch__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        found = None
+        if self._waiting and is_sum(func, args, kwargs or {}):
+            found = next((key for key in map(_storage, args) if key in self._waiting), None)
+        output = func(*args, **(kwargs or {}))
+        if found is not None and self._waiting[found][1].shape == output.shape:
+            self._on_sum(self._waiting.pop(found)[0], output)
+        return output
+
+
+def is_sum(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether an operator adds two tensors of one shape."""
+    return (
+        func in (torch.ops.aten.add.Tensor, torch.ops.aten.add_.Tensor)
+        and kwargs.get("alpha", 1) == 1
+        and len(args) == 2
+        and all(isinstance(tensor, Tensor) for tensor in args)
+        and args[0].shape == args[1].shape
+    )
 
 
 def _storage(tensor: Tensor) -> int:

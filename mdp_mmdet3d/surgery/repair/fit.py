@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from mdp_mmdet3d.errors import MdpError
-from mdp_mmdet3d.surgery.repair.layers import Layer
+from mdp_mmdet3d.surgery.repair.layers import Layer, ResidualLayer
 from mdp_mmdet3d.surgery.repair.moments import Moments
 from mdp_mmdet3d.surgery.repair.processes import anywhere, failing_together
-from mdp_mmdet3d.surgery.repair.replay import Observed, Replay
+from mdp_mmdet3d.surgery.repair.replay import Replay
 from mdp_mmdet3d.surgery.repair.settings import LayerRepair
 from mdp_mmdet3d.surgery.repair.targets import Target, grid_of
 
@@ -33,7 +33,6 @@ class _Probe:
     inputs: Tensor
     where: Tensor
     x: Tensor
-    output: Tensor
 
 
 def fit_layer(
@@ -62,7 +61,7 @@ def fit_layer(
     kind = type(layer.module).__name__
     if not pairs:
         return LayerRepair(layer.name, kind, calls, left="its calls cannot be paired with the dense model's")
-    device = layer.module.weight.device if layer.module.weight is not None else "cpu"
+    device = next(iter(layer.tensors.values())).device
     fitted, judged = (Moments(*layer.shape, device=device) for _ in range(2))
     probe: list[_Probe] = []
     problem = ""
@@ -91,11 +90,12 @@ def fit_layer(
     # How firm to hold is known; the samples that told it are worth as much as the others.
     fitted.merge(judged)
     weight, constant = _solution(layer, fitted, firmness)
-    saved = {name: getattr(layer.module, name).detach().clone() for name in layer.tensors}
+    saved = {name: tensor.clone() for name, tensor in layer.tensors.items()}
+    outputs = [_rows(layer, each) for each in probe]
     layer.change(weight, torch.zeros_like(fitted.mean_r) if constant is None else constant)
-    if anywhere(not all(_does(layer, each, weight, constant) for each in probe)):
-        for name, tensor in saved.items():
-            getattr(layer.module, name).data.copy_(tensor)
+    if anywhere(not all(_does(layer, each, rows, weight, constant) for each, rows in zip(probe, outputs))):
+        for name, tensor in layer.tensors.items():
+            tensor.copy_(saved[name])
         return result(after, f"this {kind} is not the linear map that its class stands for")
     return result(after)
 
@@ -131,42 +131,56 @@ def _collect(
     probe: list[_Probe],
 ) -> None:
     ordinal = 0
+    kept_inputs: list[Tensor] = []
 
-    def on_call(observed: Observed) -> None:
+    def add(inputs: Tensor, output: Tensor) -> None:
         nonlocal ordinal
         ordinal += 1
         partner = pairs.get(ordinal - 1)
         if partner is None or partner >= len(targets):
             return
         target = targets[partner]
-        if grid_of(layer, observed.output) != target.grid:
+        if grid_of(layer, output) != target.grid:
             raise _OtherShape
-        x = layer.inputs(observed.inputs, observed.output, target.where)
-        output = layer.outputs(observed.output, target.where)
-        if not bool(x.isfinite().all() and output.isfinite().all()):
+        x, rows = layer.inputs(inputs, output, target.where), layer.outputs(output, target.where)
+        if not bool(x.isfinite().all() and rows.isfinite().all()):
             raise MdpError(
                 f"repair: {layer.name} of the pruned model takes or gives values that are not finite in calibration "
                 f"batch {index}; check the checkpoint and the data, or switch repair off with prune.repair=False"
             )
         t = layer.grouped(target.rows)
-        r = t - layer.grouped(output)
+        r = t - layer.grouped(rows)
         mask = held_out(index, x.shape[1]).to(x.device)
         for moments, chosen in ((fitted, ~mask), (judged, mask)):
             moments.add(x[:, chosen], r[:, chosen], t[:, chosen])
         if not probe:
             some = slice(0, CHECKED_SAMPLES)
-            probe.append(_Probe(observed.inputs.clone(), target.where[some], x[:, some].clone(), output[some].clone()))
+            probe.append(_Probe(inputs.clone(), target.where[some], x[:, some].clone()))
 
-    replay.run(index, {layer.name}, on_call, calls)
+    if isinstance(layer, ResidualLayer):
+        replay.run(
+            index,
+            {layer.map.name},
+            lambda observed: kept_inputs.append(observed.inputs),
+            2,
+            {layer.name: layer.last},
+            lambda name, output: add(kept_inputs[-1], output),
+        )
+    else:
+        replay.run(index, {layer.name}, lambda observed: add(observed.inputs, observed.output), calls)
 
 
-def _does(layer: Layer, probe: _Probe, weight: Tensor, constant: Tensor | None) -> bool:
-    """Whether the changed module's outputs changed as those of a linear map do."""
+def _rows(layer: Layer, probe: _Probe) -> Tensor:
     with torch.no_grad():
-        found = layer.grouped(layer.outputs(layer.module(probe.inputs), probe.where) - probe.output).double()
+        return layer.grouped(layer.outputs(layer.run(probe.inputs), probe.where)).double()
+
+
+def _does(layer: Layer, probe: _Probe, before: Tensor, weight: Tensor, constant: Tensor | None) -> bool:
+    """Whether the changed module's outputs changed as those of a linear map do."""
+    found = _rows(layer, probe) - before
     expected = probe.x.double() @ weight.mT
     if constant is not None and layer.has_constant:
         expected = expected + constant[:, None]
-    scale = max(float(expected.abs().max()), 1e-4 * float(probe.output.abs().max()), 1e-12)
-    half = layer.module.weight is not None and layer.module.weight.dtype in (torch.float16, torch.bfloat16)
+    scale = max(float(expected.abs().max()), 1e-4 * float(before.abs().max()), 1e-12)
+    half = next(iter(layer.tensors.values())).dtype in (torch.float16, torch.bfloat16)
     return float((found - expected).abs().max()) <= (10 if half else 1) * CHECK_TOLERANCE * scale

@@ -48,9 +48,10 @@ class Layer(ABC):
         return getattr(self.module, "bias", None) is not None
 
     @property
-    def tensors(self) -> tuple[str, ...]:
-        """Names, in the module, of what a fit changes."""
-        return ("weight", "bias") if getattr(self.module, "bias", None) is not None else ("weight",)
+    def tensors(self) -> dict[str, Tensor]:
+        """What a fit changes, by its name in the model."""
+        names = ("weight", "bias") if getattr(self.module, "bias", None) is not None else ("weight",)
+        return {f"{self.name}.{name}": getattr(self.module, name).data for name in names}
 
     @property
     def kept(self) -> str:
@@ -79,6 +80,10 @@ class Layer(ABC):
     def bounded(self, weight: Tensor) -> Tensor:
         """A change of the weights, no larger than makes sense."""
         return weight
+
+    def run(self, x: Tensor) -> Tensor:
+        """Outputs of what a fit changes."""
+        return self.module(x)
 
     @abstractmethod
     def change(self, weight: Tensor, constant: Tensor) -> None:
@@ -225,9 +230,9 @@ class BatchNormLayer(Layer):
         return True
 
     @property
-    def tensors(self) -> tuple[str, ...]:
+    def tensors(self) -> dict[str, Tensor]:
         """See `Layer.tensors`."""
-        return ("running_mean", "running_var")
+        return {f"{self.name}.{name}": getattr(self.module, name) for name in ("running_mean", "running_var")}
 
     @property
     def kept(self) -> str:
@@ -239,21 +244,94 @@ class BatchNormLayer(Layer):
         rows = self.outputs(output, where)
         return self.grouped(rows if self.module.bias is None else rows - self.module.bias.float())
 
+    @property
+    def gain(self) -> Tensor:
+        """Of every channel, in float64."""
+        norm = self.module
+        return torch.ones_like(norm.running_mean).double() if norm.weight is None else norm.weight.data.double()
+
+    @property
+    def alive(self) -> Tensor:
+        """Channels whose inputs show in the outputs."""
+        return self.gain.abs() > 1e-3 * self.gain.abs().max()
+
     def bounded(self, weight: Tensor) -> Tensor:
         """See `Layer.bounded`."""
-        gain = self.module.weight
-        alive = torch.ones(self.shape[0]) if gain is None else gain.detach().abs() > 1e-4 * gain.detach().abs().max()
-        return torch.where(alive.to(weight.device)[:, None, None], weight.clamp(-0.5, 1.0), torch.zeros_like(weight))
+        return weight.clamp(-0.5, 1.0) * self.alive.to(weight)[:, None, None]
 
     def change(self, weight: Tensor, constant: Tensor) -> None:
         """See `Layer.change`."""
-        norm = self.module
-        gain = norm.running_mean.new_ones(self.shape[0]) if norm.weight is None else norm.weight.detach()
-        gain, deviation = gain.double(), (norm.running_var.double() + norm.eps).sqrt()
-        scale, alive = 1 + weight.flatten(), gain.abs() > 1e-4 * gain.abs().max()
-        shift = torch.where(alive, constant.flatten() * deviation / (gain * scale), torch.zeros_like(deviation))
+        norm, gain, alive = self.module, self.gain, self.alive
+        deviation = (norm.running_var.double() + norm.eps).sqrt()
+        scale, constant = 1 + weight.flatten(), constant.flatten()
+        shift = torch.where(alive, constant * deviation / (gain * scale), torch.zeros_like(deviation))
         _add(norm.running_mean, -shift)
         norm.running_var.copy_(((deviation / scale).square() - norm.eps).clamp(min=0))
+
+
+@dataclass
+class ResidualLayer(Layer):
+    """The last layer of a residual branch, and the batch norm behind it, fitted once more, to the sum that they enter.
+
+    So the branch makes up for what the other side of the sum lacks: a removed block, or a shortcut that lost channels.
+    """
+
+    map: LinearLayer | ConvLayer = None  # type: ignore[assignment]
+    norm: BatchNormLayer | None = None
+
+    @classmethod
+    def of(cls, layer: LinearLayer | ConvLayer, norm: BatchNormLayer | None) -> ResidualLayer:
+        """For a layer, and the batch norm behind it if there is one."""
+        return cls(f"{layer.name} (sum)", layer.module, map=layer, norm=norm)
+
+    @property
+    def last(self) -> str:
+        """Module whose output enters the sum."""
+        return self.map.name if self.norm is None else self.norm.name
+
+    @property
+    def channel_axis(self) -> int:  # type: ignore[override]
+        """See `Layer.channel_axis`."""
+        return self.map.channel_axis
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """See `Layer.shape`."""
+        return self.map.shape
+
+    @property
+    def has_constant(self) -> bool:
+        """See `Layer.has_constant`."""
+        return self.norm is not None or self.map.has_constant
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """See `Layer.tensors`."""
+        return self.map.tensors if self.norm is None else {**self.map.tensors, **self.norm.tensors}
+
+    def inputs(self, x: Tensor, output: Tensor, where: Tensor) -> Tensor:
+        """See `Layer.inputs`."""
+        return self.map.inputs(x, output, where)
+
+    def run(self, x: Tensor) -> Tensor:
+        """See `Layer.run`."""
+        return self.map.run(x) if self.norm is None else self.norm.run(self.map.run(x))
+
+    def bounded(self, weight: Tensor) -> Tensor:
+        """See `Layer.bounded`."""
+        if self.norm is None:
+            return weight
+        return weight * self.norm.alive.to(weight).reshape(*weight.shape[:2], 1)
+
+    def change(self, weight: Tensor, constant: Tensor) -> None:
+        """See `Layer.change`."""
+        if self.norm is None:
+            self.map.change(weight, constant)
+            return
+        gain = self.norm.gain / (self.norm.module.running_var.double() + self.norm.module.eps).sqrt()
+        scale = torch.where(self.norm.alive, 1 / gain, torch.zeros_like(gain)).reshape(*weight.shape[:2], 1)
+        self.map.change(weight * scale, torch.zeros_like(constant))
+        self.norm.change(torch.zeros_like(constant).reshape(-1, 1, 1), constant.reshape(-1, 1))
 
 
 def layer_of(name: str, module: nn.Module) -> Layer | None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
@@ -14,7 +15,7 @@ from mdp_mmdet3d.surgery.apply import check_fits, keep_masks
 from mdp_mmdet3d.surgery.plan import PruningPlan
 from mdp_mmdet3d.surgery.repair.data_flow import DataFlow
 from mdp_mmdet3d.surgery.repair.fit import fit_layer
-from mdp_mmdet3d.surgery.repair.layers import BatchNormLayer, Layer, layer_of
+from mdp_mmdet3d.surgery.repair.layers import BatchNormLayer, ConvLayer, Layer, LinearLayer, ResidualLayer, layer_of
 from mdp_mmdet3d.surgery.repair.processes import failing_together, is_distributed
 from mdp_mmdet3d.surgery.repair.replay import Call, Frame, Observed, Replay
 from mdp_mmdet3d.surgery.repair.settings import LayerRepair, RepairReport, RepairSettings
@@ -78,6 +79,26 @@ def repair(
             module.training = mode
 
 
+@dataclass
+class _Trace:
+    """What one frame runs.
+
+    Attributes:
+        calls: Of every layer, in the order of the first.
+        positions: In the outputs of a layer.
+        flow: Of its tensors.
+    """
+
+    calls: dict[str, list[Call]] = field(default_factory=lambda: defaultdict(list))
+    positions: Counter[str] = field(default_factory=Counter)
+    flow: DataFlow = field(default_factory=DataFlow)
+
+    def sum_of(self, name: str) -> int | None:
+        """When the output of a layer that runs once enters a sum; None if it does not."""
+        calls = self.calls.get(name, ())
+        return self.flow.sums.get(self.flow.outputs[calls[0].path][0]) if len(calls) == 1 else None
+
+
 class _Repair:
     def __init__(
         self,
@@ -102,48 +123,48 @@ class _Repair:
 
     def run(self) -> RepairReport:
         available = dict(enumerate(self.frames))
-        sites = set(self.layers)
         cache_bytes = round(self.settings.memory_gb * (1 - TARGET_SHARE) * 1e9)
-        with Replay(self.dense, available) as dense, Replay(self.pruned, available, sites, cache_bytes) as pruned:
-            dense_calls, positions, _ = self._trace(dense)
-            pruned_calls, _, flow = self._trace(pruned)
-            order = [name for name in pruned_calls if name in dense_calls]
-            self._mark_batch_norms(order, pruned_calls, flow)
-            for name in self.layers:
-                if name not in pruned_calls:
-                    self.left[name] = "no calibration frame runs it"
-                elif name not in dense_calls:
-                    self.left[name] = "no calibration frame runs it in the dense model"
+        with (
+            Replay(self.dense, available) as dense,
+            Replay(self.pruned, available, set(self.layers), cache_bytes) as pruned,
+        ):
+            theirs, ours = self._trace(dense), self._trace(pruned)
+            steps = self._steps(theirs, ours)
             sampling = Sampling(self.settings.seed)
-            for name in order:
-                total = positions[name] * len(self.frames)
-                sampling.rate[name] = min(1.0, self.settings.positions / total)
+            for step in steps:
+                total = theirs.positions[_map(step)] * len(self.frames)
+                sampling.rate[step.name] = min(1.0, self.settings.positions / total)
+            last_step = {name: i for i, step in enumerate(steps) for name in _modules(step)}
             results: list[LayerRepair] = []
-            for wave in self._waves(order, positions, sampling):
-                finished = {name: self.store.load(name) if self.store else None for name in wave}
-                missing = [self.layers[name] for name in wave if finished[name] is None]
-                counts = {layer.name: len(dense_calls[layer.name]) for layer in missing}
+            for wave in self._waves(steps, theirs.positions, sampling):
+                finished = {step.name: self.store.load(step.name) if self.store else None for step in wave}
+                missing = [step for step in wave if finished[step.name] is None]
+                counts = {step.name: len(theirs.calls[_map(step)]) for step in missing}
                 with failing_together():
                     targets = record_targets(dense, missing, self.kept, counts, self.own, sampling) if missing else {}
-                for name in wave:
-                    layer, done = self.layers[name], finished[name]
+                for step in wave:
+                    done = finished[step.name]
                     if done is not None:
                         result, tensors = done
-                        put(layer.module, tensors)
+                        put(self.pruned, tensors)
                     else:
+                        pairs = pairs_of(theirs.calls[_map(step)], ours.calls[_map(step)])
+                        count = len(ours.calls[_map(step)])
                         result = fit_layer(
-                            layer,
+                            step,
                             pruned,
-                            targets.pop(name),
-                            pairs_of(dense_calls[name], pruned_calls[name]),
-                            len(pruned_calls[name]),
+                            targets.pop(step.name),
+                            pairs,
+                            count,
                             self._held_out,
                             self.settings.ridge,
                         )
-                        self._keep(layer, result)
-                    pruned.settle(name)
+                        self._keep(step, result)
+                    for name in _modules(step):
+                        if last_step[name] == len(results):
+                            pruned.settle(name)
                     results.append(result)
-                    self.on_layer(len(results), len(order))
+                    self.on_layer(len(results), len(steps))
         kinds = dict(self.pruned.named_modules())
         never = [LayerRepair(name, type(kinds[name]).__name__, left=reason) for name, reason in self.left.items()]
         report = RepairReport((*results, *never))
@@ -151,19 +172,48 @@ class _Repair:
             self.store.finish(report)
         return report
 
-    def _trace(self, replay: Replay) -> tuple[dict[str, list[Call]], dict[str, int], DataFlow]:
-        """Calls of the layers in the order of the first, and how many positions their outputs have in a frame."""
-        calls: dict[str, list[Call]] = defaultdict(list)
-        positions: Counter[str] = Counter()
+    def _trace(self, replay: Replay) -> _Trace:
+        """Run one frame to see what runs when."""
+        trace = _Trace()
 
         def on_call(observed: Observed) -> None:
             name, output = observed.call.name, observed.output
             if name in self.layers and isinstance(output, Tensor):
-                calls[name].append(observed.call)
-                positions[name] += output.numel() // output.shape[self.layers[name].channel_axis]
+                trace.calls[name].append(observed.call)
+                trace.positions[name] += output.numel() // output.shape[self.layers[name].channel_axis]
 
-        flow = replay.trace(0, on_call)
-        return dict(calls), dict(positions), flow
+        trace.flow = replay.trace(0, on_call)
+        return trace
+
+    def _steps(self, theirs: _Trace, ours: _Trace) -> list[Layer]:
+        """Layers in the order in which they first run, and residual sums where they are formed."""
+        for name in self.layers:
+            if name not in ours.calls:
+                self.left[name] = "no calibration frame runs it"
+            elif name not in theirs.calls:
+                self.left[name] = "no calibration frame runs it in the dense model"
+        order = [name for name in ours.calls if name in theirs.calls]
+        self._mark_batch_norms(order, ours.calls, ours.flow)
+        times: list[tuple[float, Layer]] = []
+        for name in order:
+            layer = self.layers[name]
+            first = ours.calls[name][0].path
+            times.append((ours.flow.times[first], layer))
+            if isinstance(layer, (LinearLayer, ConvLayer)) and len(ours.calls[name]) == 1:
+                behind = self._batch_norm_behind(name, ours)
+                step = ResidualLayer.of(layer, behind)
+                met = ours.sum_of(step.last)
+                if met is not None and theirs.sum_of(step.last) is not None and len(theirs.calls[name]) == 1:
+                    times.append((met - 0.5, step))  # behind the last call that had ended by then
+                    self.kept[step.name] = self.kept[name]
+        return [step for _, step in sorted(times, key=lambda each: each[0])]
+
+    def _batch_norm_behind(self, name: str, trace: _Trace) -> BatchNormLayer | None:
+        if not self.layers[name].to_norm:
+            return None
+        norms = trace.flow.readers(trace.calls[name][0].path)
+        norm = self.layers[min(norms)]
+        return norm if len(norms) == 1 and isinstance(norm, BatchNormLayer) else None
 
     def _mark_batch_norms(self, order: Sequence[str], calls: dict[str, list[Call]], flow: DataFlow) -> None:
         """The mean of what a batch norm alone reads does not matter."""
@@ -172,18 +222,18 @@ class _Repair:
             readers = set().union(*(flow.readers(call.path) for call in calls[name]))
             self.layers[name].to_norm = name not in norms and bool(readers) and readers <= norms
 
-    def _waves(self, order: Sequence[str], positions: dict[str, int], sampling: Sampling) -> Iterator[list[str]]:
+    def _waves(self, steps: Sequence[Layer], positions: Mapping[str, int], sampling: Sampling) -> Iterator[list[Layer]]:
         """Layers whose targets fit into memory together."""
         limit = self.settings.memory_gb * TARGET_SHARE * 1e9
-        wave: list[str] = []
+        wave: list[Layer] = []
         used = 0.0
-        for name in order:
-            groups, _, outputs = self.layers[name].shape
-            size = 4.0 * positions[name] * sampling.rate[name] * len(self.own) * groups * outputs
+        for step in steps:
+            groups, _, outputs = step.shape
+            size = 4.0 * positions[_map(step)] * sampling.rate[step.name] * len(self.own) * groups * outputs
             if wave and used + size > limit:
                 yield wave
                 wave, used = [], 0.0
-            wave.append(name)
+            wave.append(step)
             used += size
         if wave:
             yield wave
@@ -195,12 +245,22 @@ class _Repair:
         return torch.arange(count) % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
 
     def _keep(self, layer: Layer, result: LayerRepair) -> None:
-        tensors = {name: getattr(layer.module, name).data for name in layer.tensors} if not result.left else {}
+        tensors = layer.tensors if not result.left else {}
         if is_distributed():
             for tensor in tensors.values():
                 dist.broadcast(tensor, 0)
         if self.store is not None:
             self.store.save(result, tensors)
+
+
+def _map(step: Layer) -> str:
+    """Module whose inputs a step is about."""
+    return step.map.name if isinstance(step, ResidualLayer) else step.name
+
+
+def _modules(step: Layer) -> tuple[str, ...]:
+    """Modules that a step changes."""
+    return tuple({step.map.name, step.last}) if isinstance(step, ResidualLayer) else (step.name,)
 
 
 def _layers(model: nn.Module) -> tuple[dict[str, Layer], dict[str, str]]:

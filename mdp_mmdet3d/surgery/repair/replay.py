@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from mdp_mmdet3d.surgery.repair.data_flow import CallPath, DataFlow, tensors_of
+from mdp_mmdet3d.surgery.repair.data_flow import CallPath, DataFlow, SumWatch, tensors_of
 
 Frame = Callable[[nn.Module], Any]
 """Runs one batch of frames through a model, without labels; equal results for equal weights."""
@@ -122,6 +122,8 @@ class Replay:
         self._watched: Collection[str] | None = ()
         self._on_call: Callable[[Observed], None] | None = None
         self._left = 0
+        self._sums: dict[str, str] = {}
+        self._sum_watch: SumWatch | None = None
         self._patched: list[nn.Module] = []
         modules = dict(model.named_modules())
         names = {module: name for name, module in modules.items()}
@@ -155,10 +157,40 @@ class Replay:
         self._flow = flow
         return flow
 
-    def run(self, index: int, names: Collection[str], on_call: Callable[[Observed], None], calls: int = -1) -> None:
-        """Run a frame until ``names`` were called ``calls`` times, to its end if that never happens or is -1."""
+    def run(
+        self,
+        index: int,
+        names: Collection[str],
+        on_call: Callable[[Observed], None],
+        calls: int = -1,
+        sums: Mapping[str, str] | None = None,
+        on_sum: Callable[[str, Tensor], None] = lambda name, output: None,
+    ) -> None:
+        """Run a frame until ``names`` were called, and ``sums`` met, ``calls`` times, to its end if that never happens.
+
+        Args:
+            index: Of the frame.
+            names: Modules to watch.
+            on_call: Receives every call of them.
+            calls: How many calls and sums there will be; -1: as many as there are.
+            sums: By the name that ``on_sum`` receives, the module whose output enters a sum.
+            on_sum: Receives the sums.
+        """
         recorded = len(self._cache[index])
-        self._run(index, names, on_call, calls)
+        if not sums:
+            self._run(index, names, on_call, calls)
+        else:
+
+            def seen(name: str, output: Tensor) -> None:
+                on_sum(name, output)
+                self._count()
+
+            self._sums, self._sum_watch = {module: name for name, module in sums.items()}, SumWatch(seen)
+            try:
+                with self._sum_watch:
+                    self._run(index, names, on_call, calls)
+            finally:
+                self._sum_watch = None
         if len(self._cache[index]) != recorded:
             self._forget(index)
 
@@ -206,12 +238,17 @@ class Replay:
                 inputs = next(tensors_of((args, kwargs)), None)
                 if inputs is not None:
                     self._on_call(Observed(Call(path, name, before, index), inputs, output))
-                self._left -= 1
-                if self._left == 0:
-                    raise _StopFrame
+                self._count()
+            if self._sum_watch is not None and name in self._sums and isinstance(output, Tensor):
+                self._sum_watch.announce(self._sums[name], output)
             return output
 
         return call
+
+    def _count(self) -> None:
+        self._left -= 1
+        if self._left == 0:
+            raise _StopFrame
 
     def _record(self, path: CallPath, name: str, output: Any) -> None:
         if self._flow is None or name in self._flow.changes_inputs:

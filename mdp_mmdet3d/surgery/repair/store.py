@@ -62,8 +62,8 @@ class RepairStore:
         loaded = {layer.name: self.load(layer.name) for layer in report.refitted}
         if data.get("identity") != self.identity or not all(loaded.values()):
             return None
-        for name, found in loaded.items():
-            put(model.get_submodule(name), found[1] if found else {})
+        for found in loaded.values():
+            put(model, found[1] if found else {})
         return report
 
     def _load(self, path: Path) -> tuple[LayerRepair, dict[str, Tensor]] | None:
@@ -81,7 +81,8 @@ class RepairStore:
         return self.folder / f"{digest(name)}.npz"
 
 
-def put(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Give a module the values of its tensors."""
-    for key, tensor in tensors.items():
-        getattr(module, key).data.copy_(tensor)
+def put(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Give a model the values of some of its tensors."""
+    state = model.state_dict()
+    for name, tensor in tensors.items():
+        state[name].copy_(tensor)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from mdp_mmdet3d.errors import MdpError
-from mdp_mmdet3d.surgery.repair.layers import Layer
+from mdp_mmdet3d.surgery.repair.layers import Layer, ResidualLayer
 from mdp_mmdet3d.surgery.repair.replay import Call, Observed, Replay
 
 
@@ -19,13 +19,13 @@ class Target:
     """Outputs of one call of a dense layer at sampled positions.
 
     Attributes:
-        call: The call.
+        call: The call; None for a sum.
         grid: Shape of the output without its channels.
         where: (P,) positions in the flattened grid.
         rows: (P, C) outputs that are left, in float32.
     """
 
-    call: Call
+    call: Call | None
     grid: tuple[int, ...]
     where: Tensor
     rows: Tensor
@@ -79,15 +79,16 @@ def record_targets(
         MdpError: An output of the dense model is not finite.
     """
     by_name = {layer.name: layer for layer in layers}
+    sums = {layer.name: layer.last for layer in layers if isinstance(layer, ResidualLayer)}
+    watched = {name: calls[name] for name in by_name if name not in sums}
     found: dict[str, dict[int, list[Target]]] = {name: {} for name in by_name}
     for index in indices:
 
-        def on_call(observed: Observed, index: int = index) -> None:
-            name, layer = observed.call.name, by_name[observed.call.name]
-            targets = found[name].setdefault(index, [])
-            grid = grid_of(layer, observed.output)
-            where = sampling.where(name, index, len(targets), torch.Size(grid).numel()).to(observed.output.device)
-            rows = layer.outputs(observed.output, where)
+        def note(name: str, output: Tensor, call: Call | None, index: int = index) -> None:
+            layer, targets = by_name[name], found[name].setdefault(index, [])
+            grid = grid_of(layer, output)
+            where = sampling.where(name, index, len(targets), torch.Size(grid).numel()).to(output.device)
+            rows = layer.outputs(output, where)
             if (stays := kept[name]) is not None:
                 rows = rows.index_select(1, stays.to(rows.device))
             if not bool(rows.isfinite().all()):
@@ -95,9 +96,15 @@ def record_targets(
                     f"repair: the dense model's {name} gives values that are not finite in calibration batch {index}; "
                     "check the checkpoint and the data, or switch repair off with prune.repair=False"
                 )
-            targets.append(Target(observed.call, grid, where, rows))
+            targets.append(Target(call, grid, where, rows))
 
-        replay.run(index, set(by_name), on_call, sum(calls[name] for name in by_name))
+        def on_call(observed: Observed, note: Callable[..., None] = note) -> None:
+            note(observed.call.name, observed.output, observed.call)
+
+        def on_sum(name: str, output: Tensor, note: Callable[..., None] = note) -> None:
+            note(name, output, None)
+
+        replay.run(index, set(watched), on_call, sum(watched.values()) + len(sums), sums, on_sum)
     return found
 
 
