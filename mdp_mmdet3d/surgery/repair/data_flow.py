@@ -134,12 +134,12 @@ class SumWatch(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        found = None
+        entering = []
         if self._waiting and is_sum(func, args, kwargs or {}):
-            found = next((key for key in map(_storage, args) if key in self._waiting), None)
+            entering = [self._waiting.pop(key)[0] for key in map(_storage, args) if key in self._waiting]
         output = func(*args, **(kwargs or {}))
-        if found is not None and self._waiting[found][1].shape == output.shape:
-            self._on_sum(self._waiting.pop(found)[0], output)
+        for name in entering:
+            self._on_sum(name, output)
         return output
 
 
