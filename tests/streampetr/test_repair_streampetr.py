@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import torch
+from torch import nn
 
 from mdp_mmdet3d.adapters import InputShape, trace_space
-from mdp_mmdet3d.surgery.apply import apply_plan
-from mdp_mmdet3d.surgery.plan import PruningPlan
+from mdp_mmdet3d.space.types import DimensionKind, TensorAxis
+from mdp_mmdet3d.surgery.apply import apply_plan, model_digest
+from mdp_mmdet3d.surgery.plan import Cut, PruningPlan
 from mdp_mmdet3d.surgery.repair import RepairSettings, repair
 from projects.streampetr import calibration
+from projects.streampetr.attention import MultiheadAttention
 from projects.streampetr.calibration import calibration_frames
 
 
@@ -62,3 +66,34 @@ def test_a_repaired_detector_is_nearer_to_the_dense_one(tiny_model, tiny_frames,
     assert report["pts_bbox_head.transformer.decoder.post_norm"].calls == 3
     # One module under six names is one layer.
     assert "pts_bbox_head.cls_branches.0.0" in report and "pts_bbox_head.cls_branches.1.0" not in report
+
+
+def test_packed_projections_are_refitted_one_by_one():
+    class Attending(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.before, self.attn = nn.Linear(8, 8), MultiheadAttention(8, 2)
+
+        def forward(self, x):
+            y = self.before(x)
+            return self.attn(x, y, value=x - y)
+
+    torch.manual_seed(0)
+    model = Attending().eval()
+    axis = TensorAxis("attn.in_proj_weight", 0), TensorAxis("attn.in_proj_bias", 0)
+    cut = Cut(DimensionKind.QK_WIDTH, 4, ((0, 1, 3), (0, 2, 3)), axis)
+    keys = Cut(DimensionKind.QK_WIDTH, 4, cut.kept, tuple(replace(member, offset=8) for member in axis))
+    plan = PruningPlan(model_digest(model), {"attn.qk": cut, "attn.keys": keys}, {})
+    pruned = apply_plan(copy.deepcopy(model), plan)
+    pruned.attn.qk_head_dim = 3
+    exact = pruned.attn.in_proj_weight.detach().clone()
+    with torch.no_grad():
+        pruned.attn.in_proj_weight[:6] *= 0.5
+        pruned.attn.in_proj_bias[12:] += 0.3
+    inputs = [torch.randn(4, 20, 8) for _ in range(4)]
+    frames = [lambda net, x=x: net(x) for x in inputs]
+    report = {layer.name: layer for layer in repair(model, pruned, plan, frames, RepairSettings(ridge=1e-7)).layers}
+    torch.testing.assert_close(pruned.attn.in_proj_weight, exact, rtol=1e-3, atol=1e-4)
+    assert report["attn.key"].left == "it equals the dense model's" and report["attn.key"].samples == 240
+    assert report["attn.query"].held_out[0] > 0.3 > 1e-3 > report["attn.query"].held_out[1]
+    assert not report["attn.value"].left and "attn" not in report

@@ -38,7 +38,7 @@ class DataFlow(TorchDispatchMode):
         self.inputs: dict[CallPath, tuple[int, ...]] = {}
         self.changes_inputs: set[str] = set()
         self.sums: dict[int, int] = {}
-        self.times: dict[CallPath, int] = {}
+        self.times: dict[CallPath, float] = {}
         self.ended = 0
         self._readers: dict[int, set[CallPath]] = defaultdict(set)
         self._value_in: dict[int, int] = {}

@@ -90,7 +90,8 @@ class Layer(ABC):
         """Add what `Moments.solve` found to the module."""
 
 
-def _add(tensor: Tensor, change: Tensor) -> None:
+def add_to(tensor: Tensor, change: Tensor) -> None:
+    """Add in float64, in place; the tensor keeps its type."""
     tensor.data.copy_((tensor.data.double() + change.to(tensor.device)).to(tensor.dtype))
 
 
@@ -108,9 +109,9 @@ class LinearLayer(Layer):
 
     def change(self, weight: Tensor, constant: Tensor) -> None:
         """See `Layer.change`."""
-        _add(self.module.weight, weight[0])
+        add_to(self.module.weight, weight[0])
         if self.module.bias is not None:
-            _add(self.module.bias, constant[0])
+            add_to(self.module.bias, constant[0])
 
 
 class ConvLayer(Layer):
@@ -177,9 +178,9 @@ class ConvLayer(Layer):
         taps = weight.reshape(groups, outputs, -1, *conv.kernel_size)
         if self.transposed:  # (G, K, D, ...) to (G * D, K, ...), the kernel read from its end
             taps = taps.transpose(1, 2).flip([*range(3, taps.dim())])
-        _add(conv.weight, taps.reshape(conv.weight.shape))
+        add_to(conv.weight, taps.reshape(conv.weight.shape))
         if conv.bias is not None:
-            _add(conv.bias, constant.flatten())
+            add_to(conv.bias, constant.flatten())
 
 
 class NormLayer(Layer):
@@ -206,9 +207,9 @@ class NormLayer(Layer):
 
     def change(self, weight: Tensor, constant: Tensor) -> None:
         """See `Layer.change`."""
-        _add(self.module.weight, weight.flatten())
+        add_to(self.module.weight, weight.flatten())
         if self.module.bias is not None:
-            _add(self.module.bias, constant.flatten())
+            add_to(self.module.bias, constant.flatten())
 
 
 class BatchNormLayer(Layer):
@@ -265,7 +266,7 @@ class BatchNormLayer(Layer):
         deviation = (norm.running_var.double() + norm.eps).sqrt()
         scale, constant = 1 + weight.flatten(), constant.flatten()
         shift = torch.where(alive, constant * deviation / (gain * scale), torch.zeros_like(deviation))
-        _add(norm.running_mean, -shift)
+        add_to(norm.running_mean, -shift)
         norm.running_var.copy_(((deviation / scale).square() - norm.eps).clamp(min=0))
 
 

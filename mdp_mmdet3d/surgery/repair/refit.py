@@ -17,6 +17,7 @@ from mdp_mmdet3d.surgery.repair.data_flow import DataFlow
 from mdp_mmdet3d.surgery.repair.fit import fit_layer
 from mdp_mmdet3d.surgery.repair.layers import BatchNormLayer, ConvLayer, Layer, LinearLayer, ResidualLayer, layer_of
 from mdp_mmdet3d.surgery.repair.processes import failing_together, is_distributed
+from mdp_mmdet3d.surgery.repair.projections import ProjectionLayer, projections_of, rows_of
 from mdp_mmdet3d.surgery.repair.replay import Call, Frame, Observed, Replay
 from mdp_mmdet3d.surgery.repair.settings import LayerRepair, RepairReport, RepairSettings
 from mdp_mmdet3d.surgery.repair.store import RepairStore, put
@@ -117,16 +118,22 @@ class _Repair:
         masks = keep_masks(dense, plan)
         self.layers, self.left = _layers(pruned)
         self.kept: dict[str, Tensor | None] = {}
+        modules = dict(dense.named_modules())
         for name, layer in self.layers.items():
-            mask = masks.get(f"{name}.{layer.kept}", {}).get(layer.kept_axis)
+            owner = layer.attention if isinstance(layer, ProjectionLayer) else name
+            mask = masks.get(f"{owner}.{layer.kept}", {}).get(layer.kept_axis)
+            if mask is not None and isinstance(layer, ProjectionLayer):
+                mask = mask[rows_of(modules[owner], layer.part)]
             self.kept[name] = None if mask is None else mask.nonzero().flatten()
 
     def run(self) -> RepairReport:
         available = dict(enumerate(self.frames))
         cache_bytes = round(self.settings.memory_gb * (1 - TARGET_SHARE) * 1e9)
+        attentions = {layer.attention for layer in self.layers.values() if isinstance(layer, ProjectionLayer)}
+        sites = {name for layer in self.layers.values() for name in _modules(layer)}
         with (
-            Replay(self.dense, available) as dense,
-            Replay(self.pruned, available, set(self.layers), cache_bytes) as pruned,
+            Replay(self.dense, available, attentions=attentions) as dense,
+            Replay(self.pruned, available, sites, cache_bytes, attentions) as pruned,
         ):
             theirs, ours = self._trace(dense), self._trace(pruned)
             steps = self._steps(theirs, ours)
@@ -165,7 +172,7 @@ class _Repair:
                             pruned.settle(name)
                     results.append(result)
                     self.on_layer(len(results), len(steps))
-        kinds = dict(self.pruned.named_modules())
+        kinds = dict(self.pruned.named_modules()) | {name: layer.module for name, layer in self.layers.items()}
         never = [LayerRepair(name, type(kinds[name]).__name__, left=reason) for name, reason in self.left.items()]
         report = RepairReport((*results, *never))
         if self.store is not None:
@@ -199,7 +206,11 @@ class _Repair:
             layer = self.layers[name]
             first = ours.calls[name][0].path
             times.append((ours.flow.times[first], layer))
-            if isinstance(layer, (LinearLayer, ConvLayer)) and len(ours.calls[name]) == 1:
+            if (
+                isinstance(layer, (LinearLayer, ConvLayer))
+                and not isinstance(layer, ProjectionLayer)
+                and len(ours.calls[name]) == 1
+            ):
                 behind = self._batch_norm_behind(name, ours)
                 step = ResidualLayer.of(layer, behind)
                 met = ours.sum_of(step.last)
@@ -219,7 +230,7 @@ class _Repair:
         """The mean of what a batch norm alone reads does not matter."""
         norms = {name for name in order if isinstance(self.layers[name], BatchNormLayer)}
         for name in order:
-            readers = set().union(*(flow.readers(call.path) for call in calls[name]))
+            readers = set().union(*(flow.readers(call.path) for call in calls[name] if call.path in flow.outputs))
             self.layers[name].to_norm = name not in norms and bool(readers) and readers <= norms
 
     def _waves(self, steps: Sequence[Layer], positions: Mapping[str, int], sampling: Sampling) -> Iterator[list[Layer]]:
@@ -260,7 +271,9 @@ def _map(step: Layer) -> str:
 
 def _modules(step: Layer) -> tuple[str, ...]:
     """Modules that a step changes."""
-    return tuple({step.map.name, step.last}) if isinstance(step, ResidualLayer) else (step.name,)
+    if isinstance(step, ResidualLayer):
+        return tuple({step.map.name, step.last})
+    return (step.attention if isinstance(step, ProjectionLayer) else step.name,)
 
 
 def _layers(model: nn.Module) -> tuple[dict[str, Layer], dict[str, str]]:
@@ -269,11 +282,14 @@ def _layers(model: nn.Module) -> tuple[dict[str, Layer], dict[str, str]]:
     for name, module in model.named_modules():
         for parameter in module.parameters(recurse=False):
             owners[id(parameter)].append(name)
-    layers, left = {}, {}
+    layers: dict[str, Layer] = {}
+    left: dict[str, str] = {}
     for name, module in model.named_modules():
         layer = layer_of(name, module)
         shared = {other for p in module.parameters(recurse=False) for other in owners[id(p)]} - {name}
-        if layer is None:
+        if layer is None and not shared and (projections := projections_of(name, module)):
+            layers |= {projection.name: projection for projection in projections}
+        elif layer is None:
             if next(module.parameters(recurse=False), None) is not None:
                 left[name] = f"parameters of a {type(module).__name__} are not refitted"
         elif shared:

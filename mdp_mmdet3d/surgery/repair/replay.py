@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from mdp_mmdet3d.surgery.repair.data_flow import CallPath, DataFlow, SumWatch, tensors_of
+from mdp_mmdet3d.surgery.repair.projections import PARTS, arguments_of, project
 
 Frame = Callable[[nn.Module], Any]
 """Runs one batch of frames through a model, without labels; equal results for equal weights."""
@@ -105,14 +106,21 @@ class Replay:
         frames: By index.
         sites: Names of the modules that will be settled one by one.
         cache_bytes: Recorded outputs take at most this much; what does not fit is run again each time.
+        attentions: Attentions whose packed projections are told as calls named ``attention.query`` and so on.
     """
 
     def __init__(
-        self, model: nn.Module, frames: Mapping[int, Frame], sites: Collection[str] = (), cache_bytes: int = 0
+        self,
+        model: nn.Module,
+        frames: Mapping[int, Frame],
+        sites: Collection[str] = (),
+        cache_bytes: int = 0,
+        attentions: Collection[str] = (),
     ) -> None:
         self.model, self.frames = model, frames
         self._cache_bytes, self._used_bytes = cache_bytes, 0
         self._sites, self._settled = set(sites), set[str]()
+        self._attentions = set(attentions)
         self._clean = True  # nothing that may still change has run in this frame
         self._cache: dict[int, dict[CallPath, _Stored]] = {index: {} for index in frames}
         self._flow: DataFlow | None = None
@@ -135,7 +143,7 @@ class Replay:
     def __enter__(self) -> Replay:
         for name, module in self.model.named_modules():
             if not isinstance(module, torch.jit.ScriptModule) and "forward" not in vars(module):
-                module.forward = self._wrapped(name, module.forward)
+                module.forward = self._wrapped(name, module, module.forward)
                 self._patched.append(module)
         return self
 
@@ -210,7 +218,7 @@ class Replay:
             self._on_call = None
             self._stack = []
 
-    def _wrapped(self, name: str, forward: Callable[..., Any]) -> Callable[..., Any]:
+    def _wrapped(self, name: str, module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(forward)
         def call(*args: Any, **kwargs: Any) -> Any:
             if not self._stack:
@@ -220,6 +228,8 @@ class Replay:
             before = level.last
             index = level.pairs[before, name] = level.pairs.get((before, name), -1) + 1
             path = (*level.path, (name, count))
+            if name in self._attentions:
+                self._tell_projections(path, name, module, args, kwargs, before, index)
             stored = self._cache[self._index].get(path)
             if stored is not None:
                 output = stored.restore()
@@ -244,6 +254,20 @@ class Replay:
             return output
 
         return call
+
+    def _tell_projections(
+        self, path: CallPath, name: str, module: nn.Module, args: Any, kwargs: Any, before: str, index: int
+    ) -> None:
+        for part, x in arguments_of(args, kwargs):
+            virtual = f"{name}.{PARTS[part]}"
+            if self._on_call is None or (self._watched is not None and virtual not in self._watched):
+                continue
+            inside = (*path, (virtual, 0))
+            if self._tracing is not None:  # shapes are enough, and operators of ours must not count as the model's
+                self._tracing.times[inside] = self._tracing.ended - 0.25
+            output = x if self._tracing is not None else project(module, part, x)
+            self._on_call(Observed(Call(inside, virtual, before, index), x, output))
+            self._count()
 
     def _count(self) -> None:
         self._left -= 1
