@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import copy
 import logging
+import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -26,6 +29,7 @@ from mdp_mmdet3d.importance.collect import model_loss
 from mdp_mmdet3d.space.builder import InputShape, SpaceBuilder, SpaceOptions
 from mdp_mmdet3d.space.types import PruningSpace
 from mdp_mmdet3d.surgery.apply import model_digest
+from mdp_mmdet3d.surgery.repair.replay import Frame
 
 RANDOM = "random"
 HOW_TO = "docs/how-to/new-architecture.md"
@@ -211,6 +215,36 @@ class Adapter(ABC):
         """
         return model_loss(model, batch, self.supervision)
 
+    def calibration_frames(self, model: nn.Module, count: int, stride: int = 1) -> list[Frame]:
+        """Unlabelled frames of the importance data as functions that run one batch through a dense or pruned model.
+
+        Equal calls give equal frames. A model with a memory is given the dense model's, so that both can be compared.
+
+        Args:
+            model: The dense model in evaluation mode.
+            count: Frames wanted; fewer where the data has no more.
+            stride: Every so manyth batch of the data is used.
+
+        Raises:
+            MdpError: There is no data.
+        """
+        frames: list[Frame] = []
+        found = 0
+        for batch in self.calibration_batches(stride):
+            data = model.data_preprocessor(dict(batch), False)
+            frames.append(partial(_tensor_mode, data))
+            found += len(data["data_samples"]) if data.get("data_samples") else 1
+            if found >= count:
+                break
+        return frames
+
+    def calibration_batches(self, stride: int = 1) -> Iterator[Mapping[str, Any]]:
+        """Every ``stride``-th of `importance_batches`, the same ones, augmentation included, each time."""
+        torch.manual_seed(0)
+        np.random.seed(0)  # noqa: NPY002 - pipelines draw from it
+        random.seed(0)
+        return islice(self.importance_batches(), 0, None, stride)
+
     @abstractmethod
     def frames(self, model: nn.Module, count: int) -> list[Any]:
         """Frames as the deployed model takes them, of the importance data.
@@ -278,6 +312,10 @@ class Adapter(ABC):
             DeploymentError: The model cannot be deployed so.
             MdpError: An option does not fit this kind of model.
         """
+
+
+def _tensor_mode(data: Mapping[str, Any], model: nn.Module) -> Any:
+    return model(**data, mode="tensor")
 
 
 def register_adapter(adapter: A) -> A:

@@ -194,11 +194,11 @@ def _accuracy_table(report: Mapping[str, Any]) -> Table:
     metrics = list(dict.fromkeys(metric for figures in report["accuracy"].values() for metric in figures))
     for column in ("", *metrics, "latency (ms)"):
         table.add_column(column, justify="left" if not column else "right")
-    names = {"dense": "dense", "pruned": "pruned", "finetuned": "pruned, fine-tuned"}
+    names = {"repaired": "pruned, repaired", "finetuned": "pruned, fine-tuned"}
     for name, figures in report["accuracy"].items():
         latency_ms = report["dense" if name == "dense" else "pruned"].get("latency_ms")
         table.add_row(
-            names[name],
+            names.get(name, name),
             *(f"{figures[metric]:.3f}" if metric in figures else "" for metric in metrics),
             "" if latency_ms is None else f"{latency_ms:.1f}",
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -31,8 +32,9 @@ from mdp_mmdet3d.runner.correction import load_correction, save_correction
 from mdp_mmdet3d.runner.lock import locks_work_dir
 from mdp_mmdet3d.runner.loss_search import LossSearch, find_loss_search
 from mdp_mmdet3d.runner.optimise import PlanSearch
-from mdp_mmdet3d.runner.outputs import new_pruned_model
+from mdp_mmdet3d.runner.outputs import RAW_FILE, new_pruned_model, save_pruned_checkpoint
 from mdp_mmdet3d.runner.recovery import recover
+from mdp_mmdet3d.runner.repairing import repair_identity, repair_model
 from mdp_mmdet3d.runner.settings import PruneSettings, budget_ms, parse_budget
 from mdp_mmdet3d.runner.steps import (
     MEASURED_FRAMES,
@@ -49,6 +51,7 @@ from mdp_mmdet3d.runtime.measure import LatencyStats, session_device, speedup
 from mdp_mmdet3d.space.types import PruningSpace
 from mdp_mmdet3d.surgery.apply import apply_plan
 from mdp_mmdet3d.surgery.plan import PruningPlan
+from mdp_mmdet3d.surgery.repair import RepairReport
 
 CORRECTION_FILE = "calibration.json"
 COMPARED_FRAMES = 3  # frames on which ONNX Runtime is compared with PyTorch
@@ -150,6 +153,9 @@ class PruneJob:
             found = self._prune_here(adapter, space, importance, loss, dense, frames, weights, steps)
         else:
             found = self._prune_for_target(adapter, space, importance, loss, self.latency_table, target, weights, steps)
+        raw = copy.deepcopy(found.model)
+        repairing = self.settings.repairing
+        repaired = self._repair(adapter, dense, found, weights, raw, steps)
         with steps("check"):
             differences = {
                 name: adapter.compare(model, self.work_dir / "onnx" / name, frames[:COMPARED_FRAMES])
@@ -168,11 +174,39 @@ class PruneJob:
             weights=weights,
             console=self.console,
             steps=steps,
+            raw=raw if repaired else None,
+            repair=repair_identity(adapter, found.plan, weights, repairing) if repaired and repairing else None,
         )
-        report = {**self._report(adapter, space, importance, found, differences, weights, steps, dense), **recovered}
-        if loss is not None:
-            report["values"] = {**loss.report, **loss.delivered(found.model)}
+        report = {
+            **self._report(adapter, space, importance, found, differences, weights, steps, dense),
+            **({"repair": repaired.summary()} if repaired else {}),
+            **({"values": {**loss.report, **loss.delivered(found.model)}} if loss else {}),
+            **recovered,
+        }
         write_json(self.work_dir / "report.json", report)
+        return report
+
+    def _repair(
+        self,
+        adapter: Adapter,
+        dense: nn.Module,
+        found: Pruned,
+        weights: str,
+        raw: nn.Module,
+        steps: Steps,
+    ) -> RepairReport | None:
+        """Refit the pruned model and write it anew; its structure, and so its latency, stays."""
+        settings = self.settings.repairing
+        if settings is None:
+            return None
+        with steps("repair"):
+            report = repair_model(
+                adapter, dense, found.model, found.plan, weights, settings, self.work_dir, self.console, self._say
+            )
+            if report is None:
+                self._say("skipped: random weights have nothing to be repaired")
+            else:
+                self._save(adapter, found.model, found.plan, weights, found.search, raw if settings.keep_raw else None)
         return report
 
     def _prune_here(
@@ -328,10 +362,20 @@ class PruneJob:
             self._save(adapter, pruned, plan, weights, search)
         return pruned
 
-    def _save(self, adapter: Adapter, pruned: nn.Module, plan: PruningPlan, weights: str, search: PlanSearch) -> None:
+    def _save(
+        self,
+        adapter: Adapter,
+        pruned: nn.Module,
+        plan: PruningPlan,
+        weights: str,
+        search: PlanSearch,
+        raw: nn.Module | None = None,
+    ) -> None:
         check_target(self.work_dir / "onnx" / "pruned")
         with new_pruned_model(self.work_dir, pruned, plan, weights, self.config, adapter.class_names) as part:
             search.solution.problem.save(part / "problem.npz")
+            if raw is not None:
+                save_pruned_checkpoint(part / RAW_FILE, raw, plan, weights, adapter.class_names)
             export_model(adapter, pruned, part / "onnx" / "pruned", plan, weights, self._say)
 
     def _report(

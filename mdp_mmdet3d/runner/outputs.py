@@ -21,10 +21,12 @@ from mdp_mmdet3d.surgery.plan import PruningPlan
 from mdp_mmdet3d.together import appear_together
 
 PLAN_FILE, CHECKPOINT_FILE, CONFIG_FILE = "plan.json", "pruned.pth", "pruned_config.py"
+RAW_FILE = "pruned_raw.pth"  # before repair, where it was asked for
 DEPLOYMENT_KEYS = ("adapter", "input_size", "num_cams")  # of the prune section: export and test need them again
 PRUNED_FILES = (
     PLAN_FILE,
     CHECKPOINT_FILE,
+    RAW_FILE,
     CONFIG_FILE,
     "problem.npz",
     "onnx/pruned",

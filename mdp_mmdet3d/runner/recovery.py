@@ -209,6 +209,8 @@ def recover(
     weights: str,
     console: Console,
     steps: Callable[[str], AbstractContextManager[None]],
+    raw: nn.Module | None = None,
+    repair: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The steps of a pruning job after the cut, as far as its config asks for them.
 
@@ -224,10 +226,12 @@ def recover(
         weights: Identity of the dense weights.
         console: Shows the progress.
         steps: Announces and times a step.
+        raw: The pruned model before repair, if ``pruned`` is repaired.
+        repair: What the repaired weights depend on (`repair_identity`).
 
     Returns:
-        For the report: ``accuracy`` (headline metrics of ``dense``, ``pruned``, ``finetuned``) and ``finetune`` (its
-        settings and checkpoint), where asked for.
+        For the report: ``accuracy`` (headline metrics of ``dense``, ``pruned`` as it was cut, ``repaired``,
+        ``finetuned``) and ``finetune`` (its settings and checkpoint), where asked for.
     """
     report: dict[str, Any] = {}
     pruned_config = Config.fromfile(work_dir / "pruned_config.py")
@@ -243,7 +247,10 @@ def recover(
             console.print(f"  {name}: " + ", ".join(f"{figure} {value:.3f}" for figure, value in figures.items()))
 
     judge("dense", config, dense.state_dict(), model_identity(config, weights, None))
-    judge("pruned", pruned_config, pruned.state_dict(), pruned_identity)
+    judge("pruned", pruned_config, (pruned if raw is None else raw).state_dict(), pruned_identity)
+    if repair is not None:
+        pruned_identity = {**pruned_identity, "repair": dict(repair)}
+        judge("repaired", pruned_config, pruned.state_dict(), pruned_identity)
     if settings is not None:
         with steps("fine-tune"):
             path = finetune(

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from mdp_mmdet3d.config_file import check_keys, check_types
 from mdp_mmdet3d.errors import MdpError
 from mdp_mmdet3d.space.builder import InputShape, SpaceOptions
+from mdp_mmdet3d.surgery.repair import RepairSettings
 
 PRECISIONS = ("float32", "float16")
 IMPORTANCES = ("loss", "taylor")
@@ -118,6 +119,8 @@ class PruneSettings:
         time_limit_s: Limit of one solve.
         evaluate: Whether to evaluate the dense and the pruned model, and the fine-tuned one.
         adapter: Adapter of the model and its arguments, ``dict(type=...)``; None looks for one by the model's class.
+        repair: How to refit what is left of the dense weights to what the dense model computes (keys of
+            `RepairSettings`, all of which have defaults); True with the defaults, False not to.
         finetune: How to fine-tune the pruned model (keys of `FinetuneSettings`); None not to.
     """
 
@@ -139,6 +142,7 @@ class PruneSettings:
     fit_networks: int = 4
     time_limit_s: float = 300.0
     evaluate: bool = False
+    repair: Mapping[str, Any] | bool = True
     finetune: Mapping[str, Any] | None = None
     adapter: Mapping[str, Any] | None = None
 
@@ -170,6 +174,17 @@ class PruneSettings:
         return None if self.finetune is None else FinetuneSettings.from_config(self.finetune)
 
     @property
+    def repairing(self) -> RepairSettings | None:
+        """How to repair, checked; None: not at all."""
+        if self.repair is False:
+            return None
+        section = {} if self.repair is True else self.repair
+        if not isinstance(section, Mapping):
+            raise MdpError(f"prune.repair = {self.repair!r} must be True, False or a dict such as dict(frames=60)")
+        check_keys(section, RepairSettings.keys(), "prune.repair")
+        return RepairSettings.from_config(section)
+
+    @property
     def input_shape(self) -> InputShape:
         """One frame at deployment."""
         return InputShape(self.num_cams, *self.input_size)
@@ -193,7 +208,7 @@ class PruneSettings:
             )
         if not isinstance(self.importance, (str, Mapping)):
             raise MdpError(f"prune.importance = {self.importance!r} must be 'loss', 'taylor' or a dict with a type")
-        _ = self.loss_values, self.finetuning
+        _ = self.loss_values, self.finetuning, self.repairing
         positive = ("frames", "max_options", "channel_multiple", "head_width_multiple", "time_limit_s")
         for name in positive:
             value = getattr(self, name)

@@ -15,6 +15,7 @@ from torch import nn
 from mdp_mmdet3d.adapters import Adapter, DeployOptions, register_adapter
 from mdp_mmdet3d.errors import MdpError
 from mdp_mmdet3d.space.builder import SpaceBuilder
+from mdp_mmdet3d.surgery.repair import Frame
 
 from .checkpoint import load_checkpoint
 from .pruning import add_streampetr
@@ -56,6 +57,12 @@ class StreamPETRAdapter(Adapter):
                 f"{wanted}: set prune.input_size to the data's, or final_shape of the pipeline to prune.input_size"
             )
         return frames[:count]
+
+    def calibration_frames(self, model: nn.Module, count: int, stride: int = 1) -> list[Frame]:
+        """Frames of streams, each with the dense model's memory of the frames before, a few to a batch."""
+        from .calibration import calibration_frames
+
+        return calibration_frames(model, self.calibration_batches(), count, stride)
 
     def export(
         self,

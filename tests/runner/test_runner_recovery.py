@@ -40,6 +40,7 @@ def config(tmp_path_factory):
         refinements=1,
         max_options=3,
         budget=0.6,
+        repair=dict(frames=4, keep_raw=True),
         finetune=dict(iterations=4, save_interval=2),
     )
     return config
@@ -65,7 +66,9 @@ def test_the_job_shows_accuracy_before_and_after_fine_tuning(config, dense, tmp_
         return job.run()
 
     report = run()
-    assert list(report["accuracy"]) == ["dense", "pruned", "finetuned"]
+    assert list(report["accuracy"]) == ["dense", "pruned", "repaired", "finetuned"]
+    raw = state_of(tmp_path / "pruned_raw.pth")
+    assert report["repair"]["refitted"] > 20 and (tmp_path / "repair/finished.json").is_file()
     for figures in report["accuracy"].values():
         assert set(figures) == {"mAP", "NDS"} and all(0 <= value <= 1 for value in figures.values())
     assert report["finetune"]["iterations"] == 4 and report["finetune"]["checkpoint"] == "finetune/finetuned.pth"
@@ -73,6 +76,7 @@ def test_the_job_shows_accuracy_before_and_after_fine_tuning(config, dense, tmp_
     pruned, tuned = state_of(tmp_path / "pruned.pth"), state_of(tmp_path / "finetune/finetuned.pth")
     assert {k: v.shape for k, v in pruned.items()} == {k: v.shape for k, v in tuned.items()}
     assert any(not torch.equal(pruned[key], tuned[key]) for key in pruned)
+    assert raw.keys() == pruned.keys() and any(not torch.equal(pruned[key], raw[key]) for key in pruned)
     text = Console(width=160)
     with text.capture() as captured:
         print_summary(report, text)
@@ -181,3 +185,23 @@ def test_bad_settings_are_named(section, message):
         PruneSettings.from_config(dict(finetune=section))
     with pytest.raises(MdpError, match=r"prune\.evaluate = 'yes' must be True or False"):
         PruneSettings.from_config(dict(evaluate="yes"))
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        (dict(frame=3), r"unknown key 'frame' in the config's prune\.repair section; did you mean 'frames'"),
+        (dict(frames=0), r"prune\.repair\.frames = 0 must be a whole number of at least 1"),
+        (dict(ridge=0), r"prune\.repair\.ridge = 0 must be a positive number"),
+        (dict(keep_raw=1), r"prune\.repair\.keep_raw = 1 must be True or False"),
+        (60, r"prune\.repair = 60 must be True, False or a dict"),
+    ],
+)
+def test_bad_repair_settings_are_named(section, message):
+    with pytest.raises(MdpError, match=message):
+        PruneSettings.from_config(dict(repair=section))
+
+
+def test_repair_is_on_by_default_and_can_be_switched_off():
+    assert PruneSettings.from_config({}).repairing.frames == 60
+    assert PruneSettings.from_config(dict(repair=False)).repairing is None

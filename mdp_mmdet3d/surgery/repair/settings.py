@@ -1,0 +1,129 @@
+"""How a pruned model is repaired, and what came of it. Plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from mdp_mmdet3d.errors import MdpError
+
+
+@dataclass(frozen=True)
+class RepairSettings:
+    """What ``prune = dict(repair=dict(...))`` of a config may hold.
+
+    Attributes:
+        frames: Unlabelled frames to use; a quarter of them is held out to judge every layer.
+        stride: Every so manyth frame of the data is used; a stream runs over those between.
+        ridge: How firmly the weights are held to what they are, relative to the mean square of a layer's inputs.
+        positions: Positions of a feature map, or tokens, that a layer is fitted to, over all frames.
+        seed: Of the positions.
+        memory_gb: What outputs that are kept between runs, and targets, may take.
+        keep_raw: Whether ``pruned_raw.pth``, the pruned model before repair, is written as well.
+    """
+
+    frames: int = 60
+    stride: int = 1
+    ridge: float = 0.02
+    positions: int = 20_000
+    seed: int = 0
+    memory_gb: float = 3.0
+    keep_raw: bool = False
+
+    @classmethod
+    def from_config(cls, section: Mapping[str, Any]) -> RepairSettings:
+        """Read the section, whose keys the caller has checked; raises `MdpError` on a bad value."""
+        settings = cls(**section)
+        for name, least in (("frames", 1), ("stride", 1), ("positions", 16), ("seed", 0)):
+            value = getattr(settings, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise MdpError(f"prune.repair.{name} = {value!r} must be a whole number of at least {least}")
+        for name in ("ridge", "memory_gb"):
+            value = getattr(settings, name)
+            if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < 1e6:
+                raise MdpError(f"prune.repair.{name} = {value!r} must be a positive number")
+        if not isinstance(settings.keep_raw, bool):
+            raise MdpError(f"prune.repair.keep_raw = {settings.keep_raw!r} must be True or False")
+        return settings
+
+    @classmethod
+    def keys(cls) -> list[str]:
+        """Keys of the section."""
+        return [field.name for field in fields(cls)]
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What the repaired weights depend on."""
+        return {name: value for name, value in asdict(self).items() if name not in ("keep_raw", "memory_gb")}
+
+
+@dataclass(frozen=True)
+class LayerRepair:
+    """What came of one layer.
+
+    Attributes:
+        name: Path of the module.
+        kind: Its class.
+        calls: How often a frame runs it.
+        samples: Positions that it was fitted to, over all frames.
+        unknowns: Inputs of an output; with fewer samples than that, the weights are held where nothing is known.
+        fitted: Relative error against the dense model's outputs on the fitted frames, before and after.
+        held_out: The same on the frames that were held out.
+        left: Why it was left as it is; empty if it was refitted.
+    """
+
+    name: str
+    kind: str
+    calls: int = 0
+    samples: int = 0
+    unknowns: int = 0
+    fitted: tuple[float, float] | None = None
+    held_out: tuple[float, float] | None = None
+    left: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> LayerRepair:
+        """Inverse of `to_dict`."""
+        pairs = {key: tuple(data[key]) if data[key] is not None else None for key in ("fitted", "held_out")}
+        return cls(**{**data, **pairs})
+
+
+@dataclass(frozen=True)
+class RepairReport:
+    """What came of a model.
+
+    Attributes:
+        layers: In the order of execution, those that never ran last.
+    """
+
+    layers: tuple[LayerRepair, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form."""
+        return {"layers": [layer.to_dict() for layer in self.layers]}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> RepairReport:
+        """Inverse of `to_dict`."""
+        return cls(tuple(LayerRepair.from_dict(layer) for layer in data["layers"]))
+
+    @property
+    def refitted(self) -> tuple[LayerRepair, ...]:
+        """Layers that were changed."""
+        return tuple(layer for layer in self.layers if not layer.left)
+
+    def summary(self) -> dict[str, Any]:
+        """For ``report.json``: counts, the median relative error before and after, and every layer."""
+        pairs = [layer.held_out for layer in self.refitted if layer.held_out is not None]
+        medians = [sorted(values)[len(values) // 2] for values in zip(*pairs)]
+        return {
+            "refitted": len(self.refitted),
+            "left": len(self.layers) - len(self.refitted),
+            "median_held_out_error": dict(zip(("before", "after"), medians)),
+            **self.to_dict(),
+        }
