@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from mdp_mmdet3d.adapters import Adapter, DeployOptions, register_adapter
@@ -50,6 +51,17 @@ class StreamPETRAdapter(Adapter):
         if not frames:
             raise MdpError("the importance data set has no frames")
         return frames[:count]
+
+    def spread_frames(self, model: nn.Module, count: int) -> list[Any]:
+        """``count`` frames of the importance data, evenly spaced over all of it: for ranges, not for streams."""
+        from .frames import frame_of
+
+        loader = self.importance_loader()
+        frames: list[Any] = []
+        for index in np.unique(np.linspace(0, len(loader.dataset) - 1, count).round().astype(int)).tolist():
+            data = model.data_preprocessor(dict(loader.collate_fn([loader.dataset[index]])), False)
+            frames.append(frame_of(data["inputs"]["imgs"][0], data["data_samples"][0].metainfo))
+        return frames
 
     def export(
         self,

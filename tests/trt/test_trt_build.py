@@ -50,7 +50,7 @@ def test_engines_are_built_for_two_targets_and_listed(deployment):
 
 @pytest.mark.parametrize("precision", ["float16", "int8"])
 def test_reduced_precision_builds_smaller_engines(tiny_deployment, tmp_path, precision):
-    reduce_precision(tiny_deployment, tmp_path / "out", precision, make_frames(1))
+    reduce_precision(tiny_deployment, tmp_path / "out", precision, make_frames(2))
     for name in ("image_encoder", "head") if precision == "float16" else ("image_encoder",):
         dense, reduced = (
             build_engine(trt, folder / f"{name}.onnx", "8.6", tmp_path / "cache")[0]
