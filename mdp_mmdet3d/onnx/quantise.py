@@ -1,9 +1,13 @@
-"""int8 for the image encoder: Q/DQ pairs where TensorRT fuses them, float16 everywhere else.
+"""int8 for the image encoder: Q/DQ pairs where TensorRT fuses them.
 
 A convolution of TensorRT takes its bias, a residual and a ReLU in, if nothing stands between them: so a pair stands in
 front of each convolution, behind the ReLU that precedes it, and on the residual of the sum that a convolution ends in;
 never between a convolution and its ReLU or sum. What reads a quantised tensor reads it quantised, or it would be kept
 twice (NVIDIA's "Custom Q/DQ insertion case" for ResNets; TensorRT's "Working with quantized types").
+
+Scales are float32, and so by name is what a convolution hands to its ReLU and sum, which one kernel never stores. With
+float16 scales ONNX Runtime 1.31 rounds biases to steps of a product of two scales that float16 cannot hold, and
+features are off by a fifth (its WeightBiasQuantization). Layers that are left out, and what they touch, are float16.
 """
 
 from __future__ import annotations
@@ -15,17 +19,14 @@ from fnmatch import fnmatchcase
 import numpy as np
 import onnx
 import onnxruntime as ort
-from onnx import TensorProto, helper, numpy_helper, shape_inference, version_converter
+from onnx import TensorProto, helper, numpy_helper, shape_inference
 
 from mdp_mmdet3d.errors import DeploymentError
-from mdp_mmdet3d.onnx.precision import SUFFIX, to_float16
-
-OPSET = 19
-"""The first one in which scales, and so what lies between two convolutions, may be float16."""
+from mdp_mmdet3d.onnx.precision import to_float16
 
 LARGEST = 127
-SMALLEST_SCALE = 2.0**-14
-"""Smallest normal number of float16: a channel of smaller weights is as good as zero."""
+BIAS_STEPS = 2.0**24
+"""Runtimes add a bias in steps of input scale times weight scale, as int32: more steps could overflow."""
 
 MIN_FRAMES = 2
 Q, DQ = "QuantizeLinear", "DequantizeLinear"
@@ -41,10 +42,10 @@ def to_int8(
     Args:
         graph: float32 engine with static shapes and named nodes.
         feeds: Calibration inputs by name; a few dozen, spread over the data set.
-        exclude: Patterns (``*``, ``?``) of names of convolutions that stay float16, e.g. ``"*/conv1/Conv"``.
+        exclude: Patterns (``*``, ``?``) of names of convolutions that become float16, e.g. ``"*/conv1/Conv"``.
 
     Returns:
-        The graph with Q/DQ around its convolutions, the rest in float16, with float32 inputs and outputs.
+        The graph with Q/DQ around its convolutions, with float32 inputs and outputs.
 
     Raises:
         DeploymentError: There are too few frames, a pattern matches nothing, nothing is left to quantise, a range is
@@ -58,14 +59,14 @@ def to_int8(
     chosen = _chosen(graph.graph, exclude)
     points = _points(graph.graph, chosen)
     ranges = calibrate(graph, points, feeds)
-    half = to_float16(graph, "image_encoder")
+    quantised = _insert(copy.deepcopy(graph), chosen, ranges)
     try:
-        half = version_converter.convert_version(half, OPSET)
-        quantised = _insert(half, chosen, points, ranges)
         onnx.checker.check_model(quantised, full_check=True)
-    except (RuntimeError, onnx.checker.ValidationError, shape_inference.InferenceError) as error:
+    except (onnx.checker.ValidationError, shape_inference.InferenceError) as error:
         raise DeploymentError(f"the graph in int8 is not valid: {error}") from error
     check_symmetric(quantised)
+    if exclude:
+        quantised = to_float16(quantised, "image_encoder", _touches_int8(quantised.graph, chosen))
     return quantised
 
 
@@ -180,59 +181,78 @@ def _points(graph: onnx.GraphProto, chosen: Mapping[str, onnx.NodeProto]) -> lis
 
 
 def _insert(
-    half: onnx.ModelProto, chosen: Mapping[str, onnx.NodeProto], points: Sequence[str], ranges: Mapping[str, float]
+    model: onnx.ModelProto, chosen: Mapping[str, onnx.NodeProto], ranges: Mapping[str, float]
 ) -> onnx.ModelProto:
-    """Q/DQ behind every point of a float16 graph, and int8 weights."""
-    graph = half.graph
-    weights = {tensor.name: tensor for tensor in graph.initializer}
-    twins = {name + SUFFIX: name for name in points}
+    """Q/DQ behind every tensor that has a range, and int8 weights; changes ``model``."""
+    graph = model.graph
+    constants = {tensor.name: tensor for tensor in graph.initializer}
     old = list(graph.node)
     del graph.node[:]
-    zero = numpy_helper.from_array(np.zeros((), np.int8), "zero_point")
-    graph.initializer.append(zero)
+    zero = "zero_point"
+    graph.initializer.append(numpy_helper.from_array(np.zeros((), np.int8), zero))
     read_as: dict[str, str] = {}
-    replaced = set()
+
+    def quantise(tensor: str) -> None:
+        names = {key: f"{tensor}.{key}" for key in ("scale", "int8", "dequantised")}
+        graph.initializer.append(numpy_helper.from_array(_scale(ranges[tensor]), names["scale"]))
+        nodes = (
+            helper.make_node(Q, [tensor, names["scale"], zero], [names["int8"]], name=f"{tensor}.Q"),
+            helper.make_node(DQ, [names["int8"], names["scale"], zero], [names["dequantised"]], name=f"{tensor}.DQ"),
+        )
+        graph.node.extend(nodes)
+        read_as[tensor] = names["dequantised"]
+
+    for value in graph.input:
+        if value.name in ranges:
+            quantise(value.name)
     for node in old:
-        excluded = node.op_type == "Conv" and node.name not in chosen
-        if not excluded:
-            for index, name in enumerate(node.input):
-                node.input[index] = read_as.get(name, name)
+        tensors = list(node.input)
+        if node.op_type != "Conv" or node.name in chosen:
+            node.input[:] = [read_as.get(name, name) for name in tensors]
         if node.name in chosen:
-            name = node.input[1]
-            values, scale = _quantise_weight(numpy_helper.to_array(weights[name]).astype(np.float32))
-            zeros = np.zeros(len(scale), np.int8)
-            parts = {"int8": values, "scale": scale, "zero_point": zeros}
-            graph.initializer.extend(numpy_helper.from_array(v, f"{node.name}.{k}") for k, v in parts.items())
-            dequantised = f"{node.name}.weight"
-            inputs = [f"{node.name}.{k}" for k in parts]
-            graph.node.append(helper.make_node(DQ, inputs, [dequantised], name=f"{dequantised}_DQ", axis=0))
-            node.input[1] = dequantised
-            replaced.add(name)
+            weight, *bias = (numpy_helper.to_array(constants[name]) for name in tensors[1:])
+            parts = _quantised_weight(weight, bias[0] if bias else np.zeros(len(weight)), ranges[tensors[0]])
+            names = [f"{node.name}.weight.{key}" for key in parts]
+            graph.initializer.extend(numpy_helper.from_array(v, name) for name, v in zip(names, parts.values()))
+            node.input[1] = f"{node.name}.weight.dequantised"
+            graph.node.append(helper.make_node(DQ, names, [node.input[1]], name=f"{node.name}.weight.DQ", axis=0))
         graph.node.append(node)
         for output in node.output:
-            if output not in twins:
-                continue
-            scale = np.array(max(ranges[twins[output]] / LARGEST, SMALLEST_SCALE), np.float16)
-            names = {key: f"{twins[output]}.{key}" for key in ("scale", "q", "dq")}
-            graph.initializer.append(numpy_helper.from_array(scale, names["scale"]))
-            graph.node.append(
-                helper.make_node(Q, [output, names["scale"], zero.name], [names["q"]], name=f"{names['q']}_Q")
-            )
-            graph.node.append(
-                helper.make_node(DQ, [names["q"], names["scale"], zero.name], [names["dq"]], name=f"{names['q']}_DQ")
-            )
-            read_as[output] = names["dq"]
+            if output in ranges:
+                quantise(output)
     used = {name for node in graph.node for name in node.input}
     kept = [tensor for tensor in graph.initializer if tensor.name in used]
     del graph.initializer[:]
     graph.initializer.extend(kept)
     del graph.value_info[:]
-    return half
+    return model
 
 
-def _quantise_weight(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """int8 weight and float16 scale per output channel."""
+def _scale(largest: float) -> np.ndarray:
+    return np.array(max(largest, np.finfo(np.float32).tiny * LARGEST) / LARGEST, np.float32)
+
+
+def _quantised_weight(weight: np.ndarray, bias: np.ndarray, input_range: float) -> dict[str, np.ndarray]:
+    """int8 weight, float32 scale and zero point per output channel."""
     scale = np.abs(weight).reshape(len(weight), -1).max(axis=1) / LARGEST
-    scale = np.maximum(scale, SMALLEST_SCALE).astype(np.float16)
-    values = np.rint(weight / scale.astype(np.float32).reshape(-1, *[1] * (weight.ndim - 1)))
-    return np.clip(values, -LARGEST, LARGEST).astype(np.int8), scale
+    # A channel of vanishing weights needs no finer steps than its bias.
+    scale = np.maximum(scale, np.abs(bias) / (_scale(input_range) * BIAS_STEPS))
+    scale = np.maximum(scale, np.finfo(np.float32).tiny).astype(np.float32)
+    values = np.rint(weight / scale.reshape(-1, *[1] * (weight.ndim - 1)))
+    return {
+        "int8": np.clip(values, -LARGEST, LARGEST).astype(np.int8),
+        "scale": scale,
+        "zero_point": np.zeros(len(scale), np.int8),
+    }
+
+
+def _touches_int8(graph: onnx.GraphProto, chosen: Mapping[str, onnx.NodeProto]) -> set[str]:
+    """Q/DQ, quantised convolutions, and what they hand on: a cast between them would break their kernel up."""
+    islands: set[str] = set()
+    outputs: set[str] = set()
+    for node in graph.node:
+        own = node.op_type in (Q, DQ) or node.name in chosen
+        if own or (node.op_type != "Conv" and not outputs.isdisjoint(node.input)):
+            islands.add(node.name)
+            outputs.update(node.output)
+    return islands

@@ -40,8 +40,8 @@ def reduce_precision(
     Args:
         source: float32 deployment folder; it is left as it is.
         out_dir: Folder to write; an earlier deployment there is replaced once the new one is complete.
-        precision: ``"float16"``: learned layers of image encoder and head; ``"int8"``: convolutions of the image encoder
-            with Q/DQ, the rest as in float16.
+        precision: ``"float16"``: learned layers of image encoder and head; ``"int8"``: convolutions of the image
+            encoder with Q/DQ, the rest as in float16.
         frames: To compare on.
         calibration: Images (N, 3, H, W) as the encoder takes them, for int8; default: those of ``frames``.
         exclude: Convolutions that stay float16 in int8, see `to_int8`.

@@ -27,7 +27,7 @@ FEW_MATCHES = 0.9
 FEW_MATCHES_ADVICE = (
     "many boxes are gone in this precision. With random weights that is chance; with trained ones do not deploy it "
     "before --evaluate says what it costs: calibrate on more frames (--calibration-frames), leave layers out "
-    "(--int8-exclude), or take fp16"
+    "(--int8-exclude), or take float16"
 )
 
 

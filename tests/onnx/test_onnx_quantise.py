@@ -82,7 +82,7 @@ def test_nothing_stands_between_a_convolution_and_its_relu_or_sum(int8):
     producers = {name: node for node in int8.graph.node for name in node.output}
     behind = {node.name: [user.op_type for user in read_by[node.output[0]]] for node in int8.graph.node
               if node.op_type == "Conv"}  # fmt: skip
-    residual = {"/block2/downsample/Conv": ["QuantizeLinear"], "/lateral2/Conv": ["Resize"], "/out/Conv": ["Reshape"]}
+    residual = {"/block2/downsample/Conv": ["QuantizeLinear"], "/lateral2/Conv": ["Resize"], "/out/Conv": ["Unsqueeze"]}
     for name, found in behind.items():
         assert found == residual.get(name, ["Add" if "conv2" in name or "lateral1" in name else "Relu"]), name
     sums = [node for node in int8.graph.node if node.op_type == "Add"]
@@ -95,18 +95,13 @@ def test_nothing_stands_between_a_convolution_and_its_relu_or_sum(int8):
             assert read_by[node.input[0]] == [node]
 
 
-def test_weights_are_int8_per_channel_and_the_rest_is_float16(int8):
-    inferred = shape_inference.infer_shapes(int8, strict_mode=True, data_prop=True).graph
-    types = {v.name: v.type.tensor_type.elem_type for v in [*inferred.value_info, *inferred.input, *inferred.output]}
-    assert {types[v.name] for v in [*int8.graph.input, *int8.graph.output]} == {TensorProto.FLOAT}
-    inner = {types[n.output[0]] for n in int8.graph.node if n.op_type in ("Conv", "Relu", "Add", "MaxPool", "Resize")}
-    assert inner == {TensorProto.FLOAT16}
+def test_weights_are_int8_per_channel(int8):
     constants = {t.name: numpy_helper.to_array(t) for t in int8.graph.initializer}
     producers = {name: node for node in int8.graph.node for name in node.output}
     for node in int8.graph.node:
         if node.op_type == "Conv":
             values, scale = (constants[name] for name in producers[node.input[1]].input[:2])
-            assert values.dtype == np.int8 and scale.dtype == np.float16 and scale.shape == (len(values),)
+            assert values.dtype == np.int8 and scale.dtype == np.float32 and scale.shape == (len(values),)
             assert producers[node.input[0]].op_type == "DequantizeLinear"
     assert not [t.name for t in int8.graph.initializer if t.data_type == TensorProto.FLOAT and len(t.dims) == 4]
 
@@ -124,15 +119,19 @@ def test_a_range_is_the_largest_magnitude_averaged_over_frames(graph):
     assert calibrate(graph, [tensor], FEEDS) == {tensor: pytest.approx(expected, rel=1e-6)}
 
 
-def test_a_channel_without_weights_stays_zero(graph):
-    still = onnx.ModelProto()
-    still.CopyFrom(graph)
-    name = next(node.input[1] for node in still.graph.node if node.name == "/block3/conv1/Conv")
-    weight = next(t for t in still.graph.initializer if t.name == name)
-    values = numpy_helper.to_array(weight).copy()
-    values[3] = 1e-9
-    weight.CopyFrom(numpy_helper.from_array(values, name))
-    assert np.isfinite(run(to_int8(still, FEEDS), FEEDS[0])).all()
+@pytest.mark.parametrize("value", [0.0, 1e-9, 1e-4])
+def test_a_channel_of_small_weights_keeps_its_bias(graph, value):
+    """Runtimes round a bias to steps of input scale times weight scale: of vanishing weights, to too many steps."""
+    small = onnx.ModelProto()
+    small.CopyFrom(graph)
+    node = next(node for node in small.graph.node if node.name == "/block3/conv1/Conv")
+    for name, change in zip(node.input[1:3], (value, 0.7)):
+        tensor = next(t for t in small.graph.initializer if t.name == name)
+        values = numpy_helper.to_array(tensor).copy()
+        values[3] = change
+        tensor.CopyFrom(numpy_helper.from_array(values, name))
+    expected, found = run(small, FEEDS[0]), run(to_int8(small, FEEDS), FEEDS[0])
+    assert np.abs(found - expected).mean() < 0.05 * np.abs(expected).mean()
 
 
 def test_excluded_convolutions_read_and_keep_float16(graph):
@@ -143,7 +142,18 @@ def test_excluded_convolutions_read_and_keep_float16(graph):
             excluded = node.name.startswith("/block2") or node.name == "/out/Conv"
             assert (node.input[1] not in producers) == excluded, node.name
             assert (producers[node.input[0]].op_type != "DequantizeLinear") == excluded, node.name
-    assert np.isfinite(run(mixed, FEEDS[0])).all()
+    inferred = shape_inference.infer_shapes(mixed, strict_mode=True, data_prop=True).graph
+    types = {v.name: v.type.tensor_type.elem_type for v in [*inferred.value_info, *inferred.input, *inferred.output]}
+    assert {types[v.name] for v in [*mixed.graph.input, *mixed.graph.output]} == {TensorProto.FLOAT}
+    found = {node.name: types[node.output[0]] for node in mixed.graph.node}
+    for name in ("/block2/conv1/Conv", "/block2/Relu", "/out/Conv"):
+        assert found[name] == TensorProto.FLOAT16, name
+    read_by = users(mixed)
+    for node in mixed.graph.node:
+        if found[node.name] == TensorProto.FLOAT and node.op_type == "Conv":
+            assert [user.op_type for user in read_by[node.output[0]]] != ["Cast"], node.name
+    expected = run(graph, FEEDS[0])
+    assert np.abs(run(mixed, FEEDS[0]) - expected).mean() < 0.05 * np.abs(expected).mean()
 
 
 @pytest.mark.parametrize(
@@ -151,7 +161,7 @@ def test_excluded_convolutions_read_and_keep_float16(graph):
     [
         (FEEDS[:1], (), "at least 2 calibration frames, got 1"),
         (FEEDS, ("*/conv9/*",), r"'\*/conv9/\*' matches no convolution; their names look like /stem/Conv"),
-        (FEEDS, ("*",), "all 10 convolutions"),
+        (FEEDS, ("*",), "all 11 convolutions"),
         ([FEEDS[0], {"img": np.full_like(FEEDS[0]["img"], np.nan)}], (), "not finite"),
     ],
 )
@@ -184,14 +194,14 @@ def test_a_graph_of_another_tool_is_taken_as_it_is(tiny_deployment, foreign, gra
     frames = make_frames(2)
     manifest = reduce_precision(tiny_deployment, tmp_path / "out", "int8", frames, quantised=foreign)
     assert onnx.load(str(tmp_path / "out/image_encoder.onnx")) == onnx.load(str(foreign))
-    assert manifest.precision == "int8" and manifest.checks["boxes_against_fp32"]["matched_share"] > 0.9
+    assert manifest.precision == "int8" and manifest.checks["boxes_against_float32"]["matched_share"] > 0.9
     original = onnx.load(str(tiny_deployment / "image_encoder.onnx"))
     with pytest.raises(DeploymentError, match="inputs img FLOAT"):
         check_replaces(to_int8(graph, FEEDS), original)
     with pytest.raises(DeploymentError, match="nothing in it is quantised"):
         check_replaces(original, original)
     for options, message in (
-        ({"precision": "fp16", "quantised": foreign}, "for int8"),
+        ({"precision": "float16", "quantised": foreign}, "for int8"),
         ({"precision": "int8", "quantised": foreign, "exclude": ["*"]}, "as it is"),
         ({"precision": "int8", "quantised": tmp_path / "none.onnx"}, "none.onnx"),
         ({"precision": "int8", "calibration": [frames[0].img]}, "got 1"),
