@@ -19,6 +19,7 @@ from mdp_mmdet3d.onnx.lint import load_onnx, require_clean
 from mdp_mmdet3d.onnx.precision import to_float16
 from mdp_mmdet3d.onnx.quantise import check_replaces, to_int8
 from mdp_mmdet3d.runtime.accuracy import compare_boxes
+from mdp_mmdet3d.runtime.graph_manifest import load_manifest
 from mdp_mmdet3d.runtime.manifest import DeploymentManifest
 from mdp_mmdet3d.runtime.stream import Frame, StreamRunner
 
@@ -91,6 +92,17 @@ def reduce_precision(
         agreement = compare_boxes(StreamRunner(source), StreamRunner(part), frames)
         manifest = manifest.with_checks(part, boxes_against_float32=agreement.to_json())
     return manifest
+
+
+def halve(folder: str | Path) -> None:
+    """Convert the engines of a float32 deployment of either kind to float16 in place, uncompared: for timing."""
+    folder = Path(folder)
+    manifest = load_manifest(folder)
+    for name, spec in manifest.engines.items():
+        graph, _ = pad_attention(onnx.load(str(folder / spec.file)))
+        onnx.save(to_float16(graph, name), str(folder / spec.file))
+    checksums = {name: file_sha256(folder / name) for name in manifest.checksums}
+    replace(manifest, precision="float16", checksums=checksums).save(folder)
 
 
 def _int8(

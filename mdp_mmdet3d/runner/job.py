@@ -238,6 +238,10 @@ class PruneJob:
                 target_model(space, table, target_networks(self.work_dir, space, table, self.target_latency))
             )
             dense_ms = model.predict({})
+            self.console.print(
+                f"  {len(table)} entries, {len(table.disturbed())} of them measured while something else ran; "
+                f"{len(model.networks)} whole networks"
+            )
             self.console.print(f"  dense: {dense_ms:.3f} ms predicted on {table.device}")
         search = PlanSearch(
             space,
