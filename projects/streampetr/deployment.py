@@ -14,7 +14,7 @@ from mdp_mmdet3d.adapters import Adapter, DeployOptions
 from mdp_mmdet3d.errors import MdpError
 from mdp_mmdet3d.onnx.reduce import reduce_precision
 from mdp_mmdet3d.runtime.manifest import DeploymentManifest
-from mdp_mmdet3d.runtime.pyz import write_runtime
+from mdp_mmdet3d.runtime.pyz import RUNTIME_FILE, write_runtime
 from mdp_mmdet3d.runtime.stream import Frame
 from mdp_mmdet3d.runtime.synthetic import synthetic_frames
 
@@ -84,7 +84,7 @@ def deploy(
     finally:
         if float32 != folder:
             shutil.rmtree(float32, ignore_errors=True)
-    runtime = write_runtime(folder / "mdp_runtime.pyz")
+    runtime = write_runtime(folder / RUNTIME_FILE)
     return f"{', '.join(spec.file for spec in manifest.engines.values())}, init_memory.npz, {runtime.name}"
 
 

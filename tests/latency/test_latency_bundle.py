@@ -165,7 +165,7 @@ def test_whole_networks_are_measured_with_the_operators_and_kept(network_bundle,
     assert size < 0.5 * 2 * sum(path.stat().st_size for path in tiny_deployment.glob("*.onnx"))
     result = probe(network_bundle)
     assert result.returncode == 0, result.stderr
-    assert "1 operators and 2 whole networks" in result.stdout and "measured while something else ran" in result.stdout
+    assert "1 operators, 2 whole networks" in result.stdout and "measured while something else ran" in result.stdout
     path = network_bundle / "latency_table.json"
     table = LatencyTable.load(path)
     assert [network["name"] for network in table.networks] == ["dense", "network_1"]

@@ -232,7 +232,7 @@ def test_whole_line_for_a_target(tmp_path, tiny_job_config, monkeypatch, capsys)
     print_summary(report, console)
     print_target_steps(report, "CONFIG", tmp_path / "w", console)
     out = capsys.readouterr().out
-    for text in ("Orin", "prediction", "validate_fps.py", *(["--lacking"] if lacking else [])):
+    for text in ("Orin", "prediction", "mdp_runtime.pyz validate_fps", *(["--lacking"] if lacking else [])):
         assert text in out
 
     assert prune()["plan_hash"] == report["plan_hash"]

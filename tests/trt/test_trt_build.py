@@ -10,7 +10,14 @@ from mdp_mmdet3d.errors import FileFormatError
 from mdp_mmdet3d.onnx.reduce import reduce_precision
 from mdp_mmdet3d.runtime.graph_manifest import load_manifest
 from mdp_mmdet3d.runtime.manifest import DeploymentManifest
-from mdp_mmdet3d.trt.build import EngineBuildError, TargetError, build_engine, build_engines, read_engines
+from mdp_mmdet3d.trt.build import (
+    EngineBuildError,
+    TargetError,
+    build_engine,
+    build_engines,
+    read_engines,
+    split_convolutions,
+)
 from mdp_mmdet3d.trt.report import engine_report
 
 from ..tiny_deployment import make_frames
@@ -57,6 +64,12 @@ def test_reduced_precision_builds_smaller_engines(tiny_deployment, tmp_path, pre
             for folder in (tiny_deployment, tmp_path / "out")
         )
         assert len(reduced) < 0.8 * len(dense)
+
+
+def test_convolutions_that_run_as_two_kernels_are_counted():
+    layers = [["/a/Conv", "/a/Relu"], ["/b/Conv", "/b/Conv.weight.DQ"], ["/b/Conv", "/b/Relu", "/b/Relu_output_0.Q"],
+              ["/c/Conv_1"], []]  # fmt: skip
+    assert split_convolutions({"kernels": [{"onnx_layers": names} for names in layers]}) == (1, 3)
 
 
 @pytest.mark.parametrize(("capability", "reason"), [("8.7", "JetPack"), ("9.0", "data-centre"), ("1.0", "known are")])
