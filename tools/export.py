@@ -85,8 +85,7 @@ def parse_args() -> argparse.Namespace:
         nargs=2,
         type=int,
         metavar=("HEIGHT", "WIDTH"),
-        default=(900, 1600),
-        help="camera image of StreamPETR's host in pixels; default: nuScenes' 900 1600",
+        help="camera image of StreamPETR's host in pixels; default: the data set's, without one nuScenes' 900 1600",
     )
     parser.add_argument("--cfg-options", nargs="+", action=DictAction, help="override settings, key=value ...")
     return parser.parse_args()
@@ -135,7 +134,7 @@ def main() -> int:
                 exclude=tuple(args.int8_exclude),
                 quantised=args.int8_encoder,
                 evaluate=args.evaluate,
-                source_size=tuple(args.source_size),
+                source_size=tuple(args.source_size) if args.source_size else None,
                 layout=args.layout,
                 node=args.node,
                 camera_encoding=args.camera_encoding,

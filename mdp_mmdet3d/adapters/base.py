@@ -46,7 +46,7 @@ class DeployOptions:
         exclude: Patterns of names of convolutions that int8 leaves in float16.
         quantised: ONNX file of another tool with Q/DQ, taken as the int8 image encoder.
         evaluate: Run the engines over the config's test data and keep the metrics.
-        source_size: Camera image of the host (height, width) in pixels.
+        source_size: Camera image of the host (height, width) in pixels; None: that of the data set.
         layout: ``"native"`` or that of a public runtime.
         node: Release of that runtime, whose normalisation of images the graphs shall take; None: the model's own.
         camera_encoding: Of its camera images.
@@ -63,7 +63,7 @@ class DeployOptions:
     exclude: tuple[str, ...] = ()
     quantised: Path | None = None
     evaluate: bool = False
-    source_size: tuple[int, int] = (900, 1600)
+    source_size: tuple[int, int] | None = None
     layout: str = "native"
     node: str | None = None
     camera_encoding: str = "rgb8"

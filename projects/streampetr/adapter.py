@@ -6,6 +6,7 @@ What deployment needs (ONNX and its runtime) is imported where it is used: train
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from mdp_mmdet3d.space.builder import SpaceBuilder
 
 from .checkpoint import load_checkpoint
 from .pruning import add_streampetr
+
+NUSCENES_IMAGE = (900, 1600)
 
 
 @register_adapter
@@ -63,6 +66,16 @@ class StreamPETRAdapter(Adapter):
             frames.append(frame_of(data["inputs"]["imgs"][0], data["data_samples"][0].metainfo))
         return frames
 
+    @cached_property
+    def source_size(self) -> tuple[int, int]:
+        """Camera images (height, width) of the importance data; those of nuScenes where there is no data."""
+        try:
+            sample = self.importance_loader().dataset[0]
+        except (MdpError, OSError):
+            return NUSCENES_IMAGE
+        height, width = sample["data_samples"].metainfo["ori_shape"][:2]
+        return int(height), int(width)
+
     def export(
         self,
         model: nn.Module,
@@ -75,6 +88,8 @@ class StreamPETRAdapter(Adapter):
     ) -> None:
         """Image encoder, position embedding and head; ``options`` as in `export_streampetr`."""
         from .export import export_streampetr
+
+        options["source_size"] = options.get("source_size") or self.source_size
 
         export_streampetr(
             model,

@@ -133,6 +133,16 @@ def parameter_files(parameters: dict[str, Any], generation: NodeGeneration) -> d
     return {file: _yaml({key: parameters[key] for key in keys}) for file, keys in generation.files.items()}
 
 
+class _Dumper(yaml.SafeDumper):
+    """Lists in one line, as the node's own files have them."""
+
+    def represent_list(self, data: list[Any]) -> yaml.Node:
+        return self.represent_sequence("tag:yaml.org,2002:seq", data, flow_style=True)
+
+
+_Dumper.add_representer(list, _Dumper.represent_list)
+
+
 def _yaml(parameters: dict[str, Any]) -> str:
     nested: dict[str, Any] = {}
     for key, value in parameters.items():
@@ -141,4 +151,4 @@ def _yaml(parameters: dict[str, Any]) -> str:
         for group in groups:
             place = place.setdefault(group, {})
         place[name] = value
-    return yaml.safe_dump({"/**": {"ros__parameters": nested}}, sort_keys=False, width=120, default_flow_style=None)
+    return yaml.dump({"/**": {"ros__parameters": nested}}, Dumper=_Dumper, sort_keys=False, width=120)

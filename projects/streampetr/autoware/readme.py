@@ -39,7 +39,7 @@ def readme(
         else f"The cameras must publish **{' or '.join(encodings)}**: this node normalises the channels as they come."
     )
     attention = (
-        f"{len(padded)} pruned ones have their heads padded with zeros to one width, so that TensorRT fuses them."
+        f"{len(padded)} pruned: heads padded with zeros to one width, so that TensorRT runs each in one kernel."
         if padded
         else "All have heads of one width."
     )
