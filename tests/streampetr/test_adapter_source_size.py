@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 from mmengine import Config
 
 from mdp_mmdet3d.adapters import InputShape
@@ -13,11 +15,9 @@ class Loader:
 
 
 def test_the_host_image_is_the_data_sets(monkeypatch):
-    class Sample:
-        metainfo = {"ori_shape": (64, 176, 3)}
-
+    sample = SimpleNamespace(metainfo={"ori_shape": (64, 176, 3)})
     adapter = StreamPETRAdapter(Config(), InputShape(6, 64, 176))
-    monkeypatch.setattr(adapter, "importance_loader", lambda: Loader([{"data_samples": Sample}]))
+    monkeypatch.setattr(adapter, "importance_loader", lambda: Loader([{"data_samples": sample}]))
     assert adapter.source_size == (64, 176)
     other = StreamPETRAdapter(Config(), InputShape(6, 64, 176))
 
