@@ -28,6 +28,7 @@ LARGEST = 127
 BIAS_STEPS = 2.0**24
 """Runtimes add a bias in steps of input scale times weight scale, as int32: more steps could overflow."""
 
+TINY = float(np.finfo(np.float32).tiny)
 MIN_FRAMES = 2
 Q, DQ = "QuantizeLinear", "DequantizeLinear"
 
@@ -229,7 +230,7 @@ def _insert(
 
 
 def _scale(largest: float) -> np.ndarray:
-    return np.array(max(largest, np.finfo(np.float32).tiny * LARGEST) / LARGEST, np.float32)
+    return np.array(max(largest / LARGEST, TINY), np.float32)
 
 
 def _quantised_weight(weight: np.ndarray, bias: np.ndarray, input_range: float) -> dict[str, np.ndarray]:
@@ -237,7 +238,7 @@ def _quantised_weight(weight: np.ndarray, bias: np.ndarray, input_range: float) 
     scale = np.abs(weight).reshape(len(weight), -1).max(axis=1) / LARGEST
     # A channel of vanishing weights needs no finer steps than its bias.
     scale = np.maximum(scale, np.abs(bias) / (_scale(input_range) * BIAS_STEPS))
-    scale = np.maximum(scale, np.finfo(np.float32).tiny).astype(np.float32)
+    scale = np.maximum(scale, TINY).astype(np.float32)
     values = np.rint(weight / scale.reshape(-1, *[1] * (weight.ndim - 1)))
     return {
         "int8": np.clip(values, -LARGEST, LARGEST).astype(np.int8),

@@ -136,11 +136,10 @@ def parameter_files(parameters: dict[str, Any], generation: NodeGeneration) -> d
 class _Dumper(yaml.SafeDumper):
     """Lists in one line, as the node's own files have them."""
 
-    def represent_list(self, data: list[Any]) -> yaml.Node:
-        return self.represent_sequence("tag:yaml.org,2002:seq", data, flow_style=True)
 
-
-_Dumper.add_representer(list, _Dumper.represent_list)
+_Dumper.add_representer(
+    list, lambda dumper, values: dumper.represent_sequence("tag:yaml.org,2002:seq", values, flow_style=True)
+)
 
 
 def _yaml(parameters: dict[str, Any]) -> str:
