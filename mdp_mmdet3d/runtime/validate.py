@@ -14,6 +14,9 @@ from mdp_mmdet3d.runtime.host import resident_mib
 from mdp_mmdet3d.runtime.load import Runner
 
 SCHEMA_VERSION = 1
+ENGINES_KEY = "engines_p50_ms"
+"""Name of the median of all engines of a frame together: what latency tables predict."""
+
 MEMORY_SLACK_MIB = 64.0
 """Growth of the resident memory that allocators cause; more is reported as a leak."""
 
@@ -68,6 +71,7 @@ class Candidate:
             "jitter_ms": float(values.std()),
             "largest_step_ms": float(np.abs(np.diff(values)).max()) if len(values) > 1 else 0.0,
             **{engine_key(name): float(np.median(times)) for name, times in self.engines_ms.items()},
+            ENGINES_KEY: float(np.median(np.sum(list(self.engines_ms.values()), axis=0))),
             "throughput_fps": float(1e3 / values.mean()),
         }
 
