@@ -13,7 +13,7 @@ if __name__ == "__main__":  # on a vehicle the repository is not installed
 from mdp_mmdet3d.errors import MdpError
 from mdp_mmdet3d.files import atomic_path
 from mdp_mmdet3d.runtime.graph_manifest import load_manifest
-from mdp_mmdet3d.trt.build import build_engines, kernel_types
+from mdp_mmdet3d.trt.build import build_engines, kernel_types, split_convolutions
 from mdp_mmdet3d.trt.report import engine_report
 
 MIB = 2**20
@@ -47,7 +47,8 @@ def main() -> int:
         )
         for capability in args.capability or [None]:
             for folder in args.deployments:
-                for name, report in build_engines(folder, load_manifest(folder), capability).items():
+                manifest = load_manifest(folder)
+                for name, report in build_engines(folder, manifest, capability).items():
                     types = ", ".join(f"{kind} {count}" for kind, count in kernel_types(report).most_common(4))
                     print(
                         f"{str(folder)[-32:]:<32} {capability or 'here':<7} {name:<19} {len(report['kernels']):>7} "
@@ -55,6 +56,12 @@ def main() -> int:
                         f"{megabytes(report['activation_bytes']):>11} {megabytes(report['scratch_bytes']):>8} "
                         f"{report['seconds']:>6.1f}  {types}"
                     )
+                    split, convolutions = split_convolutions(report)
+                    if manifest.precision == "int8" and split > convolutions / 2:
+                        print(
+                            f"    WARNING: {split} of {convolutions} convolutions run as two kernels, with int32 sums "
+                            "in memory between them: float16 is likely faster with this TensorRT"
+                        )
                     if args.layers:
                         for kernel in report["kernels"]:
                             print(f"    {kernel['type']:<14} {', '.join(kernel['onnx_layers']) or kernel['name']}")

@@ -34,6 +34,17 @@ def parse_args() -> argparse.Namespace:
         help="default: work_dirs/<config>/export/<precision>, beside a work directory's plan: <dir>/export/<precision>",
     )
     parser.add_argument("--layout", choices=["native", "autoware"], default="native")
+    parser.add_argument(
+        "--node",
+        metavar="RELEASE",
+        help="release of Autoware's node, e.g. 0.53: take images as it normalises them (with --layout autoware)",
+    )
+    parser.add_argument(
+        "--camera-encoding",
+        choices=["rgb8", "bgr8"],
+        default="rgb8",
+        help="of the camera images of a node before 0.53, which does not convert them",
+    )
     parser.add_argument("--levels", choices=["last", "all"], default="last", help="decoder levels in the outputs")
     parser.add_argument("--precision", choices=["float32", "float16", "int8"], default="float32")
     parser.add_argument(
@@ -49,7 +60,16 @@ def parse_args() -> argparse.Namespace:
         default="dataset",
         help="frames to compare and calibrate on: of the config's importance data, or noise",
     )
-    parser.add_argument("--num-frames", type=int, default=4)
+    parser.add_argument("--num-frames", type=int, default=4, help="frames to compare on")
+    parser.add_argument(
+        "--calibration-frames", type=int, default=32, help="frames for int8's ranges, spread over the importance data"
+    )
+    parser.add_argument(
+        "--int8-exclude", nargs="+", default=(), metavar="PATTERN", help="convolutions that stay float16: '*/layer4/*'"
+    )
+    parser.add_argument(
+        "--int8-encoder", type=Path, metavar="F.onnx", help="image encoder with Q/DQ of another tool, taken as it is"
+    )
     parser.add_argument(
         "--evaluate",
         action="store_true",
@@ -67,8 +87,7 @@ def parse_args() -> argparse.Namespace:
         nargs=2,
         type=int,
         metavar=("HEIGHT", "WIDTH"),
-        default=(900, 1600),
-        help="camera image of StreamPETR's host in pixels; default: nuScenes' 900 1600",
+        help="camera image of StreamPETR's host in pixels; default: the data set's, without one nuScenes' 900 1600",
     )
     parser.add_argument("--cfg-options", nargs="+", action=DictAction, help="override settings, key=value ...")
     return parser.parse_args()
@@ -114,9 +133,14 @@ def main() -> int:
                 simplify=args.simplify,
                 synthetic=args.frames == "synthetic",
                 num_frames=args.num_frames,
+                calibration_frames=args.calibration_frames,
+                exclude=tuple(args.int8_exclude),
+                quantised=args.int8_encoder,
                 evaluate=args.evaluate,
-                source_size=tuple(args.source_size),
+                source_size=tuple(args.source_size) if args.source_size else None,
                 layout=args.layout,
+                node=args.node,
+                camera_encoding=args.camera_encoding,
                 levels=args.levels,
                 prev_exists=args.prev_exists,
                 on_progress=lambda what, done, total: bar.update(

@@ -1,4 +1,4 @@
-"""Make the folder that Autoware's autoware_camera_streampetr loads from a deployment in the Autoware layout."""
+"""Make the folder that a release of Autoware's autoware_camera_streampetr loads, from a deployment in its layout."""
 
 from __future__ import annotations
 
@@ -12,14 +12,26 @@ from projects.streampetr.autoware import NodeSettings, package_autoware
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("deployment", type=Path, help="folder of tools/export.py --layout autoware")
+    parser.add_argument("deployment", type=Path, help="folder of tools/export.py --layout autoware --node RELEASE")
     parser.add_argument("out", type=Path, help="folder to make")
+    parser.add_argument("--node", required=True, metavar="RELEASE", help="of autoware_camera_streampetr, e.g. 0.53")
     parser.add_argument("--precision", choices=["fp16", "fp32"], default="fp16", help="of the engines the node builds")
     parser.add_argument("--confidence-threshold", type=float, default=NodeSettings.confidence_threshold)
+    parser.add_argument(
+        "--anchor-camera", type=int, default=NodeSettings.anchor_camera, help="slot whose image starts a frame"
+    )
+    parser.add_argument("--compressed", action="store_true", help="subscribe to compressed images")
+    parser.add_argument("--distorted", action="store_true", help="let the node undistort the images")
     args = parser.parse_args()
     try:
-        settings = NodeSettings(precision=args.precision, confidence_threshold=args.confidence_threshold)
-        files = package_autoware(args.deployment, args.out, settings)
+        settings = NodeSettings(
+            precision=args.precision,
+            confidence_threshold=args.confidence_threshold,
+            anchor_camera=args.anchor_camera,
+            compressed=args.compressed,
+            distorted=args.distorted,
+        )
+        files = package_autoware(args.deployment, args.out, args.node, settings)
     except MdpError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -62,6 +63,12 @@ def parse_args() -> argparse.Namespace:
         "--precision", choices=("float32", "float16"), default="float32", help="of TensorRT, PyTorch and bundles"
     )
     parser.add_argument("--bundle", type=Path, help="measure nothing here: write a zip file to run on the target")
+    parser.add_argument(
+        "--networks",
+        type=int,
+        metavar="N",
+        help="whole networks in the bundle: dense, smallest, random ones; default: prune.fit_networks, 0 with --plan",
+    )
     parser.add_argument("--plan", type=Path, help="only the entries that this plan.json uses")
     parser.add_argument("--lacking", type=Path, metavar="TABLE", help="with --plan: only those that this table lacks")
     parser.add_argument(
@@ -116,13 +123,15 @@ def measure(args: argparse.Namespace, console: Console) -> None:
     from mdp_mmdet3d.config_file import read_config
     from mdp_mmdet3d.latency.bundle import write_bundle
     from mdp_mmdet3d.latency.measure import measure_latency
+    from mdp_mmdet3d.runner.networks import bundle_networks
     from mdp_mmdet3d.runner.settings import PruneSettings
 
     MMLogger.get_instance("mdp", log_level="WARNING")  # initialisers are talkative
     config = read_config(args.config)
     s = PruneSettings.from_config(config.get("prune", {}))
     adapter = adapter_of(config, s.input_shape, s.adapter)
-    space = adapter.trace(adapter.build(None)[0], s.space_options)
+    model = adapter.build(None)[0]
+    space = adapter.trace(model, s.space_options)
     widths: dict[str, int] = {}
     removed: set[str] = set()
     if args.plan is not None:
@@ -132,10 +141,15 @@ def measure(args: argparse.Namespace, console: Console) -> None:
     else:
         keys = policy_entries(space, args.policy)
     if args.bundle is not None:
-        count = write_bundle(keys, args.bundle, args.precision)
+        number = args.networks if args.networks is not None else (0 if args.plan else s.fit_networks)
+        if number < 0 or number == 1:
+            raise MdpError(f"--networks {number}: give 0, or 2 and more: the dense and the smallest are always needed")
+        with tempfile.TemporaryDirectory() as folder:
+            networks = bundle_networks(adapter, space, model, Path(folder), args.precision, number) if number else []
+            count = write_bundle(keys, args.bundle, args.precision, networks)
         console.print(
-            f"{args.bundle}: {count} operators; on the target: unzip it and run python probe.py "
-            "--backend tensorrt|onnxruntime",
+            f"{args.bundle}: {count} operators, {number} whole networks; on the target: unzip it and run python "
+            "probe.py --backend tensorrt|onnxruntime",
             highlight=False,
         )
         return

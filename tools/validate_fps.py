@@ -6,7 +6,6 @@ Runs with Python >= 3.8, numpy and ONNX Runtime or TensorRT; recorded drives nee
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import sys
 from pathlib import Path
@@ -19,7 +18,7 @@ from mdp_mmdet3d.files import check_target_file, write_json
 from mdp_mmdet3d.runtime.host import host_device, host_state
 from mdp_mmdet3d.runtime.load import Runner, load_runner
 from mdp_mmdet3d.runtime.stream import BACKENDS, StreamRunner
-from mdp_mmdet3d.runtime.validate import Requirement, Validation, check_counts, validate
+from mdp_mmdet3d.runtime.validate import ENGINES_KEYS, Requirement, Validation, check_counts, validate
 
 MET, BAD_INPUT, MISSED, STOPPED = 0, 2, 3, 130
 
@@ -56,8 +55,8 @@ def prediction_ms(args: argparse.Namespace) -> float | None:
     return found
 
 
-def stream_of(runner: Runner, frames: str, count: int):
-    """At least ``count`` frames; a short drive is repeated as new scenes."""
+def stream_of(runner: Runner, frames: str):
+    """Endless; a drive is read frame by frame between the timed ones, and repeated as new scenes."""
     if frames == "synthetic":
         from mdp_mmdet3d.runtime.synthetic import repeat_frames, synthetic_frames, synthetic_images
 
@@ -66,13 +65,10 @@ def stream_of(runner: Runner, frames: str, count: int):
         return repeat_frames(made)
     if not isinstance(runner, StreamRunner):
         raise MdpError(f"--frames {frames}: a recorded drive is for a streaming deployment; a single graph takes noise")
-    from mdp_mmdet3d.runtime.drive import load_drive
+    from mdp_mmdet3d.runtime.drive import repeat_drive
     from mdp_mmdet3d.runtime.preprocess import preprocess
-    from mdp_mmdet3d.runtime.synthetic import repeat_frames
 
-    # Held in memory: reading and decoding files is no work of the vehicle.
-    drive = itertools.islice(load_drive(frames), count)
-    return repeat_frames([preprocess(frame, runner.manifest) for frame in drive])
+    return (preprocess(frame, runner.manifest) for frame in repeat_drive(frames))
 
 
 def progress(done: int, total: int) -> None:
@@ -93,14 +89,26 @@ def show(result: Validation, predicted_ms: float | None) -> None:
     if result.speedup:
         print(f"{'speed-up':<18}{result.speedup:>12.3f}")
     if predicted_ms is not None:
-        deviation = result.latency["p50_ms"] / predicted_ms - 1
-        print(f"{'predicted_ms':<18}{predicted_ms:>12.2f}  (measured p50 is {deviation:+.1%})")
+        p50, quiet = (result.latency[key] / predicted_ms - 1 for key in ENGINES_KEYS)
+        deviations = f"measured undisturbed {quiet:+.1%}, p50 {p50:+.1%}"
+        print(f"{'predicted_ms':<18}{predicted_ms:>12.2f}  (of the engines; {deviations})")
+    if result.rig is not None:
+        print(
+            f"the camera rig changed in {result.rig['changes']} of {len(result.samples_ms)} frames: position embedding "
+            f"p50 {result.rig['p50_ms']:.2f} ms, not in the latencies above, as a vehicle's rig does not change"
+        )
     memory = result.memory_mib
     print(
         f"deadline {result.requirement.deadline_ms:.2f} ms: {result.deadline_misses} of {len(result.samples_ms)} "
         f"frames late; memory {memory['start']:.0f} MiB at the start, {memory['end']:.0f} at the end, "
         f"{memory['peak']:.0f} at most"
     )
+    if result.gpu_memory_mib is not None:
+        gpu = result.gpu_memory_mib
+        print(
+            f"memory of the GPU in use by all processes: {gpu['start']:.0f} MiB at the start, {gpu['end']:.0f} at the "
+            f"end, {gpu['peak']:.0f} at most"
+        )
     print("MET" if result.met else "MISSED: " + "; ".join(result.failures))
 
 
@@ -120,7 +128,7 @@ def main() -> int:
         runner = load_runner(args.deployment, args.threads, args.backend)
         dense = load_runner(args.dense, args.threads, args.backend) if args.dense else None
         before = host_state()
-        stream = stream_of(runner, args.frames, args.num_frames + args.warmup)
+        stream = stream_of(runner, args.frames)
         result = validate(
             runner, stream, args.num_frames, requirement, warmup=args.warmup, dense=dense, on_frame=progress
         )

@@ -19,6 +19,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, TASK_UTILS, init_default_scope
 from mmengine.runner import Runner
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from mdp_mmdet3d.checkpoint.load import load_checkpoint
 from mdp_mmdet3d.config_file import without_pretrained
@@ -44,11 +45,16 @@ class DeployOptions:
     Attributes:
         precision: ``"float32"``, ``"float16"`` or ``"int8"``.
         simplify: Let onnxslim fuse nodes and merge equal ones.
-        synthetic: Compare and calibrate on noise and not on the importance data.
-        num_frames: Frames for that.
+        synthetic: Compare and calibrate on noise, not on the importance data.
+        num_frames: Frames to compare on.
+        calibration_frames: Frames for int8's ranges, spread over the importance data.
+        exclude: Patterns of names of convolutions that int8 leaves in float16.
+        quantised: ONNX file of another tool with Q/DQ, taken as the int8 image encoder.
         evaluate: Run the engines over the config's test data and keep the metrics.
-        source_size: Camera image of the host (height, width) in pixels.
+        source_size: Camera image of the host (height, width) in pixels; None: that of the data set.
         layout: ``"native"`` or that of a public runtime.
+        node: Release of that runtime, whose normalisation of images the graphs shall take; None: the model's own.
+        camera_encoding: Of its camera images.
         levels: Decoder levels in the outputs, ``"last"`` or ``"all"``.
         prev_exists: Give a streaming head an input that starts a stream.
         on_progress: Called with (what is done, steps done, steps in all) during long work.
@@ -58,9 +64,14 @@ class DeployOptions:
     simplify: bool = True
     synthetic: bool = False
     num_frames: int = 4
+    calibration_frames: int = 32
+    exclude: tuple[str, ...] = ()
+    quantised: Path | None = None
     evaluate: bool = False
-    source_size: tuple[int, int] = (900, 1600)
+    source_size: tuple[int, int] | None = None
     layout: str = "native"
+    node: str | None = None
+    camera_encoding: str = "rgb8"
     levels: str = "last"
     prev_exists: bool = False
     on_progress: Callable[[str, int, int], None] = lambda what, done, total: None
@@ -193,9 +204,18 @@ class Adapter(ABC):
         return data_identity(loader.get("dataset") or {})
 
     def importance_batches(self) -> Iterator[Mapping[str, Any]]:
-        """Batches with ground truth, in stream order; raises `MissingDatasetError` if the data is not there."""
+        """Batches with ground truth, in stream order; raises as `importance_loader`."""
+        return iter(self.importance_loader())
+
+    def importance_loader(self) -> DataLoader:
+        """`loader`, built.
+
+        Raises:
+            MissingDatasetError: The data is not there.
+            MdpError: The data set cannot be opened.
+        """
         try:
-            return iter(Runner.build_dataloader(copy.deepcopy(self.loader()), seed=0))
+            return Runner.build_dataloader(copy.deepcopy(self.loader()), seed=0)
         except MdpError:
             raise
         except Exception as error:  # whatever a data set raises where its files are not what it expects

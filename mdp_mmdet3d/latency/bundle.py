@@ -2,28 +2,56 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
 import numpy as np
 import onnx
+from onnx import numpy_helper
 
 from mdp_mmdet3d.files import atomic_path
 from mdp_mmdet3d.latency.graphs import OperatorGraph, Precision, operator_graph, reference_graph
 from mdp_mmdet3d.latency.sampling import EntryKey
+from mdp_mmdet3d.runtime.manifest import MANIFEST_FILE
+from mdp_mmdet3d.runtime.pyz import BASE, FOLDERS
 
 MANIFEST_VERSION = 1
-_PROGRAM = ("probe.py", "onnxruntime_timer.py", "tensorrt_timer.py")
-_PACKAGE = ("__init__.py", "device.py", "trt/__init__.py", "trt/builder.py", "trt/cuda.py")  # import nothing else of it
+_PROGRAM = ("probe.py", "networks.py", "onnxruntime_timer.py", "tensorrt_timer.py")
+_PACKAGE = Path(__file__).parents[1]
 _WEIGHTS = "weights.bin"
 _INLINE_BYTES = 4096
 _PAGE = 4096
 _OFFSETS = 16
 
 
-def write_bundle(keys: list[EntryKey], path: str | Path, precision: Precision = "float32") -> int:
+@dataclass(frozen=True)
+class BundleNetwork:
+    """A whole network to measure on the target.
+
+    Attributes:
+        folder: Deployment folder in the bundle's precision.
+        model_digest: Of the space.
+        widths: Kept count per dimension.
+        removed: Removed blocks.
+    """
+
+    folder: Path
+    model_digest: str
+    widths: Mapping[str, int]
+    removed: Sequence[str]
+
+
+def write_bundle(
+    keys: list[EntryKey],
+    path: str | Path,
+    precision: Precision = "float32",
+    networks: Sequence[BundleNetwork] = (),
+) -> int:
     """Write a zip file that measures ``keys`` on the target: unpack it and run ``python probe.py``.
 
     The models share one file of random weights, so that hundreds of them take a few megabytes.
@@ -32,6 +60,8 @@ def write_bundle(keys: list[EntryKey], path: str | Path, precision: Precision = 
         keys: What to measure, e.g. `sampling.grid_entries` of a space.
         path: Zip file to write.
         precision: Element type of the models.
+        networks: Whole networks to measure after the operators; the latency model is fitted to them. Their large
+            weights come from the shared file too: what they compute does not matter.
 
     Returns:
         How many models the bundle holds.
@@ -47,8 +77,8 @@ def write_bundle(keys: list[EntryKey], path: str | Path, precision: Precision = 
     with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
         for name in _PROGRAM:
             archive.write(Path(__file__).parent / "probe" / name, name)
-        for name in _PACKAGE:
-            archive.write(Path(__file__).parents[1] / name, f"mdp_mmdet3d/{name}")
+        for file in _package_files():
+            archive.write(file, f"mdp_mmdet3d/{file.relative_to(_PACKAGE).as_posix()}")
 
         def add(graph: OperatorGraph, name: str) -> dict[str, object]:
             nonlocal largest
@@ -73,6 +103,18 @@ def write_bundle(keys: list[EntryKey], path: str | Path, precision: Precision = 
                 for _, widths in group
             ]
             operators.append({"operator": signature.kind, "attributes": dict(signature.attributes), "probes": probes})
+        wholes = []
+        for network in networks:
+            largest = max(largest, _add_network(archive, network))
+            wholes.append(
+                {
+                    "name": network.folder.name,
+                    "folder": f"networks/{network.folder.name}",
+                    "model_digest": network.model_digest,
+                    "widths": dict(network.widths),
+                    "removed": list(network.removed),
+                }
+            )
         archive.writestr(f"models/{_WEIGHTS}", _random_weights(largest + _OFFSETS * _PAGE, precision))
         archive.writestr(
             "manifest.json",
@@ -82,6 +124,7 @@ def write_bundle(keys: list[EntryKey], path: str | Path, precision: Precision = 
                     "precision": precision,
                     "reference": reference,
                     "operators": operators,
+                    "networks": wholes,
                 },
                 indent=1,
             ),
@@ -89,10 +132,44 @@ def write_bundle(keys: list[EntryKey], path: str | Path, precision: Precision = 
     return len(keys)
 
 
-def _share_weights(model: onnx.ModelProto) -> int:
-    """Let large initializers refer to the shared file; returns the size in bytes of the largest."""
+def _package_files() -> list[Path]:
+    """What the probe imports of this package."""
+    files = [_PACKAGE / f"{name}.py" for name in BASE]
+    return files + sorted(path for folder in FOLDERS for path in (_PACKAGE / folder).rglob("*.py"))
+
+
+def _add_network(archive: zipfile.ZipFile, network: BundleNetwork) -> int:
+    """A deployment without its large weights; returns the size in bytes of the largest."""
+    place, largest = f"networks/{network.folder.name}", 0
+    manifest = json.loads((network.folder / MANIFEST_FILE).read_text(encoding="utf-8"))
+    manifest["checks"] = {}
+    for name in manifest["checksums"]:
+        content = (network.folder / name).read_bytes()
+        if name.endswith(".onnx"):
+            model = onnx.load_from_string(content)
+            largest = max(largest, _share_weights(model, _layer_weights(model)))
+            content = model.SerializeToString()
+        archive.writestr(f"{place}/{name}", content)
+        manifest["checksums"][name] = hashlib.sha256(content).hexdigest()
+    archive.writestr(f"{place}/{MANIFEST_FILE}", json.dumps(manifest, indent=1))
+    return largest
+
+
+def _layer_weights(model: onnx.ModelProto) -> set[str]:
+    """Weights of layers: any values will do, unlike those of indices, shapes and points."""
+    return {
+        node.input[1] for node in model.graph.node if node.op_type in ("Conv", "Gemm", "MatMul") and len(node.input) > 1
+    }
+
+
+def _share_weights(model: onnx.ModelProto, names: set[str] | None = None) -> int:
+    """Let large initializers, or those of ``names``, refer to the shared file; the size in bytes of the largest."""
     largest = 0
     for index, tensor in enumerate(model.graph.initializer):
+        if names is not None and tensor.name not in names:
+            continue
+        if not tensor.raw_data:
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor), tensor.name))
         size = len(tensor.raw_data)
         if size <= _INLINE_BYTES:
             continue

@@ -91,11 +91,15 @@ class LatencyTable:
     Args:
         device: Where the entries were measured.
         protocol: How.
+
+    Attributes:
+        networks: Whole networks that the probe bundle measured beside the operators, as it wrote them.
     """
 
     def __init__(self, device: Device, protocol: MeasurementProtocol) -> None:
         self.device = device
         self.protocol = protocol
+        self.networks: list[dict[str, Any]] = []
         self._entries: dict[OperatorSignature, dict[tuple[int, ...], Entry]] = {}
         self._grids: dict[OperatorSignature, Grid | None] = {}
 
@@ -270,6 +274,8 @@ class LatencyTable:
             if mine is None or mine.time < entry.time:
                 self.add(signature, widths, entry)
                 taken += 1
+        known = [network["name"] for network in self.networks]
+        self.networks += [network for network in other.networks if network["name"] not in known]
         return taken
 
     def require(
@@ -303,6 +309,7 @@ class LatencyTable:
                     }
                     for signature, entries in sorted(self._entries.items(), key=lambda item: item[0].key)
                 ],
+                **({"networks": self.networks} if self.networks else {}),
             },
         )
 
@@ -327,6 +334,7 @@ class LatencyTable:
                 for entry in operator["entries"]:
                     values = {name: value for name, value in entry.items() if name != "widths"}
                     table.add(signature, tuple(entry["widths"]), _build(Entry, values))
+            table.networks = [dict(network) for network in data.get("networks", [])]
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise FileFormatError(f"latency table {path} is damaged ({error}); delete it and measure again") from error
         if device is not None and not force:

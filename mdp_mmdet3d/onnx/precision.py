@@ -34,12 +34,14 @@ FLOAT16_MAX = 65504.0
 SUFFIX = "__float16"
 
 
-def to_float16(graph: onnx.ModelProto, name: str) -> onnx.ModelProto:
+def to_float16(graph: onnx.ModelProto, name: str, islands: set[str] | None = None) -> onnx.ModelProto:
     """Convert an engine's learned layers to float16.
 
     Args:
         graph: float32 engine with named nodes.
         name: ``"image_encoder"`` or ``"head"``; ``"position_embedding"`` runs once per rig and is returned as it is.
+
+        islands: Names of the nodes that stay float32; default: those of `float32_nodes`.
 
     Returns:
         A new graph with float32 inputs and outputs.
@@ -49,7 +51,7 @@ def to_float16(graph: onnx.ModelProto, name: str) -> onnx.ModelProto:
     """
     if name == "position_embedding":
         return copy.deepcopy(graph)
-    islands = float32_nodes(graph, name)
+    islands = float32_nodes(graph, name) if islands is None else islands
     if len(islands) == len(graph.graph.node):
         raise DeploymentError(f"no node of {name} is in a learned module; was it exported by this package?")
     _check_range(graph, islands, name)

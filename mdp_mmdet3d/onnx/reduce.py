@@ -8,16 +8,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import onnx
 
 from mdp_mmdet3d.errors import DeploymentError
 from mdp_mmdet3d.files import file_sha256
 from mdp_mmdet3d.onnx.attention_widths import pad_attention
 from mdp_mmdet3d.onnx.folders import check_target, new_deployment
-from mdp_mmdet3d.onnx.lint import require_clean
+from mdp_mmdet3d.onnx.lint import load_onnx, require_clean
 from mdp_mmdet3d.onnx.precision import to_float16
-from mdp_mmdet3d.onnx.quantise import to_int8
+from mdp_mmdet3d.onnx.quantise import check_replaces, to_int8
 from mdp_mmdet3d.runtime.accuracy import compare_boxes
+from mdp_mmdet3d.runtime.graph_manifest import load_manifest
 from mdp_mmdet3d.runtime.manifest import DeploymentManifest
 from mdp_mmdet3d.runtime.stream import Frame, StreamRunner
 
@@ -25,7 +27,14 @@ Precision = Literal["float16", "int8"]
 
 
 def reduce_precision(
-    source: str | Path, out_dir: str | Path, precision: Precision, frames: Sequence[Frame]
+    source: str | Path,
+    out_dir: str | Path,
+    precision: Precision,
+    frames: Sequence[Frame],
+    *,
+    calibration: Sequence[np.ndarray] | None = None,
+    exclude: Sequence[str] = (),
+    quantised: str | Path | None = None,
 ) -> DeploymentManifest:
     """Convert the engines, compare the boxes with those of ``source`` on ``frames``, and write both down.
 
@@ -33,8 +42,11 @@ def reduce_precision(
         source: float32 deployment folder; it is left as it is.
         out_dir: Folder to write; an earlier deployment there is replaced once the new one is complete.
         precision: ``"float16"``: learned layers of image encoder and head; ``"int8"``: convolutions of the image
-            encoder with Q/DQ, head as in float16.
-        frames: To compare on, and to calibrate int8.
+            encoder with Q/DQ, the rest as in float16.
+        frames: To compare on.
+        calibration: Images (N, 3, H, W) as the encoder takes them, for int8; default: those of ``frames``.
+        exclude: Convolutions that stay float16 in int8, see `to_int8`.
+        quantised: ONNX file with Q/DQ that another tool made of ``image_encoder.onnx``; taken as it is.
 
     Returns:
         The new manifest; ``checks["boxes_against_float32"]`` has the agreement, ``checks["padded_attentions"]`` the
@@ -47,6 +59,10 @@ def reduce_precision(
     source, out_dir = Path(source), Path(out_dir)
     check_target(out_dir)
     manifest = DeploymentManifest.load(source)
+    if precision != "int8" and (exclude or quantised):
+        raise DeploymentError(f"layers to exclude and a quantised graph are for int8, not for {precision}")
+    if quantised and exclude:
+        raise DeploymentError(f"{quantised} is taken as it is: exclude layers in the tool that makes it")
     if manifest.precision != "float32" or precision not in ("float16", "int8") or not frames:
         raise DeploymentError(
             f"cannot make {precision!r} of {source}, which is {manifest.precision}, with {len(frames)} frames: start "
@@ -59,7 +75,7 @@ def reduce_precision(
         for name, spec in manifest.engines.items():
             graph = onnx.load(str(source / spec.file))
             if name == "image_encoder" and precision == "int8":
-                graph = to_int8(graph, [{"img": frame.img[None]} for frame in frames])
+                graph = _int8(graph, quantised, calibration or [frame.img for frame in frames], exclude)
             else:
                 graph, widened = pad_attention(graph)
                 padded += widened
@@ -76,3 +92,24 @@ def reduce_precision(
         agreement = compare_boxes(StreamRunner(source), StreamRunner(part), frames)
         manifest = manifest.with_checks(part, boxes_against_float32=agreement.to_json())
     return manifest
+
+
+def halve(folder: str | Path) -> None:
+    """Convert the engines of a float32 deployment of either kind to float16 in place, uncompared: for timing."""
+    folder = Path(folder)
+    manifest = load_manifest(folder)
+    for name, spec in manifest.engines.items():
+        graph, _ = pad_attention(onnx.load(str(folder / spec.file)))
+        onnx.save(to_float16(graph, name), str(folder / spec.file))
+    checksums = {name: file_sha256(folder / name) for name in manifest.checksums}
+    replace(manifest, precision="float16", checksums=checksums).save(folder)
+
+
+def _int8(
+    graph: onnx.ModelProto, quantised: str | Path | None, images: Sequence[np.ndarray], exclude: Sequence[str]
+) -> onnx.ModelProto:
+    if quantised is None:
+        return to_int8(graph, [{"img": image[None]} for image in images], exclude)
+    taken = load_onnx(quantised)
+    check_replaces(taken, graph)
+    return taken

@@ -169,8 +169,8 @@ def print_target_steps(report: Mapping[str, Any], config: str, work_dir: Path, c
     float32 = report["device"]["precision"] == "float32"
     precision = "" if float32 else ", both exported in that precision (tools/export.py)"
     console.print(
-        f"- validate: tools/validate_fps.py {work_dir}/onnx/pruned --dense {work_dir}/onnx/dense "
-        f"--fps N --json fps.json{precision}; --target-latency fps.json corrects the next run by it",
+        f"- validate: copy {work_dir}/onnx there and run python mdp_runtime.pyz validate_fps pruned --dense dense "
+        f"--fps N --json fps.json in it{precision}; --target-latency fps.json corrects the next run by it",
         highlight=False,
         markup=False,
     )

@@ -48,6 +48,7 @@ from mdp_mmdet3d.runner.steps import (
 )
 from mdp_mmdet3d.runner.target import load_target_table, table_identity, target_model, target_networks
 from mdp_mmdet3d.runtime.measure import LatencyStats, session_device, speedup
+from mdp_mmdet3d.runtime.pyz import RUNTIME_FILE, write_runtime
 from mdp_mmdet3d.space.types import PruningSpace
 from mdp_mmdet3d.surgery.apply import apply_plan
 from mdp_mmdet3d.surgery.plan import PruningPlan
@@ -149,6 +150,8 @@ class PruneJob:
                 )
         with steps("export dense"):
             export_model(adapter, dense, self.work_dir / "onnx" / "dense", None, weights, self._say)
+            if self.latency_table is not None:
+                self._write_runtime()
         if target is None or self.latency_table is None:
             found = self._prune_here(adapter, space, importance, loss, dense, frames, weights, steps)
         else:
@@ -290,6 +293,10 @@ class PruneJob:
                 target_model(space, table, target_networks(self.work_dir, space, table, self.target_latency))
             )
             dense_ms = model.predict({})
+            self.console.print(
+                f"  {len(table)} entries, {len(table.disturbed())} of them measured while something else ran; "
+                f"{len(model.networks)} whole networks"
+            )
             self.console.print(f"  dense: {dense_ms:.3f} ms predicted on {table.device}")
         search = PlanSearch(
             space,
@@ -355,6 +362,13 @@ class PruneJob:
         for line in model.explanation:
             self.console.print(f"  {line}")
         return model
+
+    def _write_runtime(self) -> None:
+        """What the device runs to validate the deployments, beside them."""
+        try:
+            write_runtime(self.work_dir / "onnx" / RUNTIME_FILE)
+        except MdpError as error:
+            self._say(f"{RUNTIME_FILE} is not written: {error}")
 
     def _cut(self, adapter: Adapter, plan: PruningPlan, weights: str, search: PlanSearch, steps: Steps) -> nn.Module:
         with steps("cut and export"):

@@ -10,10 +10,13 @@ from typing import Any
 
 from torch import nn
 
+from mdp_mmdet3d.adapters import Adapter
 from mdp_mmdet3d.errors import FileFormatError
 from mdp_mmdet3d.files import read_json, write_json
+from mdp_mmdet3d.latency.bundle import BundleNetwork
 from mdp_mmdet3d.latency.predict import MeasuredNetwork
 from mdp_mmdet3d.latency.structures import Structure, fit_structures
+from mdp_mmdet3d.onnx.reduce import halve
 from mdp_mmdet3d.runtime.measure import LatencyStats
 from mdp_mmdet3d.space.types import PruningSpace
 from mdp_mmdet3d.surgery.apply import apply_plan
@@ -54,6 +57,30 @@ def save_networks(path: Path, identity: Mapping[str, Any], networks: Sequence[Me
             ],
         },
     )
+
+
+def bundle_networks(
+    adapter: Adapter, space: PruningSpace, dense: nn.Module, folder: Path, precision: str, count: int
+) -> list[BundleNetwork]:
+    """Export the structures of `measure_networks` for a probe bundle.
+
+    Args:
+        adapter: Of the model.
+        space: What may be pruned.
+        dense: Dense model; not changed.
+        folder: Where the deployments go.
+        precision: ``"float32"`` or ``"float16"``.
+        count: Structures in all, at least 2.
+    """
+    networks = []
+    for index, structure in enumerate(fit_structures(space, count)):
+        plan = plan_of_structure(space, structure)
+        place = folder / ("dense" if index == 0 else f"network_{index}")
+        adapter.export(apply_plan(copy.deepcopy(dense), plan), place, plan_hash=plan.hash, weights="random")
+        if precision == "float16":
+            halve(place)
+        networks.append(BundleNetwork(place, space.model_digest, structure.widths, sorted(structure.removed)))
+    return networks
 
 
 def measure_networks(

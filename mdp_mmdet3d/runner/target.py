@@ -79,7 +79,7 @@ def target_model(space: PruningSpace, table: LatencyTable, networks: Sequence[Me
 def target_networks(
     work_dir: Path, space: PruningSpace, table: LatencyTable, added: Path | None
 ) -> list[MeasuredNetwork]:
-    """Whole measurements of the target that the work directory knows, and those of ``added``.
+    """Whole measurements of the target: those of its probe bundle, those that the work directory knows, ``added``.
 
     Args:
         work_dir: Keeps them in ``target_whole_latency.json``; `plan.json` says which structure was measured.
@@ -93,9 +93,10 @@ def target_networks(
     """
     path = work_dir / "target_whole_latency.json"
     identity = {"device": str(table.device), "fingerprint": space.model_digest}
+    probed = _probed(table, space)
     networks = load_networks(path, identity) or []
     if added is None:
-        return networks
+        return probed + networks
     data = read_json(added, what="FPS validation", schema_version=FPS_VERSION)
     if differences := _other_device(data, table.device):
         raise StructureMismatchError(
@@ -103,15 +104,28 @@ def target_networks(
             "on the device of the table, or give that device's table"
         )
     new = _validated(data, added, table.device.precision, {term.engine for term in space.frame_terms()})
+    _check_device(data, added, table)
     known = [network.engines_ms for network in networks]
     if all(engines_ms in known for _, engines_ms in new):
-        return networks
+        return probed + networks
     for plan_hash, engines_ms in new:
         plan = None if plan_hash is None else _plan_of(work_dir / "plan.json", plan_hash, added)
         widths = {} if plan is None else plan.widths(space)
         networks.append(MeasuredNetwork(widths, () if plan is None else tuple(sorted(plan.removed)), engines_ms))
     save_networks(path, identity, networks)
-    return networks
+    return probed + networks
+
+
+def _probed(table: LatencyTable, space: PruningSpace) -> list[MeasuredNetwork]:
+    """Whole networks of this model that the probe bundle measured."""
+    try:
+        return [
+            MeasuredNetwork(dict(network["widths"]), tuple(network["removed"]), dict(network["engines_ms"]))
+            for network in table.networks
+            if network["model_digest"] == space.model_digest
+        ]
+    except (KeyError, TypeError, ValueError) as error:
+        raise FileFormatError(f"a whole network of the latency table is damaged ({error!r}): measure again") from error
 
 
 def _validated(
@@ -133,6 +147,16 @@ def _validated(
             "and validate in the precision of the table"
         )
     return new
+
+
+def _check_device(data: Mapping[str, Any], path: Path, table: LatencyTable) -> None:
+    """Refuse a validation that another machine than the table's answered; a table of a GPU does not name the host."""
+    found = (data.get("host") or {}).get("processor")
+    if table.device.runtime == "onnxruntime-cpu" and found is not None and found != table.device.processor:
+        raise StructureMismatchError(
+            f"FPS validation {path} was made on {found}, the latency table on {table.device.processor}: validate on "
+            "the device of the table"
+        )
 
 
 def _plan_of(path: Path, plan_hash: str, validation: Path) -> PruningPlan:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,8 @@ DRIVE_FILE = "drive.json"
 SCHEMA_VERSION = 1
 
 
-def write_drive(folder: str | Path, frames: Sequence[CameraFrame]) -> None:
-    """Write frames as PNG images and ``drive.json``; `load_drive` gives back the same pixels and numbers."""
+def write_drive(folder: str | Path, frames: Iterable[CameraFrame]) -> None:
+    """Write frames as PNG images and ``drive.json``, one after the other; `load_drive` gives back the same."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     records = []
@@ -60,6 +62,17 @@ def load_drive(folder: str | Path) -> Iterator[CameraFrame]:
             yield _frame(folder, record)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise FileFormatError(f"frame {index} of {folder / DRIVE_FILE} is malformed ({error!r})") from error
+
+
+def repeat_drive(folder: str | Path) -> Iterator[CameraFrame]:
+    """Endless stream over a drive, images decoded as they are asked for: every pass is a scene of its own.
+
+    Raises:
+        FileFormatError: As `load_drive`.
+    """
+    for number in itertools.count():
+        for frame in load_drive(folder):
+            yield replace(frame, scene_token=f"{frame.scene_token}#{number}")
 
 
 def _frame(folder: Path, record: dict[str, Any]) -> CameraFrame:

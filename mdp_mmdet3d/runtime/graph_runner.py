@@ -50,8 +50,12 @@ class GraphRunner:
         self.manifest = GraphManifest.load(folder)
         self._engine = OrtEngine(self.folder / self.manifest.engines[ENGINE].file, threads)
 
-    def start(self, frame: np.ndarray) -> None:
+    def start(self, frame: np.ndarray) -> bool:
         """Nothing is computed ahead of a stream."""
+        return False
+
+    def gpu_used_mib(self) -> None:
+        """It runs on no GPU."""
 
     def reset(self) -> None:
         """There is no memory."""

@@ -17,8 +17,8 @@ class Runner(Protocol):
     folder: Path
     manifest: Any
 
-    def start(self, frame: Any) -> None:
-        """Compute what is computed once, before a stream."""
+    def start(self, frame: Any) -> bool:
+        """Compute what is computed once, before a stream, and again only if it changed; whether it did."""
 
     def reset(self) -> None:
         """Forget the past."""
@@ -31,6 +31,9 @@ class Runner(Protocol):
 
     def decode(self, output: Any) -> Any:
         """What the host gets."""
+
+    def gpu_used_mib(self) -> float | None:
+        """Memory of the GPU in use, by all processes, in MiB; None where the engines run on no GPU."""
 
     def backend_info(self) -> dict[str, Any]:
         """What runs the engines, with its version."""

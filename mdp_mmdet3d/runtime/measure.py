@@ -14,6 +14,7 @@ import onnxruntime as ort
 from mdp_mmdet3d.device import Device, processor_name, system_name
 from mdp_mmdet3d.errors import DeploymentError
 from mdp_mmdet3d.runtime.load import Runner, load_runner
+from mdp_mmdet3d.runtime.validate import settled
 
 LOADS = 4  # of every candidate; see `measure_interleaved`
 
@@ -67,11 +68,6 @@ class LatencyStats:
     def to_json(self) -> dict[str, Any]:
         """Plain dictionary for reports."""
         return {**asdict(self), "fps": self.fps}
-
-
-def settled(samples_ms: Sequence[float]) -> float:
-    """Median of the fastest quarter, of the fastest three at least."""
-    return statistics.median(sorted(samples_ms)[: max(3, len(samples_ms) // 4)])
 
 
 def measure_interleaved(

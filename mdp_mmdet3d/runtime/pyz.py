@@ -15,6 +15,8 @@ FOLDERS = ("runtime", "trt")
 BASE = ("__init__", "device", "errors", "files", "plausible", "tensor_spec")
 """What these folders stand on."""
 
+RUNTIME_FILE = "mdp_runtime.pyz"
+
 COMMANDS = ("validate_fps", "build_engine")
 """Tools that run there."""
 

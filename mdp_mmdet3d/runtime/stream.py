@@ -137,12 +137,15 @@ class StreamRunner:
         """Forget the past: the next frame is the first of a stream."""
         self.memory = None
 
-    def set_rig(self, intrinsics: np.ndarray, lidar2img: np.ndarray) -> None:
+    def set_rig(self, intrinsics: np.ndarray, lidar2img: np.ndarray) -> bool:
         """Compute the position embedding of a camera rig; does nothing if the rig has not changed.
 
         Args:
             intrinsics: (N, 4, 4) camera matrices after resize and crop.
             lidar2img: (N, 4, 4) pixels <- lidar; inverted here in float64.
+
+        Returns:
+            Whether it has changed.
 
         Raises:
             DeploymentError: A shape is wrong, a matrix is not finite or no camera's, or the position embedding is not
@@ -153,7 +156,7 @@ class StreamRunner:
         except (TypeError, ValueError) as error:
             raise DeploymentError(f"intrinsics and lidar2img must be (cameras, 4, 4) numbers: {error}") from error
         if self._rig is not None and all(np.array_equal(old, new) for old, new in zip(self._rig, rig)):
-            return
+            return False
         expected = (len(self.manifest.camera_names), 4, 4)
         if any(matrix.shape != expected for matrix in rig):
             raise DeploymentError(f"intrinsics {rig[0].shape} and lidar2img {rig[1].shape} must both be {expected}")
@@ -176,10 +179,11 @@ class StreamRunner:
         for name, value in self._rig_outputs.items():
             self._require_finite(name, value, self._position, "for this rig")
         self._rig = rig
+        return True
 
-    def start(self, frame: Frame) -> None:
-        """What is computed once, before a stream: the position embedding of the frame's rig."""
-        self.set_rig(frame.intrinsics, frame.lidar2img)
+    def start(self, frame: Frame) -> bool:
+        """What is computed once, before a stream: the position embedding of the frame's rig; whether it was due."""
+        return self.set_rig(frame.intrinsics, frame.lidar2img)
 
     def run(self, frame: Frame) -> StreamOutput:
         """Set the frame's rig if it differs from the last one, then `step`."""
@@ -239,6 +243,10 @@ class StreamRunner:
             encoder_ms=1e3 * (encoded - start),
             head_ms=1e3 * (done - encoded),
         )
+
+    def gpu_used_mib(self) -> float | None:
+        """Memory of the GPU in use, by all processes, in MiB; None with ONNX Runtime."""
+        return self._head.gpu_used_mib() if self.backend == "tensorrt" else None
 
     def backend_info(self) -> dict[str, Any]:
         """What runs the engines, with its version."""

@@ -7,6 +7,7 @@ capability; standard TensorRT builds for the GPU of the machine it runs on.
 from __future__ import annotations
 
 import platform
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ ENGINES_FILE = "engines.json"
 TIMING_CACHE_FILE = "timing.cache"
 SCHEMA_VERSION = 1
 ONNX_SUFFIX = ".onnx"
+CONVOLUTION = re.compile(r"(^|/)Conv(_\d+)?$")  # name of an exported node
 
 
 class EngineBuildError(DeploymentError):
@@ -128,6 +130,17 @@ def build_engine(trt: Any, path: Path, capability: str | None, cache_file: Path)
         with atomic_path(cache_file) as temporary:
             temporary.write_bytes(built["timing_cache"])
     return built["plan"], builder.engine_summary(built)
+
+
+def split_convolutions(report: dict[str, Any]) -> tuple[int, int]:
+    """How many convolutions run in more than one kernel, and how many there are.
+
+    An int8 convolution whose scale, ReLU or sum is a kernel of its own passes its int32 sums through memory.
+    """
+    kernels: Counter[str] = Counter()
+    for kernel in report["kernels"]:
+        kernels.update({name for name in kernel["onnx_layers"] if CONVOLUTION.search(name)})
+    return sum(count > 1 for count in kernels.values()), len(kernels)
 
 
 def kernel_types(report: dict[str, Any]) -> Counter[str]:

@@ -71,6 +71,12 @@ class Cuda:
         self._call("cudaMemset", pointer, 0, ctypes.c_size_t(size))
         return int(pointer.value or 0)
 
+    def used_bytes(self) -> int:
+        """Device memory in use, by all processes."""
+        free, total = ctypes.c_size_t(), ctypes.c_size_t()
+        self._call("cudaMemGetInfo", ctypes.byref(free), ctypes.byref(total))
+        return total.value - free.value
+
     def free(self, address: int) -> None:
         """Give memory back."""
         self._call("cudaFree", ctypes.c_void_p(address))

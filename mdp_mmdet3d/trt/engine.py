@@ -139,6 +139,10 @@ class TrtEngine:
             raise DeploymentError(f"{self.path}: {error}") from error
         return array
 
+    def gpu_used_mib(self) -> float:
+        """Memory of the GPU in use, by all processes, in MiB."""
+        return self._cuda.used_bytes() / 2**20
+
     def info(self) -> dict[str, Any]:
         """Version and device of the runtime."""
         return {

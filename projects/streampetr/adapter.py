@@ -6,10 +6,12 @@ What deployment needs (ONNX and its runtime) is imported where it is used: train
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from mdp_mmdet3d.adapters import Adapter, DeployOptions, register_adapter
@@ -19,6 +21,8 @@ from mdp_mmdet3d.surgery.repair import Frame
 
 from .checkpoint import load_checkpoint
 from .pruning import add_streampetr
+
+NUSCENES_IMAGE = (900, 1600)
 
 
 @register_adapter
@@ -64,6 +68,27 @@ class StreamPETRAdapter(Adapter):
 
         return calibration_frames(model, self.calibration_batches(), count, stride)
 
+    def spread_frames(self, model: nn.Module, count: int) -> list[Any]:
+        """``count`` frames of the importance data, evenly spaced over all of it: for ranges, not for streams."""
+        from .frames import frame_of
+
+        loader = self.importance_loader()
+        frames: list[Any] = []
+        for index in np.unique(np.linspace(0, len(loader.dataset) - 1, count).round().astype(int)).tolist():
+            data = model.data_preprocessor(dict(loader.collate_fn([loader.dataset[index]])), False)
+            frames.append(frame_of(data["inputs"]["imgs"][0], data["data_samples"][0].metainfo))
+        return frames
+
+    @cached_property
+    def source_size(self) -> tuple[int, int]:
+        """Camera images (height, width) of the importance data; those of nuScenes where there is no data."""
+        try:
+            sample = self.importance_loader().dataset[0]
+        except (MdpError, OSError):
+            return NUSCENES_IMAGE
+        height, width = sample["data_samples"].metainfo["ori_shape"][:2]
+        return int(height), int(width)
+
     def export(
         self,
         model: nn.Module,
@@ -76,6 +101,8 @@ class StreamPETRAdapter(Adapter):
     ) -> None:
         """Image encoder, position embedding and head; ``options`` as in `export_streampetr`."""
         from .export import export_streampetr
+
+        options["source_size"] = options.get("source_size") or self.source_size
 
         export_streampetr(
             model,

@@ -15,9 +15,11 @@ from mdp_mmdet3d.errors import DeploymentError
 from mdp_mmdet3d.runtime.decode import last_level
 from mdp_mmdet3d.runtime.stream import Frame, HostMemory, StreamRunner
 
+from .export import image_transform
 from .frame import FrameInputs
 from .memory import MemoryState
 from .memory_rows import Candidates, memory_difference, tie_margin
+from .normalisation import converted
 
 Mode = Literal["teacher_forced", "free_running"]
 
@@ -73,7 +75,8 @@ def compare_stream(
     Args:
         model: The `StreamPETR` that was exported; its own memory is not touched.
         runner: Deployment folder or loaded runner; its memory is reset before and after.
-        frames: At least one frame. The stream restarts where the scene changes.
+        frames: At least one frame, normalised for the model whatever the deployment takes. The stream restarts
+            where the scene changes.
         mode: See `StreamDifference`.
 
     Raises:
@@ -90,6 +93,8 @@ def compare_stream(
     memory: MemoryState | None = None
     scene: str | None = None
     origin = np.zeros(3)
+    image = runner.manifest.image
+    trained = image_transform(model.data_preprocessor, image.size, image.source_size)
     new = runner.manifest.memory.post_length - runner.manifest.memory.pre_length
     found = StreamDifference(mode, (), ())
     try:
@@ -102,7 +107,7 @@ def compare_stream(
             if memory is not None and mode == "teacher_forced":
                 runner.memory = host_memory(memory)
             queries, memory = run_reference(model, near, memory)
-            output = runner.run(near)
+            output = runner.run(converted(near, trained, image))
             scene = frame.scene_token
             logits, boxes = last_level(
                 output.cls_scores, output.bbox_preds, runner.manifest.layout, runner.manifest.num_queries

@@ -14,11 +14,21 @@ from mdp_mmdet3d.errors import MdpError
 from mdp_mmdet3d.onnx.folders import check_target, part_folder
 from mdp_mmdet3d.onnx.reduce import reduce_precision
 from mdp_mmdet3d.runtime.manifest import DeploymentManifest
-from mdp_mmdet3d.runtime.pyz import write_runtime
+from mdp_mmdet3d.runtime.pyz import RUNTIME_FILE, write_runtime
+from mdp_mmdet3d.runtime.stream import Frame
 from mdp_mmdet3d.runtime.synthetic import synthetic_frames
 
 from .compare import check_against_pytorch
 from .deployed_accuracy import evaluate_deployment
+from .export import image_transform
+from .normalisation import converted
+
+FEW_MATCHES = 0.9
+FEW_MATCHES_ADVICE = (
+    "many boxes are gone in this precision. With random weights that is chance; with trained ones do not deploy it "
+    "before --evaluate says what it costs: calibrate on more frames (--calibration-frames), leave layers out "
+    "(--int8-exclude), or take float16"
+)
 
 
 def deploy(
@@ -27,7 +37,7 @@ def deploy(
     """See `Adapter.deploy`; ``facts`` are plan hash and weights."""
     if options.num_frames < 1:
         raise MdpError(f"--num-frames must be at least 1, got {options.num_frames}")
-    if min(options.source_size) < 1:
+    if options.source_size is not None and min(options.source_size) < 1:
         raise MdpError(f"--source-size {options.source_size} must be height and width of a camera image in pixels")
     check_target(folder)
     with part_folder(folder) as part:
@@ -37,6 +47,8 @@ def deploy(
             float32,
             source_size=options.source_size,
             layout=options.layout,
+            node=options.node,
+            camera_encoding=options.camera_encoding,
             levels=options.levels,
             prev_exists=options.prev_exists,
             simplify=options.simplify,
@@ -52,12 +64,14 @@ def deploy(
         if options.precision == "float32":
             manifest = manifest.with_checks(folder, against_pytorch=check)
         else:
-            manifest = reduce_precision(float32, folder, options.precision, frames)  # type: ignore[arg-type]
+            manifest = _reduce(adapter, model, manifest, float32, folder, options, frames)
             found = manifest.checks["boxes_against_float32"]
             say(
                 f"{options.precision} against float32: {found['matched_share']:.1%} of {found['boxes']} boxes found "
                 f"within {found['match_distance_m']} m, mean distance {found['mean_distance_m']:.3f} m"
             )
+            if found["matched_share"] < FEW_MATCHES:
+                say(f"WARNING: {FEW_MATCHES_ADVICE}")
             manifest = manifest.with_checks(folder, float32_against_pytorch=check)
         if options.evaluate:
             accuracy = {}
@@ -70,5 +84,33 @@ def deploy(
                     + ", ".join(f"{key} {value:.4f}" for key, value in numbers.items())
                 )
             manifest = manifest.with_checks(folder, accuracy=accuracy)
-    runtime = write_runtime(folder / "mdp_runtime.pyz")
+    runtime = write_runtime(folder / RUNTIME_FILE)
     return f"{', '.join(spec.file for spec in manifest.engines.values())}, init_memory.npz, {runtime.name}"
+
+
+def _reduce(
+    adapter: Adapter,
+    model: nn.Module,
+    manifest: DeploymentManifest,
+    source: Path,
+    folder: Path,
+    options: DeployOptions,
+    frames: list[Frame],
+) -> DeploymentManifest:
+    """`reduce_precision` with frames normalised as the deployment takes them, calibrated on data of its own."""
+    image = manifest.image
+    trained = image_transform(model.data_preprocessor, image.size, image.source_size)
+    calibration = None
+    if options.precision == "int8" and options.quantised is None:
+        count = options.calibration_frames
+        spread = synthetic_frames(manifest, count) if options.synthetic else adapter.spread_frames(model, count)  # type: ignore[attr-defined]
+        calibration = [converted(frame, trained, image).img for frame in spread]
+    return reduce_precision(
+        source,
+        folder,
+        options.precision,  # type: ignore[arg-type]
+        [converted(frame, trained, image) for frame in frames],
+        calibration=calibration,
+        exclude=options.exclude,
+        quantised=options.quantised,
+    )

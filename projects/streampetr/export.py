@@ -23,7 +23,9 @@ from mdp_mmdet3d.runtime.manifest import (
     MemorySpec,
 )
 
+from .autoware.generations import node_generation
 from .memory import MemoryState
+from .normalisation import Affine, Convert, conversion
 from .transforms import evaluation_augmentation, scaled_size
 
 Layout = Literal["native", "autoware"]
@@ -34,15 +36,16 @@ INIT_MEMORY = "init_memory"
 
 
 class ImageEncoder(nn.Module):
-    """``img`` (1, N, 3, H, W) to ``img_feats`` (1, N, C, h, w)."""
+    """``img`` (1, N, 3, H, W), normalised as the host does it, to ``img_feats`` (1, N, C, h, w)."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, affine: Affine | None = None) -> None:
         super().__init__()
         self.model = model
+        self.convert = None if affine is None else Convert(affine)
 
     def forward(self, img: Tensor) -> Tensor:
-        """Backbone and neck."""
-        return self.model.extract_img_feat(img)
+        """Conversion to the model's normalisation, backbone and neck."""
+        return self.model.extract_img_feat(img if self.convert is None else self.convert(img))
 
 
 class PositionEmbedding(nn.Module):
@@ -72,10 +75,11 @@ class Head(nn.Module):
     ) -> tuple[Tensor, ...]:
         """Shapes as in `StreamPETRHead.forward`; ``pre`` in the order of `MEMORY_FIELDS`, then ``prev_exists`` (1)."""
         memory = MemoryState(*pre[: len(MEMORY_FIELDS)])
-        if self.prev_exists:
+        if self.prev_exists or self.layout == "autoware":
             start = self.pts_bbox_head.initial_memory(ego_pose)
+            # Autoware's node starts from zeros, and a pose is never zero.
+            goes_on = (pre[-1] if self.prev_exists else memory.egopose[:, 0, 3, 3]) > 0.5
             # Where, not a product: what a host leaves in the buffers at a reset may be NaN.
-            goes_on = pre[-1] > 0.5
             memory = MemoryState(*(torch.where(goes_on, old, new) for old, new in zip(memory, start)))
         scores, boxes, memory = self.pts_bbox_head(
             x, pos_embed, cone, ego_pose, ego_pose_inv, memory, self.last_level_only
@@ -94,6 +98,8 @@ def export_streampetr(
     input_size: tuple[int, int] = (256, 704),
     source_size: tuple[int, int] = (900, 1600),
     layout: Layout = "native",
+    node: str | None = None,
+    camera_encoding: str = "rgb8",
     levels: Levels = "last",
     prev_exists: bool = False,
     simplify: bool = True,
@@ -114,7 +120,11 @@ def export_streampetr(
         camera_names: In the order of the image slots.
         input_size: (H, W) of the network input in pixels, multiples of the head's stride.
         source_size: (H, W) of a camera image in pixels.
-        layout: ``"native"``: outputs (levels, 1, Q, C); ``"autoware"``: (1, C, levels * Q).
+        layout: ``"native"``: outputs (levels, 1, Q, C); ``"autoware"``: (1, C, levels * Q), and a memory of zeros
+            starts a stream.
+        node: Release of Autoware's node (`autoware.node_generation`): the image encoder takes images normalised as it
+            does. None: as the model was trained.
+        camera_encoding: ``"rgb8"`` or ``"bgr8"``, of the camera images of a node that does not convert them.
         levels: Which decoder levels are in the outputs; only the last one is evaluated.
         prev_exists: Give the head an input ``prev_exists`` (1) float32; at 0 the graph makes the first frame's
             memory itself and ignores ``pre_memory_*``.
@@ -134,9 +144,16 @@ def export_streampetr(
     head = model.pts_bbox_head
     check_target(out_dir)
     _check_arguments(model, class_names, input_size, layout, levels)
+    trained = image_transform(model.data_preprocessor, input_size, source_size)
+    image = trained
+    if node is not None:
+        if layout != "autoware":
+            raise DeploymentError(f"node={node!r} needs the layout 'autoware', not {layout!r}")
+        image = node_generation(node).normalised(trained, camera_encoding)
+    encoder = ImageEncoder(model, conversion(image, trained))
     with new_deployment(out_dir) as part:
         graphs = _export_graphs(
-            model, part, len(camera_names), input_size, Head(head, layout, levels, prev_exists), simplify, on_engine
+            encoder, part, len(camera_names), input_size, Head(head, layout, levels, prev_exists), simplify, on_engine
         )
         shapes = {key: tuple(value.shape) for key, value in model.state_dict().items()}
         for graph in graphs.values():
@@ -156,7 +173,7 @@ def export_streampetr(
             precision="float32",
             class_names=tuple(class_names),
             camera_names=tuple(camera_names),
-            image=_image_transform(model, input_size, source_size),
+            image=image,
             pc_range=tuple(head.pc_range.tolist()),
             post_center_range=tuple(coder.post_center_range),
             max_detections=coder.max_num,
@@ -201,7 +218,7 @@ def _check_arguments(
 
 
 def _export_graphs(
-    model: nn.Module,
+    encoder: ImageEncoder,
     folder: Path,
     num_cams: int,
     input_size: tuple[int, int],
@@ -222,7 +239,7 @@ def _export_graphs(
 
     identity = torch.eye(4, device=device)
     images = torch.zeros(1, num_cams, 3, *input_size, device=device)
-    encoder, features = export("image_encoder", ImageEncoder(model), {"img": images}, ["img_feats"])
+    features_graph, features = export("image_encoder", encoder, {"img": images}, ["img_feats"])
     rig = {
         "img_metas_pad": torch.tensor([*input_size, 3], dtype=torch.float32, device=device),
         "intrinsics": identity.expand(1, num_cams, 4, 4),
@@ -241,7 +258,7 @@ def _export_graphs(
         inputs["prev_exists"] = torch.ones(1, device=device)
     outputs = ["all_cls_scores", "all_bbox_preds", *(f"post_memory_{field}" for field in MEMORY_FIELDS)]
     graph, _ = export("head", detector, inputs, outputs)
-    return {"image_encoder": encoder, "position_embedding": position, "head": graph}
+    return {"image_encoder": features_graph, "position_embedding": position, "head": graph}
 
 
 def _write_initial_memory(head: nn.Module, folder: Path) -> None:
@@ -264,8 +281,14 @@ def _write_initial_memory(head: nn.Module, folder: Path) -> None:
     )
 
 
-def _image_transform(model: nn.Module, input_size: tuple[int, int], source_size: tuple[int, int]) -> ImageTransform:
-    preprocessor = model.data_preprocessor
+def image_transform(
+    preprocessor: nn.Module, input_size: tuple[int, int], source_size: tuple[int, int]
+) -> ImageTransform:
+    """Resize, crop and normalisation of the model that has this data preprocessor.
+
+    Raises:
+        DeploymentError: It does not normalise.
+    """
     if not getattr(preprocessor, "_enable_normalize", False):
         raise DeploymentError("the model's data_preprocessor does not normalise images; set its mean and std")
     augmentation = evaluation_augmentation(source_size[1], source_size[0], (input_size[0], input_size[1]))

@@ -22,13 +22,13 @@ from mdp_mmdet3d.latency.bundle import write_bundle
 
 PROBE = Path(__file__).resolve().parents[2] / "mdp_mmdet3d" / "latency" / "probe"
 POINTS = list(EVERY_OPERATOR.values())
-ALLOWED = {"numpy", "onnxruntime", "tensorrt", "tensorrt_rtx", "onnxruntime_timer", "tensorrt_timer"}
+ALLOWED = {"numpy", "onnxruntime", "tensorrt", "tensorrt_rtx", "onnxruntime_timer", "tensorrt_timer", "networks"}
 CARRIED = [
     *sorted(PROBE.glob("*.py")),
     PROBE.parents[1] / "device.py",
     *(PROBE.parents[1] / "trt" / f"{n}.py" for n in ("__init__", "builder", "cuda")),
 ]
-FROM_THE_PACKAGE = {"mdp_mmdet3d.device", "mdp_mmdet3d.trt.builder", "mdp_mmdet3d.trt.cuda"}
+FROM_THE_PACKAGE = ("mdp_mmdet3d.device", "mdp_mmdet3d.errors", "mdp_mmdet3d.trt.", "mdp_mmdet3d.runtime.")
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def test_probe_files_need_python_3_8_and_the_runtime_only(path):
             else []
         )
         for name in names:
-            if name in FROM_THE_PACKAGE:
+            if name.startswith(FROM_THE_PACKAGE):
                 continue
             assert name.split(".")[0] in ALLOWED | set(sys.stdlib_module_names), f"{path.name} imports {name}"
         # New since 3.9 or 3.10 and easily overlooked.
@@ -140,3 +140,47 @@ def test_float16_bundles_are_for_tensorrt(tmp_path):
     with pytest.raises(ValueError, match="at least one"):
         write_bundle([], tmp_path / "empty.zip")
     assert not (tmp_path / "empty.zip").exists()
+
+
+@pytest.fixture
+def network_bundle(tiny_deployment, tmp_path):
+    """One operator and two whole networks; the second stands for a pruned one."""
+    import shutil
+
+    from mdp_mmdet3d.latency.bundle import BundleNetwork
+
+    shutil.copytree(tiny_deployment, tmp_path / "network_1")
+    networks = [
+        BundleNetwork(tiny_deployment, "digest", {"stem": 16}, []),
+        BundleNetwork(tmp_path / "network_1", "digest", {"stem": 8}, ["block"]),
+    ]
+    write_bundle(POINTS[:1], tmp_path / "bundle.zip", networks=networks)
+    zipfile.ZipFile(tmp_path / "bundle.zip").extractall(tmp_path / "bundle")
+    return tmp_path / "bundle"
+
+
+def test_whole_networks_are_measured_with_the_operators_and_kept(network_bundle, tiny_deployment):
+    """With the shared file of weights, and neither torch nor onnx nor this package."""
+    size = sum(path.stat().st_size for path in (network_bundle / "networks").rglob("*.onnx"))
+    assert size < 0.5 * 2 * sum(path.stat().st_size for path in tiny_deployment.glob("*.onnx"))
+    result = probe(network_bundle)
+    assert result.returncode == 0, result.stderr
+    assert "1 operators, 2 whole networks" in result.stdout and "measured while something else ran" in result.stdout
+    path = network_bundle / "latency_table.json"
+    table = LatencyTable.load(path)
+    assert [network["name"] for network in table.networks] == ["dense", "network_1"]
+    for network in table.networks:
+        assert set(network["engines_ms"]) == {"image_encoder", "head"} and min(network["engines_ms"].values()) > 0
+        assert network["model_digest"] == "digest" and network["attempts"] >= 1
+    table.save(path)
+    assert LatencyTable.load(path).networks == table.networks
+    other = LatencyTable(table.device, table.protocol)
+    other.merge(table)
+    assert other.networks == table.networks and other.merge(table) == 0 and len(other.networks) == 2
+
+
+def test_a_network_that_is_damaged_is_named(network_bundle):
+    with (network_bundle / "networks/dense/head.onnx").open("ab") as stream:
+        stream.write(b"x")
+    result = probe(network_bundle)
+    assert result.returncode == 2 and "head.onnx" in result.stderr and "Traceback" not in result.stderr

@@ -112,6 +112,47 @@ def test_validations_on_the_target_correct(tmp_path, table_path, space):
     assert target_networks(tmp_path, space, LatencyTable.load(table_path), None) == []
 
 
+def test_whole_networks_of_the_bundle_make_the_first_prediction_right(tmp_path, table_path, space):
+    """Operators and a constant that the sum does not see: as on a device where small operators cost."""
+    unit = target_model(space, LatencyTable.load(table_path), [])
+    small = smallest_structure(space)
+    structures = [({}, ()), (dict(small.widths), tuple(small.removed))]
+    true_ms = [
+        {engine: 1.2 * ms + 2.0 for engine, ms in unit.predict_engines(widths, removed).items()}
+        for widths, removed in structures
+    ]
+
+    def add(data, digest=space.model_digest):
+        data["networks"] = [
+            {"name": str(i), "model_digest": digest, "widths": w, "removed": list(r), "engines_ms": ms}
+            for i, ((w, r), ms) in enumerate(zip(structures, true_ms))
+        ]
+
+    change(table_path, add)
+    table = LatencyTable.load(table_path)
+    model = target_model(space, table, target_networks(tmp_path, space, table, None))
+    assert len(model.networks) == 2
+    half = {d.name: d.options[len(d.options) // 2] for d in space.dimensions}
+    expected = sum(1.2 * ms + 2.0 for ms in unit.predict_engines(half).values())
+    assert model.predict(half) == pytest.approx(expected, rel=0.01)
+    assert unit.predict(half) < 0.9 * expected
+    change(table_path, lambda data: add(data, "another model"))
+    assert target_networks(tmp_path, space, LatencyTable.load(table_path), None) == []
+    change(table_path, lambda data: data["networks"][0].update(model_digest=space.model_digest, widths=3))
+    with pytest.raises(FileFormatError, match="damaged"):
+        target_networks(tmp_path, space, LatencyTable.load(table_path), None)
+
+
+def test_a_validation_that_another_machine_answered_is_refused(tmp_path, table_path, space):
+    change(table_path, lambda data: data["device"].update(runtime="onnxruntime-cpu"))
+    path = fps_json(tmp_path / "fps.json", None, 1.0, 1.0)
+    change(path, lambda data: data.update(host={"processor": "this desk"}))
+    with pytest.raises(StructureMismatchError, match="made on this desk, the latency table on Orin"):
+        target_networks(tmp_path, space, LatencyTable.load(table_path), path)
+    change(path, lambda data: data.update(host={"processor": "Orin"}))
+    assert len(target_networks(tmp_path, space, LatencyTable.load(table_path), path)) == 1
+
+
 def test_foreign_validations_are_refused(tmp_path, table_path, space):
     table = LatencyTable.load(table_path)
     with pytest.raises(MdpError, match=r"of plan abc, but .*plan\.json does not exist"):
@@ -197,7 +238,7 @@ def test_whole_line_for_a_target(tmp_path, tiny_job_config, monkeypatch, capsys)
     print_summary(report, console)
     print_target_steps(report, "CONFIG", tmp_path / "w", console)
     out = capsys.readouterr().out
-    for text in ("Orin", "prediction", "validate_fps.py", *(["--lacking"] if lacking else [])):
+    for text in ("Orin", "prediction", "mdp_runtime.pyz validate_fps", *(["--lacking"] if lacking else [])):
         assert text in out
 
     assert prune()["plan_hash"] == report["plan_hash"]

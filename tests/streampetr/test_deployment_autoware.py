@@ -1,59 +1,144 @@
-"""A host that knows nothing but the Autoware protocol runs the package and finds the boxes of the Python runtime."""
+"""A host that does what the node of a release does runs the package and finds PyTorch's boxes."""
 
 from __future__ import annotations
 
 import errno
 import os
+import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
+import torch
 import yaml
 
 from mdp_mmdet3d.errors import DeploymentError, WriteError
-from mdp_mmdet3d.runtime.decode import decode, last_level
-from mdp_mmdet3d.runtime.stream import HostMemory, StreamRunner
-from projects.streampetr import autoware
-from projects.streampetr.autoware import MODEL_PARAMETERS, NODE_PARAMETERS, NodeSettings, package_autoware
-from projects.streampetr.export import export_streampetr
+from mdp_mmdet3d.runtime.decode import decode
+from mdp_mmdet3d.runtime.manifest import DeploymentManifest
+from projects.streampetr.autoware import NodeSettings, node_generation, package, package_autoware
+from projects.streampetr.autoware.parameters import all_parameters
+from projects.streampetr.autoware.shapes import check_shapes
+from projects.streampetr.compare import run_reference
+from projects.streampetr.export import export_streampetr, image_transform
+from projects.streampetr.normalisation import Convert, conversion
 
-from ..tiny_deployment import CLASS_NAMES, INPUT_SIZE, make_frames
+from ..tiny_deployment import CLASS_NAMES, INPUT_SIZE, build_tiny, make_frames
+from .test_deployment_export import prune_by_hand
 
 MEMORY = ("embedding", "reference_point", "timestamp", "egopose", "velo")
+GRAPHS = {"simplify_extract_img_feat.onnx", "simplify_pts_head_memory.onnx", "simplify_position_embedding.onnx"}
+
+# What `declare_parameter` asks for in src/node.cpp of each release; a key of a default is listed where that default is
+# not the model's. s: string, b: bool, i: integer, d: double, capitals: array.
+SHAPES = {
+    "class_names": "S", "detection_range": "D", "input_image_height": "i", "input_image_width": "i",
+    "num_proposals": "i", "rois_number": "i", "pre_memory_length": "i", "post_memory_length": "i",
+}  # fmt: skip
+BUILD = {
+    "trt_precision": "s", "use_temporal": "b", "workspace_size": "i", "backbone_path": "s", "head_path": "s",
+    "position_embedding_path": "s", "backbone_engine_path": "s", "head_engine_path": "s",
+    "position_embedding_engine_path": "s",
+}  # fmt: skip
+POST_PROCESS = {
+    "confidence_threshold": "D", "circle_nms_dist_threshold": "d", "iou_nms_search_distance_2d": "d",
+    "iou_nms_threshold": "d", "yaw_norm_thresholds": "D",
+}  # fmt: skip
+NODE = {
+    "max_camera_time_diff": "d", "multithreading": "b", "anchor_camera_id": "i", "debug_mode": "b",
+    "is_compressed_image": "b", "is_distorted_image": "b",
+}  # fmt: skip
+DIAGNOSTICS = {
+    "max_allowed_processing_time_ms": "d", "max_acceptable_consecutive_delay_ms": "d", "max_image_age_ms": "d",
+    "validation_callback_interval_ms": "d",
+}  # fmt: skip
+OLD = {"model_params": {**SHAPES, **BUILD}, "post_process_params": POST_PROCESS, **NODE}
+REQUIRED = {
+    "0.48": {
+        "tensorrt_stream_petr.param.yaml": {**OLD, "post_process_params": {**POST_PROCESS, "confidence_threshold": "d"}}
+    },
+    "0.49": {"tensorrt_stream_petr.param.yaml": OLD},
+    "0.51": {
+        "ml_package_camera_streampetr.param.yaml": {"model_params": SHAPES},
+        "camera_streampetr.param.yaml": {"model_params": BUILD, "post_process_params": POST_PROCESS, **NODE},
+    },
+    "0.52": {
+        "ml_package_camera_streampetr.param.yaml": {
+            "model_params": {**SHAPES, **BUILD}, "post_process_params": POST_PROCESS,
+        },
+        "camera_streampetr.param.yaml": NODE,
+    },
+    "0.53": {
+        "ml_package_camera_streampetr.param.yaml": {
+            "model_params": {**SHAPES, **BUILD}, "post_process_params": POST_PROCESS,
+        },
+        "camera_streampetr.param.yaml": {**NODE, "diagnostics": DIAGNOSTICS},
+    },
+}  # fmt: skip
+TYPES = {"s": str, "b": bool, "i": int, "d": float, "S": str, "D": float}
+
+
+def flat(tree, prefix=""):
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def parameters(folder, file):
+    return yaml.safe_load((folder / file).read_text())["/**"]["ros__parameters"]
 
 
 @pytest.fixture(scope="module")
-def package(deployed_model, tmp_path_factory):
+def packages(deployed_model, tmp_path_factory):
+    """Deployments for a node that wants BGR statistics and one that wants RGB, and the packages of every release."""
     base = tmp_path_factory.mktemp("autoware")
-    export_streampetr(deployed_model, base / "deploy", class_names=CLASS_NAMES, input_size=INPUT_SIZE,
-                      layout="autoware", weights="random")  # fmt: skip
-    files = package_autoware(base / "deploy", base / "package")
-    return base / "deploy", base / "package", files
+    for node in ("0.52", "0.53"):
+        export_streampetr(deployed_model, base / f"deploy-{node}", class_names=CLASS_NAMES, input_size=INPUT_SIZE,
+                          layout="autoware", node=node, weights="random")  # fmt: skip
+    for node in REQUIRED:
+        source = base / f"deploy-{'0.53' if node == '0.53' else '0.52'}"
+        package_autoware(source, base / node, node, NodeSettings(anchor_camera=2))
+    return base
 
 
 class AutowareHost:
-    """The node's host code as documented: flat byte buffers, zero reset, poses relative to the first translation."""
+    """The node's host code: flat byte buffers, zero reset, poses relative to the first translation.
 
-    def __init__(self, folder, rig):
+    Images are normalised as its preprocessing kernel does it: before 0.53 channel by channel as they come, with BGR
+    statistics; since then as RGB.
+    """
+
+    def __init__(self, folder, node, frame):
         def session(name):
             options = ort.SessionOptions()
             options.intra_op_num_threads = 1
-            return ort.InferenceSession(str(folder / f"{name}.onnx"), options, providers=["CPUExecutionProvider"])
+            return ort.InferenceSession(str(folder / name), options, providers=["CPUExecutionProvider"])
 
-        self.parameters = yaml.safe_load((folder / MODEL_PARAMETERS).read_text())["/**"]["ros__parameters"][
-            "model_params"
-        ]
-        self.encoder, self.head = session("image_encoder"), session("head")
+        files = REQUIRED[node]
+        self.parameters = {k: v for file in files for k, v in parameters(folder, file).get("model_params", {}).items()}
+        self.mean, self.std = np.array([103.53, 116.28, 123.675]), np.array([57.375, 57.12, 58.395])
+        if node == "0.53":
+            self.mean, self.std = self.mean[::-1], self.std[::-1]
+        self.encoder, self.head = session("simplify_extract_img_feat.onnx"), session("simplify_pts_head_memory.onnx")
         self.shapes = {value.name: value.shape for value in self.head.get_inputs()}
         self.buffers = {name: bytearray(4 * int(np.prod(shape))) for name, shape in self.shapes.items()}
+        self.position_embedding = session("simplify_position_embedding.onnx")
+        self.set_rig(frame)
+        self.reset()
+
+    def set_rig(self, frame):
+        """The node does this once, at its start."""
         size = [self.parameters["input_image_height"], self.parameters["input_image_width"], 3]
-        embedding = session("position_embedding").run(
+        rig = frame.intrinsics[None].astype(np.float32), np.linalg.inv(frame.lidar2img)[None].astype(np.float32)
+        found = self.position_embedding.run(
             ["pos_embed", "cone"],
             {"img_metas_pad": np.array(size, np.float32), "intrinsics": rig[0], "img2lidar": rig[1]},
         )
-        self.write("pos_embed", embedding[0])
-        self.write("cone", embedding[1])
-        self.reset()
+        self.write("pos_embed", found[0])
+        self.write("cone", found[1])
 
     def reset(self):
         for name in MEMORY:
@@ -65,13 +150,15 @@ class AutowareHost:
         target = self.buffers[name]
         target[:] = np.ascontiguousarray(array, np.float32).tobytes()[: len(target)]
 
-    def run(self, frame):
+    def run(self, pixels, frame):
+        """``pixels``: (N, H, W, 3) uint8 as an rgb8 camera sends them."""
         if self.start is None:
             self.start, self.origin = frame.timestamp, frame.ego_pose[:3, 3].copy()
         now = np.float32(frame.timestamp - self.start)
         pose = frame.ego_pose.copy()
         pose[:3, 3] -= self.origin
-        self.write("x", self.encoder.run(["img_feats"], {"img": frame.img[None]})[0])
+        img = ((pixels - self.mean) / self.std).astype(np.float32).transpose(0, 3, 1, 2)
+        self.write("x", self.encoder.run(["img_feats"], {"img": img[None]})[0])
         self.write("data_ego_pose", pose)
         self.write("data_ego_pose_inv", np.linalg.inv(pose))
         self.write("pre_memory_timestamp", self.clock[: self.parameters["pre_memory_length"]] + now)
@@ -81,9 +168,10 @@ class AutowareHost:
         self.clock = results["post_memory_timestamp"].ravel() - now
         for name in set(MEMORY) - {"timestamp"}:
             self.write(f"pre_memory_{name}", results[f"post_memory_{name}"])
-        return self.boxes(results["all_cls_scores"].ravel(), results["all_bbox_preds"].ravel())
+        return results["all_cls_scores"].ravel(), results["all_bbox_preds"].ravel()
 
     def boxes(self, scores, codes):
+        """One per query, as the node's postprocessing reads them."""
         count, classes = self.parameters["num_proposals"], self.parameters["class_names"]
         found = []
         for j in range(count):
@@ -95,66 +183,189 @@ class AutowareHost:
         return found
 
 
-def zero_memory(runner, frame):
-    """What the node starts from, as the Python runtime's state."""
-    start = runner.initial_memory(frame.ego_pose, frame.timestamp)
-    zero = {name: np.zeros_like(getattr(start, name)) for name in ("embedding", "reference_point", "egopose", "velo")}
-    return HostMemory(**zero, clock=start.clock, anchor=start.anchor)
-
-
-def test_twenty_frames_of_the_documented_protocol(package):
-    deployment, folder, _ = package
-    frames = make_frames(20, reset_at=20)
-    rig = (frames[0].intrinsics[None].astype(np.float32), np.linalg.inv(frames[0].lidar2img)[None].astype(np.float32))
-    host, runner = AutowareHost(folder, rig), StreamRunner(deployment)
-    # Starting a scene makes the exact first memory; the node's is put in its place.
-    runner.memory, runner._scene = zero_memory(runner, frames[0]), frames[0].scene_token
-    for frame in frames:
-        found = host.run(frame)
-        output = runner.run(frame)
-        logits, codes = last_level(output.cls_scores, output.bbox_preds, "autoware", runner.manifest.num_queries)
-        expected = decode(logits, codes, max_detections=logits.size, post_center_range=(-1e9,) * 3 + (1e9,) * 3)
+@pytest.mark.parametrize("node", REQUIRED)
+def test_the_host_of_each_release_finds_the_boxes_of_pytorch(deployed_model, packages, node):
+    frames = make_frames(6, reset_at=3)
+    host = AutowareHost(packages / node, node, frames[0])
+    trained = image_transform(deployed_model.data_preprocessor, INPUT_SIZE, (900, 1600))
+    assert trained.channel_order == "RGB"
+    rng, memory = np.random.default_rng(0), None
+    for index, frame in enumerate(frames):
+        if index == 3:
+            memory = None
+            host.reset()
+        pixels = rng.integers(0, 256, (6, *INPUT_SIZE, 3), dtype=np.uint8)
+        img = ((pixels - np.array(trained.mean)) / np.array(trained.std)).astype(np.float32).transpose(0, 3, 1, 2)
+        # Any global frame will do; near its origin float32 is fine.
+        near = frame.ego_pose.copy()
+        near[:3, 3] -= frames[3 * (index // 3)].ego_pose[:3, 3]
+        with torch.no_grad():
+            queries, memory = run_reference(deployed_model, replace(frame, img=img, ego_pose=near), memory)
+        expected = decode(queries.logits, queries.boxes, max_detections=queries.logits.size,
+                          post_center_range=(-1e9,) * 3 + (1e9,) * 3)  # fmt: skip
         yaw = expected.boxes[:, 6:7]
         rows = np.concatenate([expected.boxes[:, :6], np.sin(yaw), np.cos(yaw), expected.boxes[:, 7:]], axis=1)
-        for label, score, box in found:
+        for label, score, box in host.boxes(*host.run(pixels, frame)):
             same = expected.labels == label
             gaps = np.abs(rows[same] - box).max(axis=1)
             assert gaps.min() < 5e-3
-            assert abs(expected.scores[same][gaps.argmin()] - score) < 1e-4
+            assert abs(expected.scores[same][gaps.argmin()] - score) < 1e-3
 
 
-def test_parameters_follow_from_the_model(package):
-    _, folder, files = package
-    assert files == ["README.md", NODE_PARAMETERS, "head.onnx", "image_encoder.onnx", MODEL_PARAMETERS,
-                     "position_embedding.onnx"]  # fmt: skip
-    model = yaml.safe_load((folder / MODEL_PARAMETERS).read_text())["/**"]["ros__parameters"]["model_params"]
+@pytest.mark.parametrize("node", REQUIRED)
+def test_every_key_that_a_release_declares_is_there_and_of_its_type(packages, node):
+    folder = packages / node
+    assert {path.name for path in folder.iterdir()} == {*GRAPHS, *REQUIRED[node], "streampetr.launch.xml", "README.md"}
+    values = {}
+    for file, tree in REQUIRED[node].items():
+        found, expected = dict(flat(parameters(folder, file))), dict(flat(tree))
+        assert found.keys() == expected.keys()
+        values |= found
+        for key, kind in expected.items():
+            items = found[key] if kind.isupper() else [found[key]]
+            assert isinstance(items, list) and {type(item) for item in items} == {TYPES[kind]}, key
+    model = {key.partition(".")[2]: value for key, value in values.items() if key.startswith("model_params")}
     assert (model["num_proposals"], model["pre_memory_length"], model["post_memory_length"]) == (76, 64, 80)
     assert (model["rois_number"], model["input_image_height"], model["input_image_width"]) == (6, 64, 176)
     assert model["class_names"][0] == "CAR" and len(model["detection_range"]) == 6
-    node = yaml.safe_load((folder / NODE_PARAMETERS).read_text())["/**"]["ros__parameters"]
-    thresholds = dict(zip(CLASS_NAMES, node["post_process_params"]["yaw_norm_thresholds"]))
-    assert thresholds["pedestrian"] == 0.0 and thresholds["car"] == 0.3
-    text = (folder / "README.md").read_text()
-    assert "construction_vehicle become UNKNOWN" in text and "0. CAM_FRONT" in text and "RGB order" in text
+    assert {model[key].rpartition("/")[2] for key in model if key.endswith("_path") and model[key]} == GRAPHS
+    assert values["post_process_params.yaw_norm_thresholds"][CLASS_NAMES.index("pedestrian")] == 0.0
+    assert values["anchor_camera_id"] == 2
 
 
-def test_what_the_node_cannot_run_is_refused(package, tiny_deployment, tmp_path):
-    deployment, folder, _ = package
-    with pytest.raises(DeploymentError, match="--layout autoware"):
-        package_autoware(tiny_deployment, tmp_path / "out")
-    with pytest.raises(DeploymentError, match="int8"):
-        package_autoware(deployment, tmp_path / "out", NodeSettings(precision="int8"))
+@pytest.mark.parametrize("node", REQUIRED)
+def test_the_launch_file_names_all_cameras_and_the_package(packages, node):
+    root = ElementTree.parse(packages / node / "streampetr.launch.xml").getroot()
+    arguments = {item.get("name"): item.get("default") for item in root.findall("arg")}
+    assert arguments["model_path"] == "$(dirname)"
+    started = root.find("node")
+    files = [item.get("from") for item in started.findall("param") if item.get("from")]
+    assert files == [f"$(var model_path)/{file}" for file in REQUIRED[node]]
+    remaps = {item.get("from"): item.get("to") for item in started.findall("remap")}
+    for slot in range(6):
+        assert remaps[f"~/input/camera{slot}/image"] == f"$(var camera{slot}_image)"
+        assert remaps[f"~/input/camera{slot}/image/compressed"] == f"$(var camera{slot}_image)/compressed"
+        assert remaps[f"~/input/camera{slot}/camera_info"] == f"$(var camera{slot}_info)"
+    used = {text.split(")")[0] for item in started.iter() for value in item.attrib.values()
+            for text in value.split("$(var ")[1:]}  # fmt: skip
+    assert used <= arguments.keys() and len(remaps) == 18
+
+
+def test_a_range_of_integers_becomes_floats(packages):
+    manifest = DeploymentManifest.load(packages / "deploy-0.53")
+    manifest = replace(manifest, post_center_range=(-61, -61, -10, 61, 61, 10))
+    found = all_parameters(manifest, NodeSettings(iou_nms_threshold=0), node_generation("0.53"))
+    assert {type(value) for value in found["model_params.detection_range"]} == {float}
+    assert type(found["post_process_params.iou_nms_threshold"]) is float
+
+
+def test_the_readme_tells_what_the_parameters_cannot(packages):
+    old, new = ((packages / node / "README.md").read_text() for node in ("0.49", "0.53"))
+    assert "0.49 and 0.50" in old and "must publish **rgb8**" in old and "rgb8 or bgr8" in new
+    assert "construction_vehicle become UNKNOWN" in new and "0. CAM_FRONT" in new
+
+
+def test_releases_and_unknown_ones():
+    assert node_generation("0.50.2").name == "0.49" and node_generation("0.53.0").name == "0.53"
+    for release in ("0.47", "0.54", "newest", ""):
+        with pytest.raises(
+            DeploymentError, match=r"not known: this version packages for 0.48, 0.49, 0.50, 0.51, 0.52, 0.53"
+        ):
+            node_generation(release)
+
+
+def test_what_the_node_cannot_run_is_refused(packages, deployed_model, tiny_deployment, tmp_path):
+    deployment, out = packages / "deploy-0.52", tmp_path / "out"
+    for source, node, settings, message in (
+        (tiny_deployment, "0.52", NodeSettings(), "--layout autoware"),
+        (deployment, "0.52", NodeSettings(precision="int8"), "int8"),
+        (deployment, "0.52", NodeSettings(anchor_camera=6), "none of the 6 cameras"),
+        (deployment, "0.53", NodeSettings(), r"BGR|no parameter of it changes that: export .* --node 0.53"),
+        (deployment, "0.44", NodeSettings(), "0.44"),
+    ):
+        with pytest.raises(DeploymentError, match=message):
+            package_autoware(source, out, node, settings)
     with pytest.raises(DeploymentError, match="not empty"):
-        package_autoware(deployment, folder)
+        package_autoware(deployment, packages / "0.52", "0.52")
+    for options, message in (
+        ({"node": "0.53"}, "layout"),
+        ({"layout": "autoware", "node": "2"}, "'2' is not known"),
+        ({"layout": "autoware", "node": "0.52", "camera_encoding": "yuv422"}, "yuv422"),
+    ):
+        with pytest.raises(DeploymentError, match=message):
+            export_streampetr(deployed_model, out, class_names=CLASS_NAMES, input_size=INPUT_SIZE, **options)
+    assert not list(tmp_path.iterdir())
 
 
-def test_a_package_that_cannot_be_written_is_not_there(package, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("rois_number", 5, "image_encoder.img holds"),
+        ("num_proposals", 77, "all_cls_scores holds 760"),
+        ("pre_memory_length", 60, "pre_memory_timestamp"),
+        ("class_names", ["CAR"], "all_cls_scores"),
+        ("detection_range", [0.0], "six numbers"),
+    ],
+)
+def test_parameters_of_another_model_are_refused(packages, key, value, message):
+    manifest = DeploymentManifest.load(packages / "deploy-0.53")
+    graphs = {n: onnx.load(str(packages / "deploy-0.53" / s.file)) for n, s in manifest.engines.items()}
+    found = all_parameters(manifest, NodeSettings(), node_generation("0.53"))
+    check_shapes(graphs, found)
+    with pytest.raises(DeploymentError, match=message):
+        check_shapes(graphs, {**found, f"model_params.{key}": value})
+
+
+@pytest.mark.parametrize("order", ["RGB", "BGR"])
+@pytest.mark.parametrize("node", ["0.52", "0.53"])
+@pytest.mark.parametrize("encoding", ["rgb8", "bgr8"])
+def test_the_first_layer_gives_what_the_model_was_trained_with(deployed_model, order, node, encoding):
+    trained = image_transform(deployed_model.data_preprocessor, INPUT_SIZE, (900, 1600))
+    if order == "BGR":
+        trained = replace(trained, channel_order="BGR", mean=(102.9801, 115.9465, 122.7717), std=(1.0, 1.0, 1.0))
+    rgb = np.random.default_rng(0).integers(0, 256, (1, 6, 3, 8, 8)).astype(np.float64)
+    statistics = np.array([[103.53, 116.28, 123.675], [57.375, 57.12, 58.395]])
+    sent = rgb if node == "0.53" or encoding == "rgb8" else rgb[:, :, ::-1]
+    mean, std = (row.reshape(1, 1, 3, 1, 1) for row in (statistics[:, ::-1] if node == "0.53" else statistics))
+    fed = torch.from_numpy(((sent - mean) / std).astype(np.float32))
+    own = rgb if order == "RGB" else rgb[:, :, ::-1]
+    expected = (own - np.reshape(trained.mean, (3, 1, 1))) / np.reshape(trained.std, (3, 1, 1))
+    affine = conversion(node_generation(node).normalised(trained, encoding), trained)
+    found = fed if affine is None else Convert(affine)(fed)
+    np.testing.assert_allclose(found.numpy(), expected, atol=2e-5 * np.abs(expected).max())
+    assert (affine is None) == (order == "RGB" and node == "0.53")
+
+
+def test_pruned_attention_of_unequal_heads_is_padded_where_the_node_builds_float16(tmp_path):
+    model = prune_by_hand(build_tiny(seed=2))
+    export_streampetr(model, tmp_path / "deploy", class_names=CLASS_NAMES, input_size=INPUT_SIZE, layout="autoware",
+                      node="0.53")  # fmt: skip
+    frame = make_frames(1)[0]
+    pixels = np.random.default_rng(0).integers(0, 256, (6, *INPUT_SIZE, 3), dtype=np.uint8)
+    found = {}
+    for precision in ("fp16", "fp32"):
+        out = tmp_path / precision
+        package_autoware(tmp_path / "deploy", out, "0.53", NodeSettings(precision))
+        host = AutowareHost(out, "0.53", frame)
+        found[precision] = host.boxes(*host.run(pixels, frame))
+        shapes = [tuple(t.dims) for t in onnx.load(str(out / "simplify_pts_head_memory.onnx")).graph.initializer]
+        assert (shapes != [tuple(t.dims) for t in onnx.load(str(tmp_path / "deploy/head.onnx")).graph.initializer]) == (
+            precision == "fp16"
+        )
+        text = (out / "README.md").read_text()
+        assert ("heads padded with zeros" in text) == (precision == "fp16")
+    for (label, score, box), (other_label, other_score, other_box) in zip(found["fp16"], found["fp32"]):
+        assert label == other_label and score == pytest.approx(other_score, abs=1e-4)
+        np.testing.assert_allclose(box, other_box, atol=1e-3)
+
+
+def test_a_package_that_cannot_be_written_is_not_there(packages, tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr(autoware, "readme", full)
+        patch.setattr(package, "readme", full)
         with pytest.raises(WriteError, match=r"cannot write .*package: No space left on device"):
-            package_autoware(package[0], tmp_path / "package")
+            package_autoware(packages / "deploy-0.53", tmp_path / "package", "0.53")
     assert not list(tmp_path.iterdir())
-    assert package_autoware(package[0], tmp_path / "package") == package[2]
+    assert len(package_autoware(packages / "deploy-0.53", tmp_path / "package", "0.53")) == 7

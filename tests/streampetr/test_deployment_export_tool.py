@@ -52,3 +52,23 @@ def test_bad_input_is_status_two(monkeypatch, config, tmp_path, capsys):
     assert "pruned_config.py" in capsys.readouterr().err
     assert export(monkeypatch, config, "--out", tmp_path, "--frames", "synthetic") == 2
     assert "no deployment folder" in capsys.readouterr().err
+
+
+def test_int8_wants_frames_and_warns_where_boxes_are_gone(monkeypatch, config, tmp_path, capsys):
+    from projects.streampetr import deployment
+
+    monkeypatch.setattr(deployment, "FEW_MATCHES", 1.1)
+    out = tmp_path / "out"
+    options = ("--out", out, "--precision", "int8", "--frames", "synthetic", "--num-frames", 2)
+    assert export(monkeypatch, config, *options, "--calibration-frames", 1) == 2
+    assert "at least 2 calibration frames, got 1" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["tiny.py"]
+    assert export(monkeypatch, config, *options, "--calibration-frames", 3, "--int8-exclude", "*/layer4/*") == 0
+    assert DeploymentManifest.load(out).precision == "int8" and "WARNING: many boxes" in capsys.readouterr().out
+
+
+def test_an_unknown_node_stops_before_anything_is_exported(monkeypatch, config, tmp_path, capsys):
+    options = ("--out", tmp_path / "out", "--layout", "autoware", "--frames", "synthetic")
+    assert export(monkeypatch, config, *options, "--node", "1.0") == 2
+    assert "node release '1.0' is not known" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["tiny.py"]

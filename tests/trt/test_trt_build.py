@@ -10,7 +10,14 @@ from mdp_mmdet3d.errors import FileFormatError
 from mdp_mmdet3d.onnx.reduce import reduce_precision
 from mdp_mmdet3d.runtime.graph_manifest import load_manifest
 from mdp_mmdet3d.runtime.manifest import DeploymentManifest
-from mdp_mmdet3d.trt.build import EngineBuildError, TargetError, build_engine, build_engines, read_engines
+from mdp_mmdet3d.trt.build import (
+    EngineBuildError,
+    TargetError,
+    build_engine,
+    build_engines,
+    read_engines,
+    split_convolutions,
+)
 from mdp_mmdet3d.trt.report import engine_report
 
 from ..tiny_deployment import make_frames
@@ -50,13 +57,19 @@ def test_engines_are_built_for_two_targets_and_listed(deployment):
 
 @pytest.mark.parametrize("precision", ["float16", "int8"])
 def test_reduced_precision_builds_smaller_engines(tiny_deployment, tmp_path, precision):
-    reduce_precision(tiny_deployment, tmp_path / "out", precision, make_frames(1))
+    reduce_precision(tiny_deployment, tmp_path / "out", precision, make_frames(2))
     for name in ("image_encoder", "head") if precision == "float16" else ("image_encoder",):
         dense, reduced = (
             build_engine(trt, folder / f"{name}.onnx", "8.6", tmp_path / "cache")[0]
             for folder in (tiny_deployment, tmp_path / "out")
         )
         assert len(reduced) < 0.8 * len(dense)
+
+
+def test_convolutions_that_run_as_two_kernels_are_counted():
+    layers = [["/a/Conv", "/a/Relu"], ["/b/Conv", "/b/Conv.weight.DQ"], ["/b/Conv", "/b/Relu", "/b/Relu_output_0.Q"],
+              ["/c/Conv_1"], []]  # fmt: skip
+    assert split_convolutions({"kernels": [{"onnx_layers": names} for names in layers]}) == (1, 3)
 
 
 @pytest.mark.parametrize(("capability", "reason"), [("8.7", "JetPack"), ("9.0", "data-centre"), ("1.0", "known are")])
