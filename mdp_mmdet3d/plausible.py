@@ -6,6 +6,7 @@ without an error. Numpy only: the vehicle's runtime and the data sets share thes
 
 from __future__ import annotations
 
+import math
 from numbers import Real
 from typing import Any
 
@@ -25,10 +26,11 @@ def time_fault(seconds: Any) -> str | None:
     """What is wrong with a time stamp in seconds."""
     if isinstance(seconds, bool) or not isinstance(seconds, (Real, np.number)):
         return f"is {seconds!r}, not a number of seconds"
-    if not np.isfinite(seconds):
+    value = float(seconds)
+    if not math.isfinite(value):
         return f"is {seconds}, not a number of seconds"
-    if abs(seconds) > LATEST_S:
-        unit = next(name for limit, name in _UNITS if abs(seconds) >= limit)
+    if abs(value) > LATEST_S:
+        unit = next(name for limit, name in _UNITS if abs(value) >= limit)
         return f"is {seconds!r}: seconds are expected, this looks like {unit}"
     return None
 

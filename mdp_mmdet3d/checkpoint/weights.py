@@ -80,7 +80,7 @@ def _entry(data: Mapping[Any, Any], what: str, averaged: bool) -> tuple[str, Map
         value = data.get(entry)
         if isinstance(value, Mapping) and value and "state_dict" in value and not _is_state(value):
             value = value["state_dict"]
-        if _is_state(value):
+        if isinstance(value, Mapping) and _is_state(value):
             return entry, value
         if entry == "state_dict" and value is not None:
             break

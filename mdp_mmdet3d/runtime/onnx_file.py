@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -91,7 +92,7 @@ def _finite(values: np.ndarray) -> bool:
     return not np.isnan(values).any() and (values.size == 1 or not (values == np.inf).any())
 
 
-def _fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
+def _fields(data: memoryview) -> Iterator[tuple[int, Any]]:
     """Field numbers and values of a protobuf message; numbers of fixed width as bytes."""
     position, end = 0, len(data)
     while position < end:

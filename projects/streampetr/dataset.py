@@ -191,7 +191,7 @@ class StreamNuScenesDataset(NuScenesDataset):
         """Check a raw record and complete its paths; a test split has no ground truth, which a test does not need."""
         check_fields(info, self._row, self.ann_file, annotated=not self.test_mode)
         self._row += 1
-        wanted = self.load_eval_anns
+        wanted: bool = self.load_eval_anns  # type: ignore[has-type]
         self.load_eval_anns = wanted and "instances" in info
         try:
             return super().parse_data_info(info)
