@@ -14,10 +14,11 @@ from mdp_mmdet3d.progress import PlainProgress
 from mdp_mmdet3d.space.types import PruningSpace
 from mdp_mmdet3d.surgery.plan import PruningPlan
 
-STABLE = 0.97
-"""Rank correlation with another measurement at which no more frames are taken."""
+STABLE, STABLE_BLOCKS = 0.97, 0.9
+"""Rank correlation with another measurement, of all cuts and of blocks, at which no more frames are taken."""
 
 
+LEAST_RANKED = 8  # fewer blocks have no rank correlation to speak of
 Key = TypeVar("Key")
 
 
@@ -78,13 +79,17 @@ def measure_loss_changes(
     while True:
         found = measure_plans(probe, cuts, "loss changes", progress)
         reliability = split_reliability(np.array(list(found.values())), probe.pieces)
-        if reliability >= STABLE or not probe.more_frames():
+        removals = np.array([changes for (_, count), changes in found.items() if count is None])
+        stable = reliability >= STABLE and (
+            len(removals) < LEAST_RANKED or split_reliability(removals, probe.pieces) >= STABLE_BLOCKS
+        )
+        if stable or not probe.more_frames():
             break
         say(f"ranking of {len(cuts)} cuts over {probe.frames} frames not stable yet ({reliability:.3f}): more frames")
     say(
         f"{len(cuts)} cuts over {probe.frames} frames, dense loss {probe.dense_loss:.3f}; "
         f"expected rank correlation with another measurement {reliability:.3f}"
-        + ("" if reliability >= STABLE else ": there are no more frames (prune.importance max_frames)")
+        + ("" if stable else ": there are no more frames (prune.importance max_frames)")
     )
     blocks: dict[str, LossChange] = {}
     counts: dict[str, dict[int, LossChange]] = {dimension.name: {} for dimension in space.dimensions}

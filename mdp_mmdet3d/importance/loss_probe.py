@@ -49,8 +49,9 @@ class LossProbe:
     """Measures what plans do to the loss.
 
     Every model, the dense one too, gets the batch-norm statistics of the frames that it is measured on, and equal
-    random numbers, so that differences are those of the cut alone. Frames come in rounds of whole pieces of streams;
-    the memory starts empty with every round.
+    random numbers, so that differences are those of the cut alone. With ``repair`` pruned models are repaired instead,
+    and the dense one stays as it is: the difference is what cannot be repaired. Frames come in rounds of whole pieces
+    of streams; the memory starts empty with every round.
 
     Args:
         model: The dense model; not changed.
@@ -60,6 +61,7 @@ class LossProbe:
         identity: What the losses depend on besides the plan: weights, data, settings.
         round_frames: Batches of a round, at least; it ends with a piece.
         max_frames: Batches of all rounds, at most.
+        repair: Refits a pruned model in place, given its plan; what it depends on is part of ``identity``.
         say: Receives a line where something was not as expected.
 
     Raises:
@@ -76,10 +78,12 @@ class LossProbe:
         *,
         round_frames: int,
         max_frames: int,
+        repair: Callable[[nn.Module, PruningPlan], Any] | None = None,
         say: Callable[[str], None] = lambda line: None,
     ) -> None:
         self.model = copy.deepcopy(model).eval()
         self.losses = losses
+        self.repair = repair
         self.path = Path(path)
         self.identity = {
             "schema_version": SCHEMA_VERSION,
@@ -119,7 +123,8 @@ class LossProbe:
             self._ends_early = self._may_end_early(batches)
         self._batches.append(batches)
         reference = copy.deepcopy(self.model)
-        self._reestimate(reference, batches)
+        if self.repair is None:
+            self._reestimate(reference, batches)
         self._statistics.append(_statistics(reference))
         dense = self._run(reference, batches)
         bad = np.flatnonzero(~np.isfinite(dense))
@@ -150,10 +155,14 @@ class LossProbe:
         found = self._found.get(plan.hash, self._known.get(plan.hash, np.zeros(0)))[: self.frames]
         if len(found) < self.frames:
             pruned = apply_plan(copy.deepcopy(self.model), plan)
+            if self.repair is not None:
+                with seeded(0):
+                    self.repair(pruned, plan)
             start = 0
             for batches, statistics in zip(self._batches, self._statistics):
                 if start >= len(found):
-                    self._set_statistics(pruned, plan, batches, statistics)
+                    if self.repair is None:
+                        self._set_statistics(pruned, plan, batches, statistics)
                     found = np.append(found, self._run(pruned, batches))
                 start += len(batches)
             self._check(plan, found)

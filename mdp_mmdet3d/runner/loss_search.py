@@ -152,16 +152,37 @@ def find_loss_search(
     settings: LossSettings,
     work_dir: Path,
     say: Callable[[str], None],
+    repair: Callable[[nn.Module, PruningPlan], Any] | None = None,
+    repair_identity: Any = None,
 ) -> LossSearch:
-    """Measure the loss change of all single cuts, as far as ``work_dir`` does not hold them yet."""
+    """Measure the loss change of all single cuts, as far as ``work_dir`` does not hold them yet.
+
+    Args:
+        adapter: Gives the frames and their loss.
+        dense: The dense model with its weights.
+        space: What may be pruned.
+        importance: Ranks the elements of a dimension.
+        weights: Identity of the dense weights.
+        settings: How to measure.
+        work_dir: Holds what was measured.
+        say: Receives lines for people.
+        repair: Refits a pruned model before its loss is measured; None re-estimates batch norms.
+        repair_identity: What ``repair`` depends on, JSON-able.
+    """
     probe = LossProbe(
         dense,
         adapter.importance_batches(),
         adapter.deployed_loss,
         work_dir / LOSSES_FILE,
-        {"model": space.model_digest, "weights": weights, "data": adapter.data_identity()},
+        {
+            "model": space.model_digest,
+            "weights": weights,
+            "data": adapter.data_identity(),
+            "repair": None if repair is None else repair_identity,
+        },
         round_frames=settings.frames,
         max_frames=settings.max_frames,
+        repair=repair,
         say=say,
     )
     order = Ranking.by_importance(space, importance).order

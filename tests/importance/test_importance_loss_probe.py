@@ -98,6 +98,27 @@ def test_changes_are_those_of_a_direct_computation(net, space, order, tmp_path):
     assert probe.change(both).mean() == pytest.approx((direct(net, both, data) - dense).mean(), rel=1e-4)
 
 
+def test_models_may_be_repaired_before_they_are_measured(net, space, order, tmp_path):
+    cuts = single_cuts(space, order, 1)
+    seen = []
+
+    def repair(model, plan):
+        seen.append(plan.hash)
+        with torch.no_grad():
+            model.head.bias += 0.25 + 0.0 * torch.rand(())
+
+    probe = make_probe(net, tmp_path / "losses.npz", repair=repair, frames=12, round_frames=4)
+    probe.more_frames()
+    plan = cuts["blocks.0", None]
+    found = probe.change(plan)
+    model = apply_plan(copy.deepcopy(net), plan)
+    repair(model, plan)
+    with torch.no_grad():
+        expected = [float(losses(model, b)) - float(losses(net, b)) for b in batches(12)[:8]]
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    assert seen == [plan.hash] * 2  # once by the probe, however many rounds of frames there are
+
+
 class Counted:
     """Losses that are counted, and that fail after a while."""
 
