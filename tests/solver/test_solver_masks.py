@@ -24,6 +24,8 @@ from mdp_mmdet3d.solver.certificate import CertificateError, audit, certify, pro
 from mdp_mmdet3d.solver.pareto import pareto
 from mdp_mmdet3d.solver.scaling import NoStructureError, minimum_cost
 
+from ..data_files import data_path
+
 SCIP_ALONE = SolveOptions(lagrangian=False, reduction=False, label_search=False, isolate=False)
 ROUTES = {
     "all": SolveOptions(isolate=False),
@@ -241,11 +243,11 @@ def test_files_of_version_1_are_read_and_masks_come_back(tmp_path, masked_proble
                 assert one.allowed is None or (one.allowed == other.allowed).all()
 
 
-def test_known_digests_stay(shared_data):
+def test_known_digests_stay():
     """Version 1 files, and what certificates of earlier releases say about them."""
     known = {
         "off_r50_step29": "1d4ca300a6f36c47dcc013e03faac01c68cd43243c51c552e8f6161c843e7e07",
         "spetr_r50_c32": "8a1f7f302b092c9a0e39552d225abb3a961ae8977b6af5bf874a9a97574387b1",
     }
     for name, sha in known.items():
-        assert problem_digest(PruningProblem.load(shared_data / "solver_instances" / f"{name}.npz")) == sha
+        assert problem_digest(PruningProblem.load(data_path(f"solver_instances/{name}.npz"))) == sha
