@@ -24,7 +24,13 @@ def repair_identity(adapter: Adapter, plan: PruningPlan, weights: str, settings:
     """What repaired weights depend on: plan, dense weights, the content of the info file, settings."""
     data = adapter.data_identity()
     content = file_sha256(data)[:16] if Path(data).is_file() else None
-    return {"plan": plan.hash, "weights": weights, "data": data, "content": content, **settings.identity}
+    facts = {"plan": plan.hash, "weights": weights, "data": data, "content": content}
+    return {**facts, **settings.identity, "frames": _count(adapter, settings)}
+
+
+def _count(adapter: Adapter, settings: RepairSettings) -> int:
+    shape = adapter.shape
+    return settings.count(shape.num_cams * shape.height * shape.width)
 
 
 def repair_model(
@@ -62,7 +68,7 @@ def repair_model(
     if report is not None:
         say(f"reused: {len(report.refitted)} layers")
         return report
-    frames = adapter.calibration_frames(dense, settings.frames, settings.stride)
+    frames = adapter.calibration_frames(dense, _count(adapter, settings), settings.stride)
     with Progress(console=console, transient=True) as bar:
         task = bar.add_task("repair", total=None)
         plain: list[PlainProgress] = []

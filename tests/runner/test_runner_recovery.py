@@ -203,5 +203,7 @@ def test_bad_repair_settings_are_named(section, message):
 
 
 def test_repair_is_on_by_default_and_can_be_switched_off():
-    assert PruneSettings.from_config({}).repairing.frames == 60
+    repairing = PruneSettings.from_config({}).repairing
+    assert repairing.count(6 * 704 * 256) == 8 and repairing.count(224 * 224) == 159 and repairing.count(9) == 256
+    assert PruneSettings.from_config(dict(repair=dict(frames=60))).repairing.count(9) == 60
     assert PruneSettings.from_config(dict(repair=False)).repairing is None

@@ -16,7 +16,7 @@ from mdp_mmdet3d.surgery.plan import PruningPlan
 from mdp_mmdet3d.surgery.repair.data_flow import DataFlow
 from mdp_mmdet3d.surgery.repair.fit import fit_layer
 from mdp_mmdet3d.surgery.repair.layers import BatchNormLayer, ConvLayer, Layer, LinearLayer, ResidualLayer, layer_of
-from mdp_mmdet3d.surgery.repair.processes import failing_together, is_distributed
+from mdp_mmdet3d.surgery.repair.processes import anywhere, failing_together, is_distributed
 from mdp_mmdet3d.surgery.repair.projections import ProjectionLayer, projections_of, rows_of
 from mdp_mmdet3d.surgery.repair.replay import Call, Frame, Observed, Replay
 from mdp_mmdet3d.surgery.repair.settings import LayerRepair, RepairReport, RepairSettings
@@ -144,7 +144,7 @@ class _Repair:
             last_step = {name: i for i, step in enumerate(steps) for name in _modules(step)}
             results: list[LayerRepair] = []
             for wave in self._waves(steps, theirs.positions, sampling):
-                finished = {step.name: self.store.load(step.name) if self.store else None for step in wave}
+                finished = {step.name: self._finished(step.name) for step in wave}
                 missing = [step for step in wave if finished[step.name] is None]
                 counts = {step.name: len(theirs.calls[_map(step)]) for step in missing}
                 with failing_together():
@@ -254,6 +254,11 @@ class _Repair:
         if len(self.frames) >= HELD_OUT_EVERY:
             return torch.full((count,), index % HELD_OUT_EVERY == HELD_OUT_EVERY - 1)
         return torch.arange(count) % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
+
+    def _finished(self, name: str) -> tuple[LayerRepair, dict[str, Tensor]] | None:
+        """What an earlier run found, if every process can read it."""
+        found = self.store.load(name) if self.store is not None else None
+        return None if anywhere(found is None) else found
 
     def _keep(self, layer: Layer, result: LayerRepair) -> None:
         tensors = layer.tensors if not result.left else {}

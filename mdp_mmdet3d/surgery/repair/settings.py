@@ -8,13 +8,17 @@ from typing import Any
 
 from mdp_mmdet3d.errors import MdpError
 
+PIXELS = 8_000_000
+FRAMES = (8, 256)
+
 
 @dataclass(frozen=True)
 class RepairSettings:
     """What ``prune = dict(repair=dict(...))`` of a config may hold.
 
     Attributes:
-        frames: Unlabelled frames to use; a quarter of them is held out to judge every layer.
+        frames: Unlabelled frames to use, of which a quarter is held out to judge every layer; None: as many as make
+            `PIXELS`, within `FRAMES`.
         stride: Every so manyth frame of the data is used; a stream runs over those between.
         ridge: How firmly the weights are held to what they are, relative to the mean square of a layer's inputs.
         positions: Positions of a feature map, or tokens, that a layer is fitted to, over all frames.
@@ -23,7 +27,7 @@ class RepairSettings:
         keep_raw: Whether ``pruned_raw.pth``, the pruned model before repair, is written as well.
     """
 
-    frames: int = 60
+    frames: int | None = None
     stride: int = 1
     ridge: float = 0.02
     positions: int = 20_000
@@ -37,6 +41,8 @@ class RepairSettings:
         settings = cls(**section)
         for name, least in (("frames", 1), ("stride", 1), ("positions", 16), ("seed", 0)):
             value = getattr(settings, name)
+            if name == "frames" and value is None:
+                continue
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise MdpError(f"prune.repair.{name} = {value!r} must be a whole number of at least {least}")
         for name in ("ridge", "memory_gb"):
@@ -51,6 +57,10 @@ class RepairSettings:
     def keys(cls) -> list[str]:
         """Keys of the section."""
         return [field.name for field in fields(cls)]
+
+    def count(self, pixels: int) -> int:
+        """Frames to use where one has ``pixels``."""
+        return self.frames or min(max(PIXELS // pixels, FRAMES[0]), FRAMES[1])
 
     @property
     def identity(self) -> dict[str, Any]:
