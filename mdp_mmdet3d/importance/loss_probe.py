@@ -152,7 +152,7 @@ class LossProbe:
         Raises:
             MdpError: The pruned model's loss is not finite.
         """
-        found = self._found.get(plan.hash, self._known.get(plan.hash, np.zeros(0)))[: self.frames]
+        found = self._kept(plan.hash)
         if len(found) < self.frames:
             pruned = apply_plan(copy.deepcopy(self.model), plan)
             if self.repair is not None:
@@ -166,10 +166,26 @@ class LossProbe:
                     found = np.append(found, self._run(pruned, batches))
                 start += len(batches)
             self._check(plan, found)
-        self._found[plan.hash] = found
-        if len(self._known.get(plan.hash, ())) < len(found):
-            self._known = {**self._known, **self._found}
-            self._write()
+        self._keep(plan.hash, found)
+        return found - self._found[DENSE]
+
+    def change_finished(self, plan: PruningPlan, how: str, build: Callable[[], nn.Module]) -> np.ndarray:
+        """As `change`, of a pruned model as ``build`` returns it, which is called only where that is not known yet.
+
+        Args:
+            plan: What was cut.
+            how: What else the model depends on.
+            build: Returns the pruned model, e.g. repaired.
+
+        Raises:
+            MdpError: The model's loss is not finite.
+        """
+        key = f"{plan.hash} {how}"
+        found = self._kept(key)
+        if len(found) < self.frames:
+            found = self.change_of(build()) + self._found[DENSE]
+            self._check(plan, found)
+        self._keep(key, found)
         return found - self._found[DENSE]
 
     def change_of(self, model: nn.Module) -> np.ndarray:
@@ -179,7 +195,17 @@ class LossProbe:
 
     def measured(self, plan: PruningPlan) -> bool:
         """Whether `change` has nothing to do."""
-        return max(len(kept.get(plan.hash, ())) for kept in (self._found, self._known)) >= self.frames
+        return len(self._kept(plan.hash)) >= self.frames
+
+    def _kept(self, key: str) -> np.ndarray:
+        known = max((kept.get(key, np.zeros(0)) for kept in (self._found, self._known)), key=len)
+        return known[: self.frames]
+
+    def _keep(self, key: str, losses: np.ndarray) -> None:
+        self._found[key] = losses
+        if len(self._known.get(key, ())) < len(losses):
+            self._known = {**self._known, **self._found}
+            self._write()
 
     def _check(self, plan: PruningPlan, losses: np.ndarray) -> None:
         bad = np.flatnonzero(~np.isfinite(losses))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -148,6 +149,9 @@ class PruneJob:
                 loss = find_loss_search(
                     adapter, dense, space, importance, weights, self.settings.loss_values, self.work_dir, self._say
                 )
+            if self.settings.repairing is not None:
+                loss.repaired = partial(self._repaired, adapter, dense, weights)
+                loss.repaired_as = digest(self.settings.repairing.identity)
         with steps("export dense"):
             export_model(adapter, dense, self.work_dir / "onnx" / "dense", None, weights, self._say)
             if self.latency_table is not None:
@@ -188,6 +192,14 @@ class PruneJob:
         }
         write_json(self.work_dir / "report.json", report)
         return report
+
+    def _repaired(self, adapter: Adapter, dense: nn.Module, weights: str, plan: PruningPlan) -> nn.Module:
+        """The repaired model of a plan that may be chosen."""
+        model = apply_plan(adapter.build(self.checkpoint)[0], plan)
+        folder = self.work_dir / "candidate"
+        repair_model(adapter, dense, model, plan, weights, self.settings.repairing, folder, self.console, self._say)
+        shutil.rmtree(folder, ignore_errors=True)
+        return model
 
     def _repair(
         self,
@@ -239,7 +251,7 @@ class PruneJob:
             "tolerance": self.settings.tolerance,
             "space": space.hash,
             "importance": [importance.weights, importance.data, importance.frames],
-            **({} if loss is None else {"values": asdict(loss.settings)}),
+            **({} if loss is None else {"values": [asdict(loss.settings), loss.repaired_as]}),
             "wholes": digest([network.engines_ms for network in networks]),
         }
         finished = load_correction(self.work_dir / CORRECTION_FILE, identity, latency)

@@ -18,8 +18,9 @@ from mdp_mmdet3d.importance.table import ImportanceTable
 from mdp_mmdet3d.importance.values import LossChange, LossValues
 from mdp_mmdet3d.runner.optimise import PlanSearch
 from mdp_mmdet3d.runner.settings import LossSettings
-from mdp_mmdet3d.solver.build import Ranking, select
+from mdp_mmdet3d.solver.build import Ranking, build_problem, select
 from mdp_mmdet3d.solver.problem import PlanIndices, PruningProblem
+from mdp_mmdet3d.solver.rerank import RankedSolution
 from mdp_mmdet3d.space.types import PruningSpace
 from mdp_mmdet3d.surgery.plan import PruningPlan
 
@@ -27,6 +28,26 @@ LOSSES_FILE, CHANGES_FILE = "losses.npz", "loss_changes.json"
 SCHEMA_VERSION = 1
 LARGEST_FACTOR = 4.0
 """A loss change is not corrected by more: one width within one plan says little about the others."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A plan that was measured, and what led to it.
+
+    Attributes:
+        record: For the report: plan hash, predicted and measured loss change, ``repaired`` where that was measured.
+        values: Values that it was solved with; None: first-order importance.
+        solution: Of the solver.
+    """
+
+    record: dict[str, Any]
+    values: LossValues | None
+    solution: RankedSolution
+
+    @property
+    def loss(self) -> float:
+        """Measured loss change of what would be delivered."""
+        return float(self.record.get("repaired", self.record["measured"]))
 
 
 @dataclass
@@ -37,6 +58,8 @@ class LossSearch:
         probe: Measures losses.
         values: Of single cuts.
         settings: How often to correct, and what the values were measured with.
+        repaired: The repaired model of a plan; None where plans are not repaired.
+        repaired_as: What ``repaired`` depends on besides the plan.
         say: Receives a line per plan.
         progress: Show a progress bar.
         report: About the last plan, for the report.
@@ -45,6 +68,8 @@ class LossSearch:
     probe: LossProbe
     values: LossValues
     settings: LossSettings
+    repaired: Callable[[PruningPlan], nn.Module] | None = None
+    repaired_as: str = ""
     say: Callable[[str], None] = lambda line: None
     progress: bool = True
     report: dict[str, Any] = field(default_factory=dict)
@@ -54,29 +79,29 @@ class LossSearch:
 
         Values of single cuts add up only roughly. So each part that the plan cuts is put back by itself, and what that
         gains takes the place of the change that was measured by itself; parts that were not cut follow those of their
-        kind. Of all plans the one with the lowest measured loss is kept.
+        kind. Where plans are repaired, which the values do not know of, the plan of first-order importance is a
+        candidate too. The one with the lowest measured loss, repaired if it will be, is kept.
 
         Args:
             search: For the budget at hand; keeps values and solution of the best plan.
         """
-        search.values = self.values
-        plan = search.solve()
-        first = best = self._judge(search, plan, "by single cuts")
-        values, solution = self.values, search.solution
+        candidates = [self._candidate(search, self.values, "by single cuts")]
         for _ in range(self.settings.corrections):
-            corrected = search.values = self._corrected(search, values)
-            plan = search.solve()
-            if plan.hash == best["plan"]:
+            last = candidates[-1]
+            found = self._candidate(search, self._corrected(search, last), "corrected")
+            if found.record["plan"] == last.record["plan"]:
                 break
-            found = self._judge(search, plan, "corrected")
-            if found["measured"] >= best["measured"]:
+            candidates.append(found)
+            if found.record["measured"] >= last.record["measured"]:
                 break
-            best, values, solution = found, corrected, search.solution
-        search.values, search.solution = values, solution
+        if self.repaired is not None:
+            candidates.append(self._candidate(search, None, "first order"))
+        best = min(candidates, key=lambda candidate: candidate.loss)
+        search.values, search.solution = best.values, best.solution
         changes = self.values.changes
         self.report = {
-            **best,
-            "by_single_cuts": first,
+            **best.record,
+            "candidates": [candidate.record for candidate in candidates],
             "dense_loss": changes.dense_loss,
             "frames": changes.frames,
             "reliability": changes.reliability,
@@ -88,17 +113,31 @@ class LossSearch:
         change = LossChange.of(self.probe.change_of(model))
         return {"delivered": change.mean, "delivered_error": change.error}
 
-    def _judge(self, search: PlanSearch, plan: PruningPlan, how: str) -> dict[str, Any]:
+    def _candidate(self, search: PlanSearch, values: LossValues | None, how: str) -> Candidate:
+        """Solve with these values, and measure."""
+        search.values = values
+        plan, solution = search.solve(), search.solution
+        problem = solution.problem
+        if values is None:
+            ranking = Ranking.by_importance(search.space, search.importance)
+            problem = build_problem(search.space, search.importance, search.latency, ranking, self.values)
+        predicted = problem.dense.value - problem.evaluate(solution.result.plan).value
         change = LossChange.of(self.probe.change(plan))
-        predicted = search.predicted_loss_change
-        self.say(f"{how}: loss {predicted:+.3f} predicted, {change.mean:+.3f} +- {change.error:.3f} measured")
-        return {"plan": plan.hash, "predicted": predicted, "measured": change.mean, "error": change.error}
+        record = {"how": how, "plan": plan.hash, "predicted": predicted, "measured": change.mean, "error": change.error}
+        line = f"{how}: loss {predicted:+.3f} predicted, {change.mean:+.3f} +- {change.error:.3f} measured"
+        build = self.repaired
+        if build is not None:
+            after = LossChange.of(self.probe.change_finished(plan, self.repaired_as, lambda: build(plan)))
+            record |= {"repaired": after.mean, "repaired_error": after.error}
+            line += f", {after.mean:+.3f} +- {after.error:.3f} repaired"
+        self.say(line)
+        return Candidate(record, values, solution)
 
-    def _corrected(self, search: PlanSearch, values: LossValues) -> LossValues:
-        """Values in which every part that the plan cuts costs what putting it back gains."""
+    def _corrected(self, search: PlanSearch, last: Candidate) -> LossValues:
+        """Values in which every part that the last plan cuts costs what putting it back gains."""
         space, ranking = search.space, Ranking.by_importance(search.space, search.importance)
-        plan, problem = search.solution.result.plan, search.solution.problem
-        whole = self.probe.change(search.plan())
+        plan, problem = last.solution.result.plan, last.solution.problem
+        whole = self.probe.change(PruningPlan.from_selection(space, *last.solution.selection))
         parts = put_back(space, problem, plan)
         plans = {
             name: PruningPlan.from_selection(space, *select(space, ranking, without)) for name, without in parts.items()
@@ -117,7 +156,7 @@ class LossSearch:
         everywhere = float(np.median(list(factors.values()))) if factors else 1.0
         names = [*(b.name for b in space.blocks), *(d.name for d in space.dimensions)]
         alike = {name: float(np.median(kinds.get(_kind(space, name), [everywhere]))) for name in names}
-        return values.corrected({**alike, **factors})
+        return (last.values or self.values).corrected({**alike, **factors})
 
 
 def put_back(space: PruningSpace, problem: PruningProblem, plan: PlanIndices) -> dict[str, PlanIndices]:
@@ -189,4 +228,4 @@ def find_loss_search(
     changes = measure_loss_changes(probe, space, order, widths=settings.widths, say=say)
     values = LossValues(space, changes)
     write_json(work_dir / CHANGES_FILE, {"schema_version": SCHEMA_VERSION, **values.to_json()})
-    return LossSearch(probe, values, settings, say)
+    return LossSearch(probe, values, settings, say=say)
