@@ -317,7 +317,7 @@ def validations(assets: Assets) -> Iterator[Case]:
         ("--num-frames", "1000000000000", ("frames",)),
         ("--num-frames", "1", ("frames",)),
         ("--warmup", "-1", ("warm-up",)),
-        ("--threads", "100000", ("threads",)),
+        ("--threads", "2000", ("threads",)),
         ("--threads", "0", ("threads",)),
         ("--predicted-ms", "0", ("prediction", "positive")),
         ("--predicted-ms", "-4", ("prediction", "positive")),
