@@ -26,7 +26,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve
 
 from bad_input_cases import GROUPS, TESTS, Assets, Case, make_assets  # noqa: E402
 
-LIMIT_S = 30
+LIMIT_S = 120
 WIDTH = 130  # characters of an outcome in the table
 
 
