@@ -13,6 +13,7 @@ import contextlib
 import json
 import logging
 import re
+import signal
 import sys
 import tempfile
 import time
@@ -25,13 +26,23 @@ sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve
 
 from bad_input_cases import GROUPS, TESTS, Assets, Case, make_assets  # noqa: E402
 
+LIMIT_S = 120
 WIDTH = 130  # characters of an outcome in the table
+
+
+class Hangs(BaseException):
+    """A case takes too long; nothing that is tried here catches it."""
 
 
 def outcome(case: Case) -> tuple[bool, str]:
     """Whether a case ended as it should, and how it ended."""
     from mdp_mmdet3d.errors import MdpError
 
+    def hangs(*_: object) -> None:
+        raise Hangs(f"not done after {LIMIT_S} s")
+
+    signal.signal(signal.SIGALRM, hangs)
+    signal.alarm(LIMIT_S)
     try:
         with contextlib.redirect_stdout(sys.stderr):
             value = case.run()
@@ -48,6 +59,8 @@ def outcome(case: Case) -> tuple[bool, str]:
     except BaseException as error:  # whatever comes, it is counted
         last = traceback.extract_tb(error.__traceback__)[-1]
         return False, f"traceback {type(error).__name__}: {error} ({Path(last.filename).name}:{last.lineno})"
+    finally:
+        signal.alarm(0)
     return (True, f"right: {value}") if not case.names else (False, f"accepted: {value}")
 
 

@@ -76,7 +76,9 @@ def targets(assets: Assets) -> Iterator[Case]:
     yield Case("a folder that is no deployment", occupied, ("occupied",))
     yield Case("output inside a file", in_a_file, ("file",))
     yield Case("output is a file", on_a_file, ("file",))
-    yield Case("JSON to /dev/full", lambda: write_json("/dev/full", {}), ("/dev/full",))
+    pipe = assets.folder("pipes") / "pipe"
+    os.mkfifo(pipe)
+    yield Case("JSON to a pipe", lambda: write_json(pipe, {}), ("pipe",))
     yield Case("JSON to a folder", lambda: write_json(assets.folder("a"), {}), (str(assets.work / "a"),))
 
     def file_inside_file() -> None:

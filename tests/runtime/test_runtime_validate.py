@@ -334,17 +334,19 @@ def test_a_flag_in_a_drive_that_is_no_boolean_is_named(tiny_deployment, tmp_path
         (("--num-frames", "1000000000000"), "timed frames must be in"),
         (("--threads", "100000"), "threads must be in"),
         (("--fps", "nan"), "must be positive"),
-        (("--json", "/dev/full"), "/dev/full: it is a device"),
+        (("--json", "PIPE"), "PIPE: it is a device or pipe"),
         (("--json", "FILE/fps.json"), "is a file, not a folder"),
     ],
 )
 def test_bad_command_lines_fail_before_the_run(tiny_deployment, tmp_path, monkeypatch, capsys, arguments, message):
     (tmp_path / "FILE").write_text("mine")
+    os.mkfifo(tmp_path / "PIPE")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["validate_fps", str(tiny_deployment), "--fps", "1", *arguments])
     assert validate_fps.main() == 2
     assert message in capsys.readouterr().err
-    assert [path.name for path in tmp_path.iterdir()] == ["FILE"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["FILE", "PIPE"]
+    assert (tmp_path / "PIPE").is_fifo()
 
 
 def test_a_stop_is_one_line(tiny_deployment, monkeypatch, capsys):
