@@ -14,10 +14,10 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from mdp_mmdet3d.files import atomic_path
+from mdp_mmdet3d.files import atomic_path, digest
 from mdp_mmdet3d.latency.graphs import OperatorGraph, Precision, operator_graph, reference_graph
 from mdp_mmdet3d.latency.sampling import EntryKey
-from mdp_mmdet3d.runtime.manifest import MANIFEST_FILE
+from mdp_mmdet3d.runtime.manifest import DIGEST, MANIFEST_FILE
 from mdp_mmdet3d.runtime.pyz import BASE, FOLDERS
 
 MANIFEST_VERSION = 1
@@ -142,6 +142,7 @@ def _add_network(archive: zipfile.ZipFile, network: BundleNetwork) -> int:
     """A deployment without its large weights; returns the size in bytes of the largest."""
     place, largest = f"networks/{network.folder.name}", 0
     manifest = json.loads((network.folder / MANIFEST_FILE).read_text(encoding="utf-8"))
+    manifest.pop(DIGEST, None)
     manifest["checks"] = {}
     for name in manifest["checksums"]:
         content = (network.folder / name).read_bytes()
@@ -151,7 +152,7 @@ def _add_network(archive: zipfile.ZipFile, network: BundleNetwork) -> int:
             content = model.SerializeToString()
         archive.writestr(f"{place}/{name}", content)
         manifest["checksums"][name] = hashlib.sha256(content).hexdigest()
-    archive.writestr(f"{place}/{MANIFEST_FILE}", json.dumps(manifest, indent=1))
+    archive.writestr(f"{place}/{MANIFEST_FILE}", json.dumps({**manifest, DIGEST: digest(manifest)}, indent=1))
     return largest
 
 
