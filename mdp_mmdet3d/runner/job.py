@@ -27,6 +27,8 @@ from mdp_mmdet3d.latency.predict import LatencyModel
 from mdp_mmdet3d.latency.sampling import check_interpolable
 from mdp_mmdet3d.latency.table import LatencyTable
 from mdp_mmdet3d.onnx.folders import check_target
+from mdp_mmdet3d.report.html import write_html
+from mdp_mmdet3d.report.provenance import provenance
 from mdp_mmdet3d.report.structure import plot_structure
 from mdp_mmdet3d.runner.correction import load_correction, save_correction
 from mdp_mmdet3d.runner.lock import locks_work_dir
@@ -108,6 +110,7 @@ class PruneJob:
         latency_table: Table to use. One of this device is completed by measuring here as usual; one of another device
             is taken as it is, and nothing that this machine measures counts.
         target_latency: ``fps.json`` of ``tools/validate_fps.py``, run on the device of ``latency_table``.
+        command: Command line that started the run, for the report; empty where a program did.
     """
 
     config: Config
@@ -117,6 +120,7 @@ class PruneJob:
     console: Console = field(default_factory=Console)
     latency_table: Path | None = None
     target_latency: Path | None = None
+    command: str = ""
 
     @locks_work_dir
     def run(self) -> dict[str, Any]:
@@ -186,7 +190,10 @@ class PruneJob:
             **({"values": {**loss.report, **loss.delivered(found.model)}} if loss else {}),
             **recovered,
         }
+        report["provenance"] = provenance(self.command, self.config.filename, self.checkpoint, asdict(self.settings))
         write_json(self.work_dir / "report.json", report)
+        with steps("report"):
+            write_html(self.work_dir)
         return report
 
     def _repair(
