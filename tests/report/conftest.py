@@ -21,7 +21,7 @@ from mdp_mmdet3d.space import NotPrunable
 from mdp_mmdet3d.space.types import PruningSpace, ScoreSource
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "latency"))
-from latency_spaces import small_space  # noqa: E402
+from latency_spaces import small_space
 
 
 def space_with_sources() -> PruningSpace:
