@@ -13,7 +13,6 @@ from typing import Any
 
 from mmengine.config import Config
 from rich.console import Console
-from rich.progress import Progress
 from torch import nn
 
 from mdp_mmdet3d.adapters import RANDOM, Adapter, adapter_of
@@ -27,6 +26,7 @@ from mdp_mmdet3d.latency.predict import LatencyModel
 from mdp_mmdet3d.latency.sampling import check_interpolable
 from mdp_mmdet3d.latency.table import LatencyTable
 from mdp_mmdet3d.onnx.folders import check_target
+from mdp_mmdet3d.progress import step_bar
 from mdp_mmdet3d.report.html import write_html
 from mdp_mmdet3d.report.provenance import provenance
 from mdp_mmdet3d.report.structure import plot_structure
@@ -61,7 +61,7 @@ COMPARED_FRAMES = 3  # frames on which ONNX Runtime is compared with PyTorch
 
 
 class Steps:
-    """Announces the steps and keeps their times."""
+    """Announces the steps, says how long they took and keeps their times."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -75,7 +75,9 @@ class Steps:
         try:
             yield
         finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+            seconds = time.perf_counter() - start
+            self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+        self.console.print(f"  {seconds:.1f} s", style="dim", highlight=False)
 
 
 @dataclass(frozen=True)
@@ -240,6 +242,7 @@ class PruneJob:
         with steps("latency table"):
             backend = OnnxRuntimeBackend()
             table = measure_latency(space, backend, self.work_dir / TABLE_FILE, policy=self.settings.sampling)
+            self._say(f"{len(table)} entries ({TABLE_FILE})")
         latency = self._explained(LatencyModel.fit(space, table, networks))
         identity = {
             "budget": str(self.settings.budget),
@@ -363,7 +366,7 @@ class PruneJob:
         self.console.print(f"  {line}")
 
     def _measure(self, frames: list[Any], folders: Mapping[str, Path]) -> dict[str, LatencyStats]:
-        return measure_models(folders, frames, self.settings.rounds, Progress(console=self.console, transient=True))
+        return measure_models(folders, frames, self.settings.rounds, step_bar(self.console))
 
     def _explained(self, model: LatencyModel) -> LatencyModel:
         for line in model.explanation:
