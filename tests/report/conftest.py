@@ -18,7 +18,7 @@ from mdp_mmdet3d.report.summary import build_report
 from mdp_mmdet3d.runner.networks import save_networks
 from mdp_mmdet3d.runner.optimise import PlanSearch
 from mdp_mmdet3d.space import NotPrunable
-from mdp_mmdet3d.space.types import PruningSpace, ScoreSource
+from mdp_mmdet3d.space.types import PruningSpace, ScoreSource, TensorAxis
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "latency"))
 from latency_spaces import small_space
@@ -31,7 +31,13 @@ def space_with_sources() -> PruningSpace:
     owner = {"inner": "net.block", "heads": attention, "qk": attention, "v": attention}
     path = {"block": "net.block", "layer": "head.layer", "layer.attention": attention, "layer.ffn": "head.layer.ffn"}
     dimensions = tuple(
-        replace(d, sources=(ScoreSource((), owner.get(d.name)),)) for d in space.dimensions if d.name != "rig"
+        replace(
+            d,
+            members=(TensorAxis(f"{owner.get(d.name, 'net')}.{d.name}", 0),),
+            sources=(ScoreSource((), owner.get(d.name)),),
+        )
+        for d in space.dimensions
+        if d.name != "rig"
     )
     terms = tuple(replace(t, block=t.block and path[t.block]) for t in space.terms if t.engine != "position_embedding")
     blocks = tuple(replace(b, name=path[b.name], parent=b.parent and path[b.parent]) for b in space.blocks)
