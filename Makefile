@@ -66,7 +66,7 @@ $(DOCS_VENV)/.ready: requirements/docs.txt
 	touch $@
 
 docs: $(DOCS_VENV)/.ready
-	$(DOCS_VENV)/bin/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/mkdocs build --strict
 
 clean:
 	rm -rf $(VENV) $(DOCS_VENV) site build *.egg-info work_dirs .pytest_cache .mypy_cache .ruff_cache .hypothesis
