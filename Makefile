@@ -9,7 +9,7 @@ STEP    := bash tools/step.sh $(LOG)
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 NUSCENES_ROOT ?= data/nuscenes
 
-.PHONY: setup prune prune-mini test test-numerics test-fast lint clean
+.PHONY: setup prune prune-mini test test-numerics test-fast lint docs clean
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
@@ -58,5 +58,15 @@ lint: $(STAMP)
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 
+# The site, in a venv of its own (a minute, once); every warning is an error.
+DOCS_VENV ?= .venv-docs
+$(DOCS_VENV)/.ready: requirements/docs.txt
+	$(PYTHON) -m venv $(DOCS_VENV)
+	$(DOCS_VENV)/bin/pip install -q -r requirements/docs.txt
+	touch $@
+
+docs: $(DOCS_VENV)/.ready
+	NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/mkdocs build --strict
+
 clean:
-	rm -rf $(VENV) build *.egg-info work_dirs .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(DOCS_VENV) site build *.egg-info work_dirs .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -28,7 +28,12 @@ setup(
     },
     # .mim, where OpenMMLab's packages keep configs, holds links to configs/ and checkpoints/.
     package_data={
-        "mdp_mmdet3d": ["py.typed", *(f".mim/configs/{'*/' * n}*.py" for n in range(4)), ".mim/checkpoints/*.pth"],
+        "mdp_mmdet3d": [
+            "py.typed",
+            "report/templates/*",
+            *(f".mim/configs/{'*/' * n}*.py" for n in range(4)),
+            ".mim/checkpoints/*.pth",
+        ],
     },
     python_requires=">=3.10",
     install_requires=[
@@ -48,12 +53,14 @@ setup(
         "onnxslim>=0.1.30",
         "rich>=13",
         "matplotlib>=3.6",
+        "jinja2>=3",  # report.html
         "pillow>=9",
         "pyyaml>=6",
     ],
     extras_require={
         "rtx": ["tensorrt-rtx-cu13>=1.7,<1.8"],
         "classification": ["mmpretrain>=1.2,<1.3", "timm>=1.0"],
+        "docs": ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"],
         "dev": ["pytest>=8", "pytest-timeout", "hypothesis>=6", "ruff", "mypy", "types-PyYAML"],
     },
 )

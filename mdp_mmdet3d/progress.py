@@ -5,8 +5,14 @@ from __future__ import annotations
 import time
 
 from rich.console import Console
+from rich.progress import Progress
 
 INTERVAL_S = 10.0
+
+
+def step_bar(console: Console) -> Progress:
+    """A bar that goes when its step ends; none without a terminal, where it would leave blank lines."""
+    return Progress(console=console, transient=True, disable=not console.is_terminal)
 
 
 class PlainProgress:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import shlex
 import sys
 from pathlib import Path
 
@@ -65,6 +66,7 @@ def main() -> int:
             console,
             args.latency_table,
             args.target_latency,
+            command=shlex.join(["python", *sys.argv]),
         )
         with writing(work_dir):
             report = job.run()
@@ -77,7 +79,7 @@ def main() -> int:
     except KeyboardInterrupt:
         console.print("stopped; run the same command again to go on")
         return 130
-    console.print(f"written to {work_dir}: plan.json, pruned.pth, pruned_config.py, onnx/, report.json, structure.png")
+    console.print(f"written to {work_dir}: report.html, report.json, plan.json, pruned.pth, pruned_config.py, onnx/")
     return 0
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich import get_console
 from rich.progress import Progress
 from torch import Tensor, nn
 
@@ -70,7 +71,10 @@ def collect_importance(
     if hasattr(model, "reset_memory"):
         model.reset_memory()
     replay: list[Mapping[str, Any]] = []
-    with TaylorAccumulator(model, space, state) as accumulator, Progress(disable=not progress) as bar:
+    with (
+        TaylorAccumulator(model, space, state) as accumulator,
+        Progress(disable=not (progress and get_console().is_terminal)) as bar,
+    ):
         done = accumulator.batches + accumulator.skipped
         task = bar.add_task("importance", total=num_batches, completed=done)
         plain = PlainProgress(bar.console, "importance", num_batches, "frames", done)

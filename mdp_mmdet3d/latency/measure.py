@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from rich import get_console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -113,7 +114,7 @@ def _measure(
     )
     saved = time.monotonic()
     try:
-        with Progress(*columns, disable=not progress) as bar:
+        with Progress(*columns, disable=not (progress and get_console().is_terminal)) as bar:
             task = bar.add_task(title, total=len(keys))
             plain = PlainProgress(bar.console, title, len(keys), "operators")
             for done, (key, entry) in enumerate(backend.measure(keys), start=1):

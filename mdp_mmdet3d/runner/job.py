@@ -14,7 +14,6 @@ from typing import Any
 
 from mmengine.config import Config
 from rich.console import Console
-from rich.progress import Progress
 from torch import nn
 
 from mdp_mmdet3d.adapters import RANDOM, Adapter, adapter_of
@@ -28,6 +27,9 @@ from mdp_mmdet3d.latency.predict import LatencyModel
 from mdp_mmdet3d.latency.sampling import check_interpolable
 from mdp_mmdet3d.latency.table import LatencyTable
 from mdp_mmdet3d.onnx.folders import check_target
+from mdp_mmdet3d.progress import step_bar
+from mdp_mmdet3d.report.html import write_html
+from mdp_mmdet3d.report.provenance import provenance
 from mdp_mmdet3d.report.structure import plot_structure
 from mdp_mmdet3d.runner.correction import load_correction, save_correction
 from mdp_mmdet3d.runner.lock import locks_work_dir
@@ -60,7 +62,7 @@ COMPARED_FRAMES = 3  # frames on which ONNX Runtime is compared with PyTorch
 
 
 class Steps:
-    """Announces the steps and keeps their times."""
+    """Announces the steps, says how long they took and keeps their times."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -74,7 +76,9 @@ class Steps:
         try:
             yield
         finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+            seconds = time.perf_counter() - start
+            self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+        self.console.print(f"  {seconds:.1f} s", style="dim", highlight=False)
 
 
 @dataclass(frozen=True)
@@ -109,6 +113,7 @@ class PruneJob:
         latency_table: Table to use. One of this device is completed by measuring here as usual; one of another device
             is taken as it is, and nothing that this machine measures counts.
         target_latency: ``fps.json`` of ``tools/validate_fps.py``, run on the device of ``latency_table``.
+        command: Command line that started the run, for the report; empty where a program did.
     """
 
     config: Config
@@ -118,6 +123,7 @@ class PruneJob:
     console: Console = field(default_factory=Console)
     latency_table: Path | None = None
     target_latency: Path | None = None
+    command: str = ""
 
     @locks_work_dir
     def run(self) -> dict[str, Any]:
@@ -190,7 +196,10 @@ class PruneJob:
             **({"values": {**loss.report, **loss.delivered(found.model)}} if loss else {}),
             **recovered,
         }
+        report["provenance"] = provenance(self.command, self.config.filename, self.checkpoint, asdict(self.settings))
         write_json(self.work_dir / "report.json", report)
+        with steps("report"):
+            write_html(self.work_dir)
         return report
 
     def _repaired(self, adapter: Adapter, dense: nn.Module, weights: str, plan: PruningPlan) -> nn.Module:
@@ -245,6 +254,7 @@ class PruneJob:
         with steps("latency table"):
             backend = OnnxRuntimeBackend()
             table = measure_latency(space, backend, self.work_dir / TABLE_FILE, policy=self.settings.sampling)
+            self._say(f"{len(table)} entries ({TABLE_FILE})")
         latency = self._explained(LatencyModel.fit(space, table, networks))
         identity = {
             "budget": str(self.settings.budget),
@@ -368,7 +378,7 @@ class PruneJob:
         self.console.print(f"  {line}")
 
     def _measure(self, frames: list[Any], folders: Mapping[str, Path]) -> dict[str, LatencyStats]:
-        return measure_models(folders, frames, self.settings.rounds, Progress(console=self.console, transient=True))
+        return measure_models(folders, frames, self.settings.rounds, step_bar(self.console))
 
     def _explained(self, model: LatencyModel) -> LatencyModel:
         for line in model.explanation:

@@ -31,6 +31,7 @@ PRUNED_FILES = (
     "problem.npz",
     "onnx/pruned",
     "report.json",
+    "report.html",
     "structure.png",
 )
 """What belongs to one plan in a work directory."""

@@ -23,12 +23,12 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from rich.console import Console
-from rich.progress import Progress
 from torch import Tensor, nn
 
 from mdp_mmdet3d.datasets.identity import data_identity
 from mdp_mmdet3d.errors import FileFormatError, MdpError
 from mdp_mmdet3d.files import digest, read_json, write_json
+from mdp_mmdet3d.progress import step_bar
 from mdp_mmdet3d.runner.cpu_processes import prepare_cpu_processes
 from mdp_mmdet3d.runner.settings import FinetuneSettings
 from mdp_mmdet3d.runner.train_config import add_optional_hooks, choose_start
@@ -267,7 +267,7 @@ class _Bar(Hook):
     """Steps of a training or test on a progress bar."""
 
     def __init__(self, console: Console, name: str, total: int) -> None:
-        self.progress = Progress(console=console, transient=True)
+        self.progress = step_bar(console)
         self.task = self.progress.add_task(name, total=total)
 
     def before_run(self, runner: Runner) -> None:

@@ -8,12 +8,11 @@ from typing import Any
 
 from mmengine.dist import is_main_process
 from rich.console import Console
-from rich.progress import Progress
 from torch import nn
 
 from mdp_mmdet3d.adapters import RANDOM, Adapter
 from mdp_mmdet3d.files import file_sha256
-from mdp_mmdet3d.progress import PlainProgress
+from mdp_mmdet3d.progress import PlainProgress, step_bar
 from mdp_mmdet3d.surgery.plan import PruningPlan
 from mdp_mmdet3d.surgery.repair import RepairReport, RepairSettings, RepairStore, repair
 
@@ -69,7 +68,7 @@ def repair_model(
         say(f"reused: {len(report.refitted)} layers")
         return report
     frames = adapter.calibration_frames(dense, _count(adapter, settings), settings.stride)
-    with Progress(console=console, transient=True) as bar:
+    with step_bar(console) as bar:
         task = bar.add_task("repair", total=None)
         plain: list[PlainProgress] = []
 

@@ -84,17 +84,13 @@ def export_model(
     if plan is None and (folder / MANIFEST_FILE).exists():
         try:
             if load_manifest(folder).weights == weights:
-                say("reused")
+                say(f"reused: {folder}")
                 return
         except FileFormatError as error:
             say(f"exported again: {error}")
-    adapter.export(
-        model,
-        folder,
-        plan_hash=plan.hash if plan else None,
-        weights=weights,
-        on_engine=lambda engine: say(f"exporting {engine}"),
-    )
+    engines: list[str] = []
+    adapter.export(model, folder, plan_hash=plan.hash if plan else None, weights=weights, on_engine=engines.append)
+    say(f"exported {folder.name}: {', '.join(name.replace('_', ' ') for name in engines)}")
 
 
 def measure_models(
@@ -144,6 +140,8 @@ def find_networks(
             lambda names: measure({name: folder / name for name in names}),
             count=settings.fit_networks,
         )
+    else:
+        say(f"reused: {path.name}")
     dense_ms = sum(networks[0].engines_ms.values())
     say(f"dense: {dense_ms:.1f} ms = {1e3 / dense_ms:.2f} FPS; {len(networks)} networks measured for the fit")
     return networks

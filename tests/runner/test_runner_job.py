@@ -46,6 +46,7 @@ def test_report_and_files(run):
         "pruned.pth",
         "pruned_config.py",
         "report.json",
+        "report.html",
         "structure.png",
         "onnx/dense/head.onnx",
         "onnx/pruned/head.onnx",
@@ -55,6 +56,8 @@ def test_report_and_files(run):
         assert (work_dir / name).stat().st_size > 0, name
     assert json.loads((work_dir / "report.json").read_text()) == json.loads(json.dumps(report))
     assert report["weights"] == "random" and report["solver"]["status"] == "optimal"
+    page = (work_dir / "report.html").read_text()
+    assert "Random weights" in page and report["plan_hash"] in page and "Not shown" not in page
     assert report["interpolated_entries"] == 0
     assert 0 < report["importance_kept"] < 1
     dense, pruned = report["dense"], report["pruned"]

@@ -1,0 +1,39 @@
+"""Write report.html of a finished run again, or for the first time for a run of an older release."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from mdp_mmdet3d.errors import MdpError
+from mdp_mmdet3d.report.html import write_html
+from mdp_mmdet3d.report.html_front import TIME_LIMIT_S
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("work_dir", type=Path, help="work directory of tools/prune.py")
+    parser.add_argument(
+        "--front-limit",
+        type=float,
+        default=TIME_LIMIT_S,
+        metavar="S",
+        help=f"seconds that solving for other budgets may take (default {TIME_LIMIT_S:.0f}; 0 leaves them out)",
+    )
+    return parser.parse_args()
+
+
+def main() -> int:
+    args = parse_args()
+    try:
+        path = write_html(args.work_dir, front_limit_s=args.front_limit)
+    except MdpError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"wrote {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
