@@ -170,7 +170,7 @@ def random_plan(space: PruningSpace, rng: np.random.Generator) -> PruningPlan:
         for d in space.dimensions
     }
     removed = {b.name for b in space.blocks if rng.random() < 0.3}
-    return PruningPlan.from_selection(space, kept, frozenset(removed))
+    return PruningPlan.from_kept(space, kept, frozenset(removed))
 
 
 def outputs(model: nn.Module, image: Tensor) -> list[Tensor]:

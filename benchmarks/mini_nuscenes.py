@@ -52,7 +52,7 @@ from mdp_mmdet3d.runner.steps import (
 )
 from mdp_mmdet3d.runtime.measure import LatencyStats, session_device
 from mdp_mmdet3d.solver.baselines import halp, uniform_path
-from mdp_mmdet3d.solver.build import LATENCY, Ranking, build_problem, select
+from mdp_mmdet3d.solver.build import LATENCY, Ranking, build_problem, kept_elements
 from mdp_mmdet3d.surgery.apply import apply_plan
 from mdp_mmdet3d.surgery.plan import PruningPlan
 
@@ -209,9 +209,9 @@ class Comparison:
                 indices = found.plan
             else:
                 indices = min(zip(path, costs), key=lambda item: abs(item[1] - budget))[0]
-            kept, removed = select(self.space, ranking, indices)
+            kept, removed = kept_elements(self.space, ranking, indices)
             value = problem.evaluate(indices).value / problem.dense.value
-            return PruningPlan.from_selection(self.space, kept, removed, {"method": method, "importance_kept": value})
+            return PruningPlan.from_kept(self.space, kept, removed, {"method": method, "importance_kept": value})
 
         return baseline
 

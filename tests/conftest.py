@@ -118,7 +118,7 @@ def tiny_frames():
 
 
 @pytest.fixture(scope="session")
-def random_selection():
+def random_kept():
     """Function (space, rng, p_remove) -> kept elements and removed blocks: a random plan of a space."""
 
     def make(space, rng, p_remove: float = 0.2):

@@ -14,7 +14,7 @@ if __name__ == "__main__":  # works in a checkout that is not installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mdp_mmdet3d.errors import InfeasibleBudgetError, MdpError
-from mdp_mmdet3d.solver import Formulation, PlanIndices, PruningProblem, SolveOptions, SolveResult, solve
+from mdp_mmdet3d.solver import Formulation, ProblemStructure, PruningProblem, SolveOptions, SolveResult, solve
 from mdp_mmdet3d.solver.ablation import channels_only, linear_latency, with_all_blocks
 from mdp_mmdet3d.solver.certificate import audit
 from mdp_mmdet3d.solver.scaling import minimum_cost
@@ -99,7 +99,7 @@ def parse_limits(texts: list[str]) -> dict[str, float]:
 
 def solve_ablated(
     problem: PruningProblem, budgets: dict[str, float], args: argparse.Namespace
-) -> tuple[SolveResult, PlanIndices]:
+) -> tuple[SolveResult, ProblemStructure]:
     """The result for what the ablation leaves, and its plan for the whole problem."""
     reduced = channels_only(problem) if args.no_block_removal else problem
     if args.latency_model == "linear":
@@ -117,7 +117,7 @@ def solve_ablated(
     return result, with_all_blocks(problem, result.plan) if args.no_block_removal else result.plan
 
 
-def answer(problem: PruningProblem, result: SolveResult, plan: PlanIndices) -> dict[str, Any]:
+def answer(problem: PruningProblem, result: SolveResult, plan: ProblemStructure) -> dict[str, Any]:
     """The JSON object: value and costs by the true tables, counts by name."""
     evaluation = problem.evaluate(plan)
     return {

@@ -42,12 +42,12 @@ def single_cuts(
     cuts: dict[tuple[str, int | None], PruningPlan] = {}
     for block in space.blocks:
         removed = frozenset(b.name for b in space.blocks if block.name in space.chain(b.name))
-        cuts[block.name, None] = PruningPlan.from_selection(space, {}, removed)
+        cuts[block.name, None] = PruningPlan.from_kept(space, {}, removed)
     for dimension in space.dimensions:
         for count in measured_counts(dimension.options, widths):
             best = order[dimension.name][:, :count]
             kept = {dimension.name: tuple(tuple(sorted(int(e) for e in copy)) for copy in best)}
-            cuts[dimension.name, count] = PruningPlan.from_selection(space, kept, frozenset())
+            cuts[dimension.name, count] = PruningPlan.from_kept(space, kept, frozenset())
     return cuts
 
 

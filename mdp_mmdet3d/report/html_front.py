@@ -10,7 +10,7 @@ import numpy as np
 from mdp_mmdet3d.errors import InfeasibleBudgetError
 from mdp_mmdet3d.report.html_inputs import RunFiles
 from mdp_mmdet3d.solver.build import LATENCY
-from mdp_mmdet3d.solver.problem import PlanIndices, PruningProblem
+from mdp_mmdet3d.solver.problem import ProblemStructure, PruningProblem
 from mdp_mmdet3d.solver.result import SolveOptions, SolveResult, SolveStatus
 from mdp_mmdet3d.solver.route import NoPlanError, solve
 
@@ -77,7 +77,7 @@ def front(files: RunFiles, time_limit_s: float = TIME_LIMIT_S) -> Front | str:
     ends = problem.dense
     dense = FrontPoint(ends.costs[LATENCY], ends.costs[LATENCY], ends.value, 0, True)
     smallest = float(solver["minimum"][LATENCY])
-    known: list[PlanIndices] = []
+    known: list[ProblemStructure] = []
     found: dict[float, FrontPoint] = {}
     left_out = 0
     wanted: list[tuple[float, float | None]] = [(budget * share, share) for share in NEIGHBOURS]
@@ -103,7 +103,9 @@ def front(files: RunFiles, time_limit_s: float = TIME_LIMIT_S) -> Front | str:
     return Front(tuple(points), chosen, dense, left_out, time.monotonic() - start)
 
 
-def _solve(problem: PruningProblem, budget_ms: float, left_s: float, known: list[PlanIndices]) -> SolveResult | None:
+def _solve(
+    problem: PruningProblem, budget_ms: float, left_s: float, known: list[ProblemStructure]
+) -> SolveResult | None:
     try:
         return solve(problem, {LATENCY: budget_ms}, SolveOptions(time_limit_s=left_s), hints=known[-6:])
     except (InfeasibleBudgetError, NoPlanError):

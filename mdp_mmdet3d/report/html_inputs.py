@@ -11,7 +11,7 @@ from mdp_mmdet3d.errors import FileFormatError, MdpError, StructureMismatchError
 from mdp_mmdet3d.files import read_json
 from mdp_mmdet3d.latency.predict import MeasuredNetwork
 from mdp_mmdet3d.solver.build import LATENCY
-from mdp_mmdet3d.solver.problem import PlanIndices, PruningProblem
+from mdp_mmdet3d.solver.problem import ProblemStructure, PruningProblem
 from mdp_mmdet3d.space.types import PruningSpace
 from mdp_mmdet3d.surgery.plan import PruningPlan
 
@@ -89,7 +89,7 @@ class RunFiles:
         return bool(self.report.get("measured_end_to_end", True))
 
 
-def plan_indices(problem: PruningProblem, widths: Mapping[str, int], removed: frozenset[str]) -> PlanIndices:
+def plan_indices(problem: PruningProblem, widths: Mapping[str, int], removed: frozenset[str]) -> ProblemStructure:
     """A structure as a plan of ``problem``.
 
     Args:
@@ -105,7 +105,7 @@ def plan_indices(problem: PruningProblem, widths: Mapping[str, int], removed: fr
     for index, block in enumerate(problem.blocks):  # parents come before children
         if block.name in removed or block.parent in gone:
             gone.add(index)
-    return PlanIndices(options, tuple(index not in gone for index in range(len(problem.blocks))))
+    return ProblemStructure(options, tuple(index not in gone for index in range(len(problem.blocks))))
 
 
 def _check_finished(folder: Path) -> None:

@@ -18,8 +18,8 @@ from mdp_mmdet3d.importance.table import ImportanceTable
 from mdp_mmdet3d.importance.values import LossChange, LossValues
 from mdp_mmdet3d.runner.optimise import PlanSearch
 from mdp_mmdet3d.runner.settings import LossSettings
-from mdp_mmdet3d.solver.build import Ranking, build_problem, select
-from mdp_mmdet3d.solver.problem import PlanIndices, PruningProblem
+from mdp_mmdet3d.solver.build import Ranking, build_problem, kept_elements
+from mdp_mmdet3d.solver.problem import ProblemStructure, PruningProblem
 from mdp_mmdet3d.solver.rerank import RankedSolution
 from mdp_mmdet3d.space.types import PruningSpace
 from mdp_mmdet3d.surgery.plan import PruningPlan
@@ -137,10 +137,11 @@ class LossSearch:
         """Values in which every part that the last plan cuts costs what putting it back gains."""
         space, ranking = search.space, Ranking.by_importance(search.space, search.importance)
         plan, problem = last.solution.result.plan, last.solution.problem
-        whole = self.probe.change(PruningPlan.from_selection(space, *last.solution.selection))
+        whole = self.probe.change(PruningPlan.from_kept(space, *last.solution.kept))
         parts = put_back(space, problem, plan)
         plans = {
-            name: PruningPlan.from_selection(space, *select(space, ranking, without)) for name, without in parts.items()
+            name: PruningPlan.from_kept(space, *kept_elements(space, ranking, without))
+            for name, without in parts.items()
         }
         changes = measure_plans(self.probe, plans, "loss changes within the plan", self.progress)
         factors: dict[str, float] = {}
@@ -159,7 +160,7 @@ class LossSearch:
         return (last.values or self.values).corrected({**alike, **factors})
 
 
-def put_back(space: PruningSpace, problem: PruningProblem, plan: PlanIndices) -> dict[str, PlanIndices]:
+def put_back(space: PruningSpace, problem: PruningProblem, plan: ProblemStructure) -> dict[str, ProblemStructure]:
     """The plan with one part dense again: each dimension that it cuts, each outermost block that it removes."""
     found = {}
     active = problem.active_dimensions(plan)
@@ -167,12 +168,12 @@ def put_back(space: PruningSpace, problem: PruningProblem, plan: PlanIndices) ->
         last = len(dimension.options) - 1
         if index in active and plan.options[index] < last:
             options = (*plan.options[:index], last, *plan.options[index + 1 :])
-            found[dimension.name] = PlanIndices(options, plan.kept)
+            found[dimension.name] = ProblemStructure(options, plan.kept)
     kept = dict(zip((b.name for b in space.blocks), plan.kept))
     for block in space.blocks:
         if not kept[block.name] and (block.parent is None or kept[block.parent]):
             again = tuple(stays or block.name in space.chain(name) for name, stays in kept.items())
-            found[block.name] = PlanIndices(plan.options, again)
+            found[block.name] = ProblemStructure(plan.options, again)
     return found
 
 

@@ -28,7 +28,7 @@ SCHEMA_VERSION = 1
 def plan_of_structure(space: PruningSpace, structure: Structure) -> PruningPlan:
     """A plan with these widths; which elements stay does not matter for latency."""
     kept = {d.name: (tuple(range(structure.widths[d.name])),) * d.copies for d in space.dimensions}
-    return PruningPlan.from_selection(space, kept, structure.removed)
+    return PruningPlan.from_kept(space, kept, structure.removed)
 
 
 def load_networks(path: Path, identity: Mapping[str, Any]) -> list[MeasuredNetwork] | None:

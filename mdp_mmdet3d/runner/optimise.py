@@ -120,9 +120,9 @@ class PlanSearch:
 
     def plan(self) -> PruningPlan:
         """The last solution as a plan."""
-        kept, removed = self.solution.selection
+        kept, removed = self.solution.kept
         result = self.solution.result
-        return PruningPlan.from_selection(
+        return PruningPlan.from_kept(
             self.space,
             kept,
             removed,

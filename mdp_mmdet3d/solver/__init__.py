@@ -3,9 +3,9 @@
 from mdp_mmdet3d.solver.problem import (
     Evaluation,
     InvalidProblemError,
-    PlanIndices,
     ProblemBlock,
     ProblemDimension,
+    ProblemStructure,
     ProblemTerm,
     PruningProblem,
 )
@@ -19,9 +19,9 @@ __all__ = [
     "Formulation",
     "InvalidProblemError",
     "NoStructureError",
-    "PlanIndices",
     "ProblemBlock",
     "ProblemDimension",
+    "ProblemStructure",
     "ProblemTerm",
     "PruningProblem",
     "SolveOptions",

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from mdp_mmdet3d.solver.problem import PlanIndices, ProblemTerm, PruningProblem
+from mdp_mmdet3d.solver.problem import ProblemStructure, ProblemTerm, PruningProblem
 
 
 def channels_only(problem: PruningProblem) -> PruningProblem:
@@ -15,12 +15,12 @@ def channels_only(problem: PruningProblem) -> PruningProblem:
     return replace(problem, blocks=(), terms=terms)
 
 
-def with_all_blocks(problem: PruningProblem, plan: PlanIndices) -> PlanIndices:
+def with_all_blocks(problem: PruningProblem, plan: ProblemStructure) -> ProblemStructure:
     """The plan of ``problem`` for a plan of `channels_only`."""
-    return PlanIndices(plan.options, (True,) * len(problem.blocks))
+    return ProblemStructure(plan.options, (True,) * len(problem.blocks))
 
 
-def linear_latency(problem: PruningProblem, at: PlanIndices) -> PruningProblem:
+def linear_latency(problem: PruningProblem, at: ProblemStructure) -> PruningProblem:
     """The problem in which what a count saves does not depend on the other counts, which stand as in ``at``.
 
     This is HALP's model of cost: latency of an output channel at a given number of input channels, blind to the
@@ -59,7 +59,7 @@ def linear_latency(problem: PruningProblem, at: PlanIndices) -> PruningProblem:
     return replace(problem, terms=tuple(linear(term) for term in problem.terms))
 
 
-def at_most(problem: PruningProblem, plan: PlanIndices) -> PruningProblem:
+def at_most(problem: PruningProblem, plan: ProblemStructure) -> PruningProblem:
     """The problem with the options up to those of ``plan``: what a later step of a schedule may still choose."""
     dimensions = tuple(
         replace(dimension, options=dimension.options[: option + 1])

@@ -13,7 +13,7 @@ import numpy as np
 
 from mdp_mmdet3d.errors import InfeasibleBudgetError, MdpError
 from mdp_mmdet3d.solver.ablation import at_most, channels_only, linear_latency, with_all_blocks
-from mdp_mmdet3d.solver.problem import PlanIndices, PruningProblem
+from mdp_mmdet3d.solver.problem import ProblemStructure, PruningProblem
 from mdp_mmdet3d.solver.proof import prove
 from mdp_mmdet3d.solver.result import Formulation, SolveOptions
 from mdp_mmdet3d.solver.route import solve
@@ -39,7 +39,7 @@ class Baseline:
     """
 
     method: str
-    plan: PlanIndices | None
+    plan: ProblemStructure | None
     value: float
     cost: float
     feasible: bool
@@ -58,7 +58,7 @@ def ablated(
 ) -> Baseline:
     """The paper's ablation: exact optimum with or without block removal, with joint or linear latency."""
 
-    def run() -> PlanIndices:
+    def run() -> ProblemStructure:
         reduced = problem if blocks else channels_only(problem)
         if linear:
             reduced = linear_latency(reduced, reduced.dense_plan)
@@ -94,7 +94,7 @@ def halp(
     """
     channels = channels_only(problem)
 
-    def knapsack(target: float) -> PlanIndices:
+    def knapsack(target: float) -> ProblemStructure:
         plan = channels.dense_plan
         for fraction in np.arange(1, steps + 1) / steps:
             step = channels.dense.costs[metric] ** (1.0 - fraction) * target**fraction
@@ -102,9 +102,9 @@ def halp(
             plan = solve(reduced, {metric: step}, options).plan
         return with_all_blocks(problem, plan)
 
-    def tightened() -> PlanIndices:
+    def tightened() -> ProblemStructure:
         low, high = 0.0, 2.0 * max(channels.dense.costs[metric], budget)
-        best: tuple[float, PlanIndices] | None = None
+        best: tuple[float, ProblemStructure] | None = None
         for _ in range(_TIGHTENING_STEPS):
             middle = (low + high) / 2.0
             try:
@@ -131,8 +131,8 @@ def uniform(problem: PruningProblem, metric: str, budget: float) -> Baseline:
     """The same ratio everywhere: per ratio the largest option that does not exceed it, the best that fits."""
     _check_free(problem, "uniform ratios")
 
-    def run() -> PlanIndices:
-        best: tuple[float, PlanIndices] | None = None
+    def run() -> ProblemStructure:
+        best: tuple[float, ProblemStructure] | None = None
         seen = set()
         for ratio in np.linspace(1.0, 0.0, _UNIFORM_RATIOS + 1):
             options = tuple(
@@ -142,7 +142,7 @@ def uniform(problem: PruningProblem, metric: str, budget: float) -> Baseline:
             if options in seen:
                 continue
             seen.add(options)
-            plan = PlanIndices(options, (True,) * len(problem.blocks))
+            plan = ProblemStructure(options, (True,) * len(problem.blocks))
             evaluation = problem.evaluate(plan)
             if within(budget, evaluation.costs[metric]) and (best is None or evaluation.value > best[0]):
                 best = (evaluation.value, plan)
@@ -153,7 +153,7 @@ def uniform(problem: PruningProblem, metric: str, budget: float) -> Baseline:
     return _judged("uniform", problem, metric, budget, run)
 
 
-def uniform_path(problem: PruningProblem) -> list[PlanIndices]:
+def uniform_path(problem: PruningProblem) -> list[ProblemStructure]:
     """Plans from dense to smallest that narrow all dimensions alike; neighbours differ in one option of one dimension.
 
     The option to give up next is the one whose next smaller count is the largest share of its dense count.
@@ -161,13 +161,13 @@ def uniform_path(problem: PruningProblem) -> list[PlanIndices]:
     _check_free(problem, "uniform ratios")
     options = [len(d.options) - 1 for d in problem.dimensions]
     kept = (True,) * len(problem.blocks)
-    path = [PlanIndices(tuple(options), kept)]
+    path = [ProblemStructure(tuple(options), kept)]
     while any(options):
         _, index = max(
             (d.options[k - 1] / d.options[-1], -i) for i, (d, k) in enumerate(zip(problem.dimensions, options)) if k
         )
         options[-index] -= 1
-        path.append(PlanIndices(tuple(options), kept))
+        path.append(ProblemStructure(tuple(options), kept))
     return path
 
 
@@ -180,7 +180,7 @@ def greedy(problem: PruningProblem, metric: str, budget: float) -> Baseline:
 def direct(problem: PruningProblem, metric: str, budget: float, *, time_limit_s: float = 60.0) -> Baseline:
     """SCIP on the bilinear model of the whole problem, without any other phase."""
 
-    def run() -> PlanIndices:
+    def run() -> ProblemStructure:
         answer = prove(
             problem,
             {metric: budget},
@@ -212,10 +212,10 @@ class _Greedy:
                 self.terms_of[dimension].append(index)
         self.tables = [self._table(dimension) for dimension in range(len(problem.dimensions))]
 
-    def run(self, budget: float) -> PlanIndices:
+    def run(self, budget: float) -> ProblemStructure:
         """Step until the budget is kept."""
         while True:
-            plan = PlanIndices(tuple(self.options), tuple(self.kept))
+            plan = ProblemStructure(tuple(self.options), tuple(self.kept))
             now = self.problem.evaluate(plan)
             if within(budget, now.costs[self.metric]):
                 return self.problem.canonical(plan)
@@ -255,7 +255,7 @@ class _Greedy:
         for block, kept in enumerate(self.kept):
             if kept:
                 flags = tuple(k and block not in self.problem.chains[b] for b, k in enumerate(self.kept))
-                after = self.problem.evaluate(PlanIndices(tuple(self.options), flags))
+                after = self.problem.evaluate(ProblemStructure(tuple(self.options), flags))
                 saved = cost - after.costs[self.metric]
                 if saved > 0:
                     moves.append(((value - after.value) / saved, "block", block, 0))
@@ -288,7 +288,7 @@ def _judged(
     problem: PruningProblem,
     metric: str,
     budget: float,
-    run: Callable[[], PlanIndices],
+    run: Callable[[], ProblemStructure],
     notes: list[str] | None = None,
 ) -> Baseline:
     start = time.perf_counter()

@@ -10,12 +10,12 @@ import numpy as np
 
 from mdp_mmdet3d.importance.table import ImportanceTable
 from mdp_mmdet3d.importance.values import LossValues
-from mdp_mmdet3d.solver.problem import PlanIndices, ProblemBlock, ProblemDimension, ProblemTerm, PruningProblem
+from mdp_mmdet3d.solver.problem import ProblemBlock, ProblemDimension, ProblemStructure, ProblemTerm, PruningProblem
 from mdp_mmdet3d.space.types import CostTerm, Dimension, PruningSpace
 
 LATENCY = "latency_ms"
 
-Selection = tuple[dict[str, tuple[tuple[int, ...], ...]], frozenset[str]]
+Kept = tuple[dict[str, tuple[tuple[int, ...], ...]], frozenset[str]]
 
 
 class Latency(Protocol):
@@ -131,7 +131,7 @@ def _value(
     return (heads.name, dimension.name), per_count
 
 
-def select(space: PruningSpace, ranking: Ranking, plan: PlanIndices) -> Selection:
+def kept_elements(space: PruningSpace, ranking: Ranking, plan: ProblemStructure) -> Kept:
     """The elements and blocks that a plan of `build_problem` keeps and removes."""
     kept = {}
     for dimension, option in zip(space.dimensions, plan.options):

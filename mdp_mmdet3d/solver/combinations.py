@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from mdp_mmdet3d.errors import InfeasibleBudgetError
 from mdp_mmdet3d.solver.conditioning import Condition, condition, conditions
 from mdp_mmdet3d.solver.elimination import TooWideError
-from mdp_mmdet3d.solver.problem import Evaluation, PlanIndices, PruningProblem
+from mdp_mmdet3d.solver.problem import Evaluation, ProblemStructure, PruningProblem
 from mdp_mmdet3d.solver.result import Combinations, SolveOptions, SolveResult
 from mdp_mmdet3d.solver.scaling import (
     NoStructureError,
@@ -33,7 +33,7 @@ _TIE = 1e-11  # relative; below it two values or costs are equal
 class _Best:
     """The best plan so far and what it is worth and costs."""
 
-    plan: PlanIndices
+    plan: ProblemStructure
     evaluation: Evaluation
 
 
@@ -48,7 +48,7 @@ class CombinationSearch:
     """
 
     def __init__(
-        self, problem: PruningProblem, budgets: Mapping[str, float], hints: Sequence[PlanIndices], route: Route
+        self, problem: PruningProblem, budgets: Mapping[str, float], hints: Sequence[ProblemStructure], route: Route
     ) -> None:
         self.problem = problem
         self.budgets = check_budgets(problem, budgets)
@@ -160,7 +160,7 @@ class CombinationSearch:
         self._offer(case, route.progress.plan)
         return float("-inf") if route.progress.exact else route.upper
 
-    def _known(self, case: Condition) -> list[PlanIndices]:
+    def _known(self, case: Condition) -> list[ProblemStructure]:
         known = self.hints if self.best is None else [*self.hints, self.best.plan]
         return [case.lower(plan) for plan in known]
 
@@ -171,7 +171,7 @@ class CombinationSearch:
         value = self.best.evaluation.value
         return value - _TIE * (value - self.problem.least_value)
 
-    def _offer(self, case: Condition, plan: PlanIndices | None) -> None:
+    def _offer(self, case: Condition, plan: ProblemStructure | None) -> None:
         """Take over a plan of a combination if it comes before the best one in the order of plans."""
         if plan is None:
             return
@@ -223,7 +223,7 @@ def solve_combinations(
     problem: PruningProblem,
     budgets: Mapping[str, float],
     options: SolveOptions,
-    hints: Sequence[PlanIndices],
+    hints: Sequence[ProblemStructure],
     route_type: type[Route],
 ) -> SolveResult:
     """`solve` for a problem with global dimensions; arguments as there."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mdp_mmdet3d.solver.problem import PlanIndices, ProblemTerm, PruningProblem
+from mdp_mmdet3d.solver.problem import ProblemStructure, ProblemTerm, PruningProblem
 
 
 @dataclass(frozen=True)
@@ -25,17 +25,17 @@ class Condition:
     combination: tuple[int, ...]
     problem: PruningProblem
 
-    def lift(self, plan: PlanIndices) -> PlanIndices:
+    def lift(self, plan: ProblemStructure) -> ProblemStructure:
         """The original's canonical plan for a plan of `problem`."""
         rest = iter(plan.options)
         fixed = dict(zip(self.original.global_dimensions, self.combination))
         options = tuple(fixed[d] if d in fixed else next(rest) for d in range(len(self.original.dimensions)))
-        return self.original.canonical(PlanIndices(options, plan.kept))
+        return self.original.canonical(ProblemStructure(options, plan.kept))
 
-    def lower(self, plan: PlanIndices) -> PlanIndices:
+    def lower(self, plan: ProblemStructure) -> ProblemStructure:
         """The original's plan without its global dimensions, whatever they are."""
         chosen = self.original.global_dimensions
-        return PlanIndices(tuple(k for d, k in enumerate(plan.options) if d not in chosen), plan.kept)
+        return ProblemStructure(tuple(k for d, k in enumerate(plan.options) if d not in chosen), plan.kept)
 
 
 def conditions(problem: PruningProblem) -> Iterator[Condition]:

@@ -11,7 +11,7 @@ from mdp_mmdet3d.solver.elimination import Elimination, balanced
 from mdp_mmdet3d.solver.labels import RESOLUTION, CompletionBound, LabelSearch, OutOfRoomError, SearchOutcome
 from mdp_mmdet3d.solver.lagrangian import Dual
 from mdp_mmdet3d.solver.packing import Packing
-from mdp_mmdet3d.solver.problem import PlanIndices
+from mdp_mmdet3d.solver.problem import ProblemStructure
 from mdp_mmdet3d.solver.scaling import ScaledProblem, power_of_two
 
 _ROOMS = (100_000, 600_000, 3_000_000)
@@ -36,7 +36,7 @@ class Progress:
 
     lower: float
     upper: float
-    plan: PlanIndices | None
+    plan: ProblemStructure | None
     exact: bool = False
     labels: int = 0
     rounds: int = 0

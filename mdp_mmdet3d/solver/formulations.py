@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mdp_mmdet3d.solver.model import MixedBinaryModel, ModelBuilder
-from mdp_mmdet3d.solver.problem import PlanIndices, ProblemTerm, PruningProblem
+from mdp_mmdet3d.solver.problem import ProblemStructure, ProblemTerm, PruningProblem
 
 SCALE = 1000.0
 """Budgets and the largest value are mapped to this number, far above SCIP's tolerances."""
@@ -36,15 +36,15 @@ class ScipFormulation:
     choices: tuple[np.ndarray, ...]
     blocks: np.ndarray
 
-    def decode(self, binaries: list[int]) -> PlanIndices:
+    def decode(self, binaries: list[int]) -> ProblemStructure:
         """The plan of a solution; options that a removed block leaves open come out as the last one."""
         flat = np.asarray(binaries)
         options = tuple(int(np.argmax(flat[c])) if flat[c].any() else len(c) - 1 for c in self.choices)
-        return PlanIndices(options, tuple(bool(flat[b]) for b in self.blocks))
+        return ProblemStructure(options, tuple(bool(flat[b]) for b in self.blocks))
 
 
 def linearised(
-    problem: PruningProblem, budgets: Mapping[str, float], value_unit: float, start: PlanIndices | None = None
+    problem: PruningProblem, budgets: Mapping[str, float], value_unit: float, start: ProblemStructure | None = None
 ) -> ScipFormulation:
     """Mixed-integer linear model: each product of one-hots is a table of local marginals.
 
@@ -61,7 +61,7 @@ def linearised(
 
 
 def folded(
-    problem: PruningProblem, budgets: Mapping[str, float], value_unit: float, start: PlanIndices | None = None
+    problem: PruningProblem, budgets: Mapping[str, float], value_unit: float, start: ProblemStructure | None = None
 ) -> ScipFormulation:
     """Mixed-integer bilinear model: products of two one-hots stay products, further factors are linearised.
 
@@ -197,7 +197,7 @@ class _Draft:
         for key, array in self._arrays(term):
             self.products[key].append((pairs[0].ravel(), pairs[1].ravel(), array.ravel()))
 
-    def finish(self, start: PlanIndices | None) -> ScipFormulation:
+    def finish(self, start: ProblemStructure | None) -> ScipFormulation:
         """Add the budget rows and the objective."""
         for metric, budget in self.budgets.items():
             unit = (budget or 1.0) / SCALE  # under a budget of 0 only costs of 0 count, in whatever unit
@@ -235,7 +235,7 @@ class _Draft:
             nonzero = np.flatnonzero(array)
             self.builder.add_products(row, left[nonzero], right[nonzero], array[nonzero] * factor)
 
-    def _encode(self, plan: PlanIndices) -> np.ndarray:
+    def _encode(self, plan: ProblemStructure) -> np.ndarray:
         flat = np.zeros(self.builder.binaries)
         flat[self.blocks] = plan.kept
         for columns, home, option in zip(self.choices, self.homes, plan.options):

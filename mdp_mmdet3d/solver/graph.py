@@ -16,7 +16,7 @@ from functools import cached_property
 import numpy as np
 
 from mdp_mmdet3d.solver.formulations import homes
-from mdp_mmdet3d.solver.problem import PlanIndices, ProblemTerm, PruningProblem
+from mdp_mmdet3d.solver.problem import ProblemStructure, ProblemTerm, PruningProblem
 
 FORBIDDEN = -1e30
 """Value of combinations that are no structure: finite, so that sums and differences never give NaN."""
@@ -102,7 +102,7 @@ class FactorGraph:
             keep[self.witness[block]] = self.kept_states(block)
         return self.restrict(keep)
 
-    def locate(self, plan: PlanIndices) -> list[int] | None:
+    def locate(self, plan: ProblemStructure) -> list[int] | None:
         """The assignment of a plan, None where it uses a state that is not left or a forbidden combination."""
         count = len(self.problem.dimensions)
         wanted = [
@@ -164,14 +164,14 @@ class FactorGraph:
             return self.states[witness] < len(self.problem.dimensions[witness].options)
         return self.states[witness] == 1
 
-    def decode(self, assignment: Sequence[int]) -> PlanIndices:
+    def decode(self, assignment: Sequence[int]) -> ProblemStructure:
         """The canonical plan of an assignment (position among the states left, per variable)."""
         chosen = [int(states[position]) for states, position in zip(self.states, assignment)]
         count = len(self.problem.dimensions)
         last = [len(d.options) - 1 for d in self.problem.dimensions]
         kept = tuple(bool(chosen[v] <= last[v]) if v < count else chosen[v] == 1 for v in self.witness)
         options = tuple(min(chosen[d], last[d]) for d in range(count))
-        return self.problem.canonical(PlanIndices(options, kept))
+        return self.problem.canonical(ProblemStructure(options, kept))
 
 
 def build_graph(

@@ -5,13 +5,13 @@ from __future__ import annotations
 from mdp_mmdet3d.errors import MdpError
 from mdp_mmdet3d.solver.ablation import channels_only, with_all_blocks
 from mdp_mmdet3d.solver.formulations import SCALE, cheapest
-from mdp_mmdet3d.solver.problem import PlanIndices, PruningProblem
+from mdp_mmdet3d.solver.problem import ProblemStructure, PruningProblem
 from mdp_mmdet3d.solver.scip import ScipStatus, run_scip
 
 
 def minimum_by_scip(
     problem: PruningProblem, metric: str, *, remove_blocks: bool, time_limit_s: float, isolate: bool = True
-) -> tuple[float, PlanIndices] | None:
+) -> tuple[float, ProblemStructure] | None:
     """As `scaling.minimum_cost`, by SCIP; None where masks exclude every structure.
 
     Raises:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from mdp_mmdet3d.solver.graph import FactorGraph
-from mdp_mmdet3d.solver.problem import PlanIndices
+from mdp_mmdet3d.solver.problem import ProblemStructure
 
 _WORD_BITS = 62
 
@@ -48,7 +48,7 @@ class Packing:
                 code[:, position] += digit.astype(np.int64) << shift
             self.codes.append(code)
 
-    def unpack(self, words: np.ndarray) -> PlanIndices:
+    def unpack(self, words: np.ndarray) -> ProblemStructure:
         """The plan of ``(W,)`` summed codes."""
         options = [0] * len(self.graph.problem.dimensions)
         kept = [False] * len(self.graph.problem.blocks)
@@ -59,4 +59,4 @@ class Packing:
                 kept[index] = bool(meaning)
             else:
                 options[index] = meaning
-        return self.graph.problem.canonical(PlanIndices(tuple(options), tuple(kept)))
+        return self.graph.problem.canonical(ProblemStructure(tuple(options), tuple(kept)))

@@ -11,7 +11,7 @@ import numpy as np
 
 from mdp_mmdet3d.errors import InfeasibleBudgetError, MdpError
 from mdp_mmdet3d.files import write_json
-from mdp_mmdet3d.solver.problem import PlanIndices, PruningProblem
+from mdp_mmdet3d.solver.problem import ProblemStructure, PruningProblem
 from mdp_mmdet3d.solver.result import SolveOptions, SolveResult
 from mdp_mmdet3d.solver.route import solve
 from mdp_mmdet3d.solver.scaling import check_budgets, minimum_cost
@@ -123,7 +123,7 @@ def iterate(
     low = minimum_cost(problem, metric)[0]
     high = top.costs[metric]
     budgets = np.linspace(low, high, points) if step is None else np.append(np.arange(low, high, step), high)
-    known: list[PlanIndices] = [top.plan]
+    known: list[ProblemStructure] = [top.plan]
     last: SolveResult | None = None
     for budget in budgets[:-1]:
         if last is not None and budget < last.costs[metric]:

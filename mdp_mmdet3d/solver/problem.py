@@ -75,7 +75,7 @@ class ProblemTerm:
 
 
 @dataclass(frozen=True)
-class PlanIndices:
+class ProblemStructure:
     """One structure, by index.
 
     Attributes:
@@ -91,7 +91,7 @@ class PlanIndices:
         return {"options": list(self.options), "kept": list(self.kept)}
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> PlanIndices:
+    def from_json(cls, data: Mapping[str, Any]) -> ProblemStructure:
         """Inverse of `to_json`."""
         return cls(tuple(int(k) for k in data["options"]), tuple(bool(k) for k in data["kept"]))
 
@@ -185,9 +185,9 @@ class PruningProblem:
         return ProblemTerm(term.name, dimensions, block, costs, value, allowed, bool(term.when_removed))
 
     @property
-    def dense_plan(self) -> PlanIndices:
+    def dense_plan(self) -> ProblemStructure:
         """Every dimension at its last option, every block kept."""
-        return PlanIndices(tuple(len(d.options) - 1 for d in self.dimensions), (True,) * len(self.blocks))
+        return ProblemStructure(tuple(len(d.options) - 1 for d in self.dimensions), (True,) * len(self.blocks))
 
     @cached_property
     def least_value(self) -> float:
@@ -204,7 +204,7 @@ class PruningProblem:
         """Costs and value of the dense plan; raises `InvalidProblemError` where a mask forbids it."""
         return self.evaluate(self.dense_plan)
 
-    def evaluate(self, plan: PlanIndices) -> Evaluation:
+    def evaluate(self, plan: ProblemStructure) -> Evaluation:
         """Value and costs of a plan from the original tables.
 
         Raises:
@@ -223,7 +223,7 @@ class PruningProblem:
                     value += float(term.value[index])
         return Evaluation(costs, value)
 
-    def check_plan(self, plan: PlanIndices) -> None:
+    def check_plan(self, plan: ProblemStructure) -> None:
         """Raise `InvalidProblemError` unless the plan is a structure of this problem."""
         if len(plan.options) != len(self.dimensions) or len(plan.kept) != len(self.blocks):
             raise InvalidProblemError(
@@ -245,11 +245,11 @@ class PruningProblem:
                 )
                 raise InvalidProblemError(f"term {term.name!r} does not allow {counts or 'its block'}")
 
-    def allows(self, plan: PlanIndices) -> bool:
+    def allows(self, plan: ProblemStructure) -> bool:
         """Whether the terms allow the plan's combinations; the plan must have the right sizes."""
         return all(self._allows(term, plan) for term in self.terms)
 
-    def _allows(self, term: ProblemTerm, plan: PlanIndices) -> bool:
+    def _allows(self, term: ProblemTerm, plan: ProblemStructure) -> bool:
         if term.allowed is None or not self.counts_in(term, plan.kept):
             return True
         return bool(term.allowed[tuple(plan.options[d] for d in term.dimensions)])
@@ -269,23 +269,23 @@ class PruningProblem:
             return ()
         return self.chains[term.block][1 if term.when_removed else 0 :]
 
-    def canonical(self, plan: PlanIndices) -> PlanIndices:
+    def canonical(self, plan: ProblemStructure) -> ProblemStructure:
         """The plan with the last option on every dimension that only removed blocks use."""
         active = self.active_dimensions(plan)
         options = tuple(
             option if d in active else len(self.dimensions[d].options) - 1 for d, option in enumerate(plan.options)
         )
-        return PlanIndices(options, tuple(plan.kept))
+        return ProblemStructure(options, tuple(plan.kept))
 
-    def active_dimensions(self, plan: PlanIndices) -> set[int]:
+    def active_dimensions(self, plan: ProblemStructure) -> set[int]:
         """Dimensions that a term uses whose blocks are kept."""
         return {d for term in self.terms if self.counts_in(term, plan.kept) for d in term.dimensions}
 
-    def counts(self, plan: PlanIndices) -> dict[str, int]:
+    def counts(self, plan: ProblemStructure) -> dict[str, int]:
         """Chosen count per dimension name."""
         return {d.name: d.options[k] for d, k in zip(self.dimensions, plan.options)}
 
-    def removed_blocks(self, plan: PlanIndices) -> list[str]:
+    def removed_blocks(self, plan: ProblemStructure) -> list[str]:
         """Names of the removed blocks."""
         return [block.name for block, kept in zip(self.blocks, plan.kept) if not kept]
 

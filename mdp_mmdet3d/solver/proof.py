@@ -9,7 +9,7 @@ import numpy as np
 
 from mdp_mmdet3d.errors import MdpError
 from mdp_mmdet3d.solver.formulations import SCALE, ScipFormulation, folded, linearised
-from mdp_mmdet3d.solver.problem import PlanIndices, PruningProblem
+from mdp_mmdet3d.solver.problem import ProblemStructure, PruningProblem
 from mdp_mmdet3d.solver.result import Formulation
 from mdp_mmdet3d.solver.scaling import within
 from mdp_mmdet3d.solver.scip import ScipAnswer, ScipCrashError, ScipStatus, run_scip
@@ -33,7 +33,7 @@ class ScipProof:
         warnings: Crashes and limits.
     """
 
-    plan: PlanIndices | None
+    plan: ProblemStructure | None
     bound: float
     finished: bool
     formulation: Formulation
@@ -51,7 +51,7 @@ def prove(
     time_limit_s: float,
     formulation: Formulation = Formulation.AUTO,
     isolate: bool = True,
-    start: PlanIndices | None = None,
+    start: ProblemStructure | None = None,
     floor: float = float("-inf"),
 ) -> ScipProof:
     """Let SCIP find a plan that is better than ``start``, or prove that there is none.
@@ -105,7 +105,7 @@ def _feasible(
     deadline: float,
     isolate: bool,
     floor: float,
-) -> tuple[ScipAnswer, PlanIndices | None]:
+) -> tuple[ScipAnswer, ProblemStructure | None]:
     """SCIP's answer and a plan that keeps the budgets by the original tables.
 
     SCIP's tolerances may let a plan through that exceeds a budget by a hair: such a plan is cut off, and SCIP is

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mdp_mmdet3d.solver.graph import FactorGraph
-from mdp_mmdet3d.solver.problem import PlanIndices, ProblemBlock, ProblemDimension, ProblemTerm, PruningProblem
+from mdp_mmdet3d.solver.problem import ProblemBlock, ProblemDimension, ProblemStructure, ProblemTerm, PruningProblem
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Remainder:
     blocks: tuple[int, ...]
     kept: tuple[bool | None, ...]
 
-    def lift(self, plan: PlanIndices) -> PlanIndices:
+    def lift(self, plan: ProblemStructure) -> ProblemStructure:
         """The original problem's plan for a plan of the reduced one."""
         options = [int(left[0]) for left in self.options]
         for option, dimension in zip(plan.options, self.dimensions):
@@ -38,9 +38,9 @@ class Remainder:
         kept = [bool(state) for state in self.kept]
         for stays, block in zip(plan.kept, self.blocks):
             kept[block] = stays
-        return self.original.canonical(PlanIndices(tuple(options), tuple(kept)))
+        return self.original.canonical(ProblemStructure(tuple(options), tuple(kept)))
 
-    def lower(self, plan: PlanIndices) -> PlanIndices | None:
+    def lower(self, plan: ProblemStructure) -> ProblemStructure | None:
         """Inverse of `lift`; None where the plan uses what was removed."""
         for block, state in enumerate(self.kept):
             if state is not None and plan.kept[block] != state:
@@ -53,7 +53,7 @@ class Remainder:
                 return None
             if dimension in self.dimensions:
                 options.append(int(place[0]) if len(place) else len(left) - 1)
-        return PlanIndices(tuple(options), tuple(plan.kept[block] for block in self.blocks))
+        return ProblemStructure(tuple(options), tuple(plan.kept[block] for block in self.blocks))
 
 
 def remainder(graph: FactorGraph) -> Remainder:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from mdp_mmdet3d.importance.table import ImportanceTable
 from mdp_mmdet3d.importance.values import LossValues
-from mdp_mmdet3d.solver.build import Latency, Ranking, Selection, build_problem, select
+from mdp_mmdet3d.solver.build import Kept, Latency, Ranking, build_problem, kept_elements
 from mdp_mmdet3d.solver.problem import PruningProblem
 from mdp_mmdet3d.solver.result import SolveResult
 from mdp_mmdet3d.space.types import PruningSpace
@@ -22,14 +22,14 @@ class RankedSolution:
     Attributes:
         problem: The program under the final ranking.
         result: Its solution.
-        selection: Kept elements per dimension, and removed blocks.
+        kept: Kept elements per dimension, and removed blocks.
         first_objective: Value under the first ranking, before any block was removed.
         rounds: How often the program was solved.
     """
 
     problem: PruningProblem
     result: SolveResult
-    selection: Selection
+    kept: Kept
     first_objective: float
     rounds: int
 
@@ -53,16 +53,16 @@ def solve_ranked(
     ranking = Ranking.by_importance(space, importance)
     problem = build_problem(space, importance, latency, ranking, values)
     result = solve(problem)
-    best = RankedSolution(problem, result, select(space, ranking, result.plan), result.objective, 1)
+    best = RankedSolution(problem, result, kept_elements(space, ranking, result.plan), result.objective, 1)
     if values is not None:
         return best
     for rounds in range(2, MAX_ROUNDS + 1):
-        removed = best.selection[1]
+        removed = best.kept[1]
         kept = frozenset(b.name for b in space.blocks if b.name not in removed)
         ranking = Ranking.by_importance(space, importance, kept)
         problem = build_problem(space, importance, latency, ranking)
         result = solve(problem)
         if result.objective <= best.result.objective * (1 + 1e-9):
-            return RankedSolution(best.problem, best.result, best.selection, best.first_objective, rounds)
-        best = RankedSolution(problem, result, select(space, ranking, result.plan), best.first_objective, rounds)
+            return RankedSolution(best.problem, best.result, best.kept, best.first_objective, rounds)
+        best = RankedSolution(problem, result, kept_elements(space, ranking, result.plan), best.first_objective, rounds)
     return best

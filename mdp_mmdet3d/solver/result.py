@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from enum import Enum
 from typing import Any
 
-from mdp_mmdet3d.solver.problem import PlanIndices
+from mdp_mmdet3d.solver.problem import ProblemStructure
 
 FEASIBILITY_TOLERANCE = 1e-9
 """Largest relative excess over a budget that a plan may have, by the original tables."""
@@ -96,7 +96,7 @@ class SolveResult:
         combinations: Of a problem with global dimensions.
     """
 
-    plan: PlanIndices
+    plan: ProblemStructure
     objective: float
     bound: float
     gap: float

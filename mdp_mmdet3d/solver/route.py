@@ -14,7 +14,7 @@ from mdp_mmdet3d.solver.combinations import solve_combinations
 from mdp_mmdet3d.solver.deepening import Progress, deepen, surviving
 from mdp_mmdet3d.solver.elimination import Elimination, TooWideError
 from mdp_mmdet3d.solver.lagrangian import Dual, minimise_dual
-from mdp_mmdet3d.solver.problem import PlanIndices, PruningProblem
+from mdp_mmdet3d.solver.problem import ProblemStructure, PruningProblem
 from mdp_mmdet3d.solver.proof import prove
 from mdp_mmdet3d.solver.remainder import remainder
 from mdp_mmdet3d.solver.result import SolveOptions, SolveResult, SolveStatus, relative_gap
@@ -42,7 +42,7 @@ def solve(
     problem: PruningProblem,
     budgets: Mapping[str, float],
     options: SolveOptions | None = None,
-    hints: Sequence[PlanIndices] = (),
+    hints: Sequence[ProblemStructure] = (),
 ) -> SolveResult:
     """Choose the most valuable structure within the budgets, with proof (docs/method.md, section 5).
 
@@ -103,7 +103,7 @@ class Route:
         yield
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
-    def run(self, scaled: ScaledProblem, hints: Sequence[PlanIndices], floor: float = float("-inf")) -> None:
+    def run(self, scaled: ScaledProblem, hints: Sequence[ProblemStructure], floor: float = float("-inf")) -> None:
         """All phases.
 
         Args:
@@ -133,7 +133,7 @@ class Route:
         """No plan is worth more, in the problem's unit."""
         return (self.progress.upper + self.scaled.graph.offset_value) * self.scaled.value_unit
 
-    def bound(self, scaled: ScaledProblem, hints: Sequence[PlanIndices]) -> None:
+    def bound(self, scaled: ScaledProblem, hints: Sequence[ProblemStructure]) -> None:
         """Lagrangian bound; the unit of value follows it down, so that small optima keep their digits."""
         for _ in range(_RESCALINGS):
             known = [scaled.graph.locate(plan) for plan in (*scaled.cheapest, *hints)]
@@ -228,7 +228,7 @@ class Route:
         self,
         problem: PruningProblem,
         budgets: dict[str, float],
-        plan: PlanIndices | None,
+        plan: ProblemStructure | None,
         upper: float,
         minimum: dict[str, float],
         minimum_all_blocks: dict[str, float | None],

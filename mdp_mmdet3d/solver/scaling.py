@@ -13,7 +13,7 @@ from mdp_mmdet3d.solver.conditioning import conditions
 from mdp_mmdet3d.solver.elimination import Elimination, TooWideError
 from mdp_mmdet3d.solver.graph import FactorGraph, build_graph
 from mdp_mmdet3d.solver.minimum import minimum_by_scip
-from mdp_mmdet3d.solver.problem import PlanIndices, PruningProblem
+from mdp_mmdet3d.solver.problem import ProblemStructure, PruningProblem
 from mdp_mmdet3d.solver.result import FEASIBILITY_TOLERANCE
 
 _INNER_TOLERANCE = 0.99 * FEASIBILITY_TOLERANCE
@@ -44,7 +44,7 @@ class ScaledProblem:
     value_unit: float
     minimum: dict[str, float]
     minimum_all_blocks: dict[str, float | None]
-    cheapest: tuple[PlanIndices, ...]
+    cheapest: tuple[ProblemStructure, ...]
     states_total: int
 
     def rescaled(self, largest_value: float) -> ScaledProblem:
@@ -88,7 +88,7 @@ def minimum_cost(
     remove_blocks: bool = True,
     time_limit_s: float = 600.0,
     isolate: bool = True,
-) -> tuple[float, PlanIndices]:
+) -> tuple[float, ProblemStructure]:
     """Smallest reachable cost of one metric and a plan that reaches it, exact.
 
     Args:
@@ -116,8 +116,8 @@ def minimum_cost(
 
 def _minimum_over_conditions(
     problem: PruningProblem, metric: str, remove_blocks: bool, limits: Mapping[str, Any]
-) -> tuple[float, PlanIndices]:
-    best: tuple[float, PlanIndices] | None = None
+) -> tuple[float, ProblemStructure]:
+    best: tuple[float, ProblemStructure] | None = None
     for case in conditions(problem):
         try:
             cost, plan = minimum_cost(case.problem, metric, remove_blocks=remove_blocks, **limits)
@@ -237,7 +237,7 @@ def _rounded_up(number: float) -> float:
     return number if float(f"{number:.6g}") >= number else number * (1.0 + 1e-5)
 
 
-def _cheapest(graph: FactorGraph, metric: int) -> tuple[float, PlanIndices] | None:
+def _cheapest(graph: FactorGraph, metric: int) -> tuple[float, ProblemStructure] | None:
     """Smallest cost and its plan, None where nothing is allowed."""
     sweep = Elimination(graph).sweep_weighted(0.0, np.eye(len(graph.metrics))[metric])
     if not graph.possible(sweep.total):

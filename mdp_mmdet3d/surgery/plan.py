@@ -54,7 +54,7 @@ class PruningPlan:
     info: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def from_selection(
+    def from_kept(
         cls,
         space: PruningSpace,
         kept: Mapping[str, tuple[tuple[int, ...], ...]],

@@ -65,7 +65,7 @@ def _difference(
     for d in space.dimensions:
         count = widths.get(d.name, d.size)
         kept[d.name] = (tuple(range(d.size - count, d.size)),) * d.copies  # not the first: an offset must show
-    plan = PruningPlan.from_selection(space, kept, frozenset(removed))
+    plan = PruningPlan.from_kept(space, kept, frozenset(removed))
     try:
         pruned = _outputs(apply_plan(copy.deepcopy(model), plan), forward)
         masked = _outputs(mask_model(copy.deepcopy(model), plan), forward)

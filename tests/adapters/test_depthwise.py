@@ -58,9 +58,9 @@ def test_expanded_channels_are_one_dimension_with_three_terms(traced):
 
 
 @pytest.mark.parametrize("seed", range(2))
-def test_random_plans_equal_the_masked_model(traced, random_selection, seed):
+def test_random_plans_equal_the_masked_model(traced, random_kept, seed):
     model, space = traced
-    plan = PruningPlan.from_selection(space, *random_selection(space, np.random.default_rng(seed), 0.2))
+    plan = PruningPlan.from_kept(space, *random_kept(space, np.random.default_rng(seed), 0.2))
     image = torch.randn(1, 3, *SIZE, generator=torch.Generator().manual_seed(seed))
     with torch.no_grad():
         pruned = TensorMode(apply_plan(copy.deepcopy(model), plan).eval(), SIZE)(image)[0]

@@ -25,16 +25,16 @@ SIZE = (64, 64)
 @pytest.mark.parametrize(
     "name,dimensions,blocks", [("resnet/resnet50_mdp.py", 37, 16), ("retinanet/retinanet_r50_mdp.py", 47, 16)]
 )
-def test_a_shipped_config_is_pruned_as_it_is(name, dimensions, blocks, random_selection):
+def test_a_shipped_config_is_pruned_as_it_is(name, dimensions, blocks, random_kept):
     if name.startswith("resnet"):
         pytest.importorskip("mmpretrain")
     adapter = adapter_of(read_config(CONFIGS / name), InputShape(0, *SIZE))
     model, _ = adapter.build(None)
     space = adapter.trace(model, SpaceOptions(4, 16, 8, 0.0, ()))
     assert len(space.dimensions) == dimensions and len(space.blocks) == blocks
-    kept, removed = random_selection(space, np.random.default_rng(0), 0.3)
+    kept, removed = random_kept(space, np.random.default_rng(0), 0.3)
     assert removed
-    plan = PruningPlan.from_selection(space, kept, removed)
+    plan = PruningPlan.from_kept(space, kept, removed)
     image = torch.randn(1, 3, *SIZE, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         pruned = TensorMode(apply_plan(copy.deepcopy(model), plan).eval(), SIZE)(image)

@@ -104,9 +104,9 @@ def test_blocks_are_found_by_what_they_do(traced):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_random_plans_equal_the_masked_model(traced, random_selection, seed):
+def test_random_plans_equal_the_masked_model(traced, random_kept, seed):
     _, model, space = traced
-    plan = PruningPlan.from_selection(space, *random_selection(space, np.random.default_rng(seed), 0.3))
+    plan = PruningPlan.from_kept(space, *random_kept(space, np.random.default_rng(seed), 0.3))
     image = torch.randn(1, 3, *SIZE, generator=torch.Generator().manual_seed(seed))
     pruned = outputs(apply_plan(copy.deepcopy(model), plan), image)
     masked = outputs(mask_model(copy.deepcopy(model), plan), image)

@@ -85,18 +85,18 @@ def test_all_parts_of_a_layer_are_found(traced):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_random_plans_equal_the_masked_model(traced, random_selection, seed):
+def test_random_plans_equal_the_masked_model(traced, random_kept, seed):
     model, space = traced
-    plan = PruningPlan.from_selection(space, *random_selection(space, np.random.default_rng(seed), 0.3))
+    plan = PruningPlan.from_kept(space, *random_kept(space, np.random.default_rng(seed), 0.3))
     pruned, masked = (f(copy.deepcopy(model), plan) for f in (apply_plan, mask_model))
     torch.testing.assert_close(outputs(pruned), outputs(masked), rtol=1e-4, atol=1e-4)
     assert {name for name, _ in pruned.named_parameters()} <= {name for name, _ in model.named_parameters()}
 
 
-def test_a_pruned_transformer_exports_as_it_computes(traced, random_selection, tmp_path):
+def test_a_pruned_transformer_exports_as_it_computes(traced, random_kept, tmp_path):
     model, space = traced
-    kept, _ = random_selection(space, np.random.default_rng(5), 0.0)
-    plan = PruningPlan.from_selection(space, kept, {f"{LAYER}.attn", "backbone.layers.2.ffn"})
+    kept, _ = random_kept(space, np.random.default_rng(5), 0.0)
+    plan = PruningPlan.from_kept(space, kept, {f"{LAYER}.attn", "backbone.layers.2.ffn"})
     assert {DimensionKind.V_WIDTH, DimensionKind.QK_WIDTH} & {cut.kind for cut in plan.cuts.values()}
     pruned = apply_plan(copy.deepcopy(model), plan)
     export_single_graph(pruned, tmp_path / "out", input_size=SIZE)

@@ -87,14 +87,14 @@ def test_changes_are_those_of_a_direct_computation(net, space, order, tmp_path):
     probe = make_probe(net, tmp_path / "losses.npz")
     data = batches(8)
     state = {name: value.clone() for name, value in net.state_dict().items()}
-    dense = direct(net, PruningPlan.from_selection(space, {}, set()), data)
+    dense = direct(net, PruningPlan.from_kept(space, {}, set()), data)
     assert probe.dense_loss == pytest.approx(dense.mean(), rel=1e-6)
     cuts = single_cuts(space, order, 3)
     assert len(cuts) == 5 + 4 * 3
     for plan in cuts.values():
         np.testing.assert_allclose(probe.change(plan), direct(net, plan, data) - dense, rtol=1e-5, atol=1e-6)
     assert all(torch.equal(value, state[name]) for name, value in net.state_dict().items())
-    both = PruningPlan.from_selection(space, {}, {"blocks.0", "layer.1"})
+    both = PruningPlan.from_kept(space, {}, {"blocks.0", "layer.1"})
     assert probe.change(both).mean() == pytest.approx((direct(net, both, data) - dense).mean(), rel=1e-4)
 
 
@@ -165,7 +165,7 @@ def test_random_numbers_of_the_loss_are_the_same_for_every_model(net, space, tmp
         noise = torch.randn(batch["x"].shape) + np.random.normal() + random.random()  # noqa: NPY002
         return losses(model, {**batch, "x": batch["x"] + noise})
 
-    nothing = PruningPlan.from_selection(space, {}, set())
+    nothing = PruningPlan.from_kept(space, {}, set())
     probe = make_probe(net, tmp_path / "losses.npz", loss=noisy)
     torch.manual_seed(7)
     expected = torch.rand(1)

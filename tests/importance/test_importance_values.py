@@ -10,7 +10,7 @@ from mdp_mmdet3d.importance.table import ImportanceTable
 from mdp_mmdet3d.importance.values import LossChange, LossChanges, LossValues, dimension_homes
 from mdp_mmdet3d.operators import OperatorSignature
 from mdp_mmdet3d.solver.build import LATENCY, Ranking, build_problem
-from mdp_mmdet3d.solver.problem import PlanIndices
+from mdp_mmdet3d.solver.problem import ProblemStructure
 from mdp_mmdet3d.space.types import (
     Block,
     BlockKind,
@@ -97,7 +97,7 @@ def program(space, table, values):
 
 def indices(space, widths=None, removed=()):
     options = tuple(d.options.index((widths or {}).get(d.name, d.size)) for d in space.dimensions)
-    return PlanIndices(options, tuple(not set(space.chain(b.name)) & set(removed) for b in space.blocks))
+    return ProblemStructure(options, tuple(not set(space.chain(b.name)) & set(removed) for b in space.blocks))
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -147,7 +147,9 @@ def test_no_option_is_worth_more_than_a_wider_one(space, table):
     for place, d in enumerate(space.dimensions):
         for plan in (indices(space), indices(space, {HEADS: 2, SHARED: 16}), indices(space, removed=["layer.ffn"])):
             worth = [
-                problem.evaluate(PlanIndices((*plan.options[:place], k, *plan.options[place + 1 :]), plan.kept)).value
+                problem.evaluate(
+                    ProblemStructure((*plan.options[:place], k, *plan.options[place + 1 :]), plan.kept)
+                ).value
                 for k in range(len(d.options))
             ]
             assert all(a <= b + 1e-12 for a, b in itertools.pairwise(worth)), d.name

@@ -377,7 +377,7 @@ def test_masks_of_removed_layers_silence_their_parts(make_config, tmp_path) -> N
     model = MODELS.build(config.model)
     space = space_of(model, config, PruneSettings.from_config(PRUNE))
     layer = next(block for block in space.blocks if block.kind is BlockKind.LAYER)
-    plan = PruningPlan.from_selection(space, {}, {layer.name})
+    plan = PruningPlan.from_kept(space, {}, {layer.name})
     LiveMask(model, plan, space)
     module = model.get_submodule(layer.name)
     for part in (module.attentions[0].attn.out_proj, module.attentions[1].attn.out_proj, module.ffns[0].layers[1]):

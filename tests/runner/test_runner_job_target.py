@@ -92,7 +92,7 @@ def test_validations_on_the_target_correct(tmp_path, table_path, space):
     table = LatencyTable.load(table_path)
     smallest = smallest_structure(space)
     kept = {d.name: (tuple(range(smallest.widths[d.name])),) * d.copies for d in space.dimensions}
-    plan = PruningPlan.from_selection(space, kept, smallest.removed)
+    plan = PruningPlan.from_kept(space, kept, smallest.removed)
     plan.save(tmp_path / "plan.json")
     sums = target_model(space, table, [])
     small, dense = (sums.predict_engines(w, r) for w, r in ((smallest.widths, smallest.removed), ({}, ())))
@@ -104,7 +104,7 @@ def test_validations_on_the_target_correct(tmp_path, table_path, space):
     assert model.predict(smallest.widths, smallest.removed) == pytest.approx(sum(pairs[0]))
     assert model.predict({}) == pytest.approx(sum(pairs[1]))
     # Known from now on, also once plan.json is another plan; and the same file counts once.
-    PruningPlan.from_selection(space, {}, set()).save(tmp_path / "plan.json")
+    PruningPlan.from_kept(space, {}, set()).save(tmp_path / "plan.json")
     assert (
         target_networks(tmp_path, space, table, None) == points == target_networks(tmp_path, space, table, validation)
     )
@@ -256,7 +256,7 @@ def test_whole_line_for_a_target(tmp_path, tiny_job_config, monkeypatch, capsys)
 def test_one_disturbed_measurement_does_not_spoil_the_fit(tmp_path, table_path, space, monkeypatch):
     from mdp_mmdet3d.runner.optimise import PlanSearch
 
-    monkeypatch.setattr(PlanSearch, "plan", lambda self: PruningPlan.from_selection(space, {}, set()))
+    monkeypatch.setattr(PlanSearch, "plan", lambda self: PruningPlan.from_kept(space, {}, set()))
     model = target_model(space, LatencyTable.load(table_path), [])
     search = PlanSearch(space, None, model, None, table_path, 1.0, 1.0, Console(quiet=True))
     once = model.predict_engines({}, ())

@@ -12,8 +12,8 @@ from mdp_mmdet3d.importance.loss_changes import spearman
 from mdp_mmdet3d.runner.loss_search import find_loss_search, put_back
 from mdp_mmdet3d.runner.optimise import PlanSearch
 from mdp_mmdet3d.runner.settings import LossSettings
-from mdp_mmdet3d.solver.build import Ranking, build_problem, select
-from mdp_mmdet3d.solver.problem import PlanIndices
+from mdp_mmdet3d.solver.build import Ranking, build_problem, kept_elements
+from mdp_mmdet3d.solver.problem import ProblemStructure
 from mdp_mmdet3d.surgery.apply import apply_plan
 from mdp_mmdet3d.surgery.plan import PruningPlan
 from tests.importance.loss_nets import batches, losses, net_space, trained
@@ -146,9 +146,9 @@ def test_prediction_ranks_random_plans(nouns, make):
         kept = [bool(rng.random() < 0.8) for _ in space.blocks]
         kept = tuple(k and all(kept[[b.name for b in space.blocks].index(n)] for n in space.chain(b.name))
                      for k, b in zip(kept, space.blocks))  # fmt: skip
-        plan = problem.canonical(PlanIndices(options, kept))
+        plan = problem.canonical(ProblemStructure(options, kept))
         predicted.append(problem.dense.value - problem.evaluate(plan).value)
-        measured.append(loss.probe.change(PruningPlan.from_selection(space, *select(space, ranking, plan))).mean())
+        measured.append(loss.probe.change(PruningPlan.from_kept(space, *kept_elements(space, ranking, plan))).mean())
     assert spearman(np.array(predicted), np.array(measured)) >= 0.8
 
 
@@ -158,17 +158,17 @@ def test_parts_are_put_back_one_by_one(nouns):
     names = [b.name for b in space.blocks]
     removed = {"blocks.0", "layer", "layer.0", "layer.1"}
     narrow = tuple(0 if d.name == "blocks.1.conv1.out" else len(d.options) - 1 for d in space.dimensions)
-    plan = PlanIndices(narrow, tuple(name not in removed for name in names))
+    plan = ProblemStructure(narrow, tuple(name not in removed for name in names))
     found = put_back(space, problem, plan)
     assert set(found) == {"blocks.1.conv1.out", "blocks.0", "layer"}
     assert found["layer"].kept == tuple(name != "blocks.0" for name in names)
-    assert found["blocks.1.conv1.out"] == PlanIndices(problem.dense_plan.options, plan.kept)
+    assert found["blocks.1.conv1.out"] == ProblemStructure(problem.dense_plan.options, plan.kept)
 
 
 def test_what_is_delivered_is_measured_as_it_is(nouns, make):
     net, space, _ = nouns
     loss, _ = make()
-    plan = PruningPlan.from_selection(space, {}, {"blocks.0"})
+    plan = PruningPlan.from_kept(space, {}, {"blocks.0"})
     raw = apply_plan(copy.deepcopy(net), plan)
     found = loss.delivered(raw)
     assert found["delivered"] != pytest.approx(loss.probe.change(plan).mean(), abs=1e-4)  # batch norms as they were

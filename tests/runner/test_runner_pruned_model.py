@@ -21,9 +21,9 @@ CLASSES = ["car", "truck"]
 
 
 @pytest.fixture
-def plans(tiny_model, random_selection):
+def plans(tiny_model, random_kept):
     space = trace_space(tiny_model, InputShape(6, 64, 176))
-    return [PruningPlan.from_selection(space, *random_selection(space, np.random.default_rng(seed))) for seed in (0, 1)]
+    return [PruningPlan.from_kept(space, *random_kept(space, np.random.default_rng(seed))) for seed in (0, 1)]
 
 
 @pytest.fixture

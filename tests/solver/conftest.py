@@ -12,9 +12,9 @@ import pytest
 from mdp_mmdet3d.errors import InfeasibleBudgetError
 from mdp_mmdet3d.solver import (
     NoStructureError,
-    PlanIndices,
     ProblemBlock,
     ProblemDimension,
+    ProblemStructure,
     ProblemTerm,
     PruningProblem,
     SolveOptions,
@@ -70,7 +70,7 @@ def make_problem(seed: int) -> PruningProblem:
 class Table:
     """Every structure of a problem: plans, values ``(P,)``, costs ``(P, M)``."""
 
-    plans: list[PlanIndices]
+    plans: list[ProblemStructure]
     values: np.ndarray
     costs: np.ndarray
 
@@ -98,7 +98,7 @@ def enumerate_plans(problem: PruningProblem) -> Table:
         choices = [
             range(len(d.options)) if i in used else [len(d.options) - 1] for i, d in enumerate(problem.dimensions)
         ]
-        plans += [PlanIndices(options, kept) for options in itertools.product(*choices)]
+        plans += [ProblemStructure(options, kept) for options in itertools.product(*choices)]
     options = np.array([plan.options for plan in plans]).reshape(len(plans), -1)
     values, costs = np.zeros(len(plans)), np.zeros((len(plans), len(problem.metrics)))
     allowed = np.ones(len(plans), dtype=bool)

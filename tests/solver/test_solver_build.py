@@ -5,8 +5,8 @@ import pytest
 
 from mdp_mmdet3d.adapters import InputShape, trace_space
 from mdp_mmdet3d.importance.table import ImportanceTable
-from mdp_mmdet3d.solver import PlanIndices, SolveStatus, solve
-from mdp_mmdet3d.solver.build import LATENCY, Ranking, build_problem, select
+from mdp_mmdet3d.solver import ProblemStructure, SolveStatus, solve
+from mdp_mmdet3d.solver.build import LATENCY, Ranking, build_problem, kept_elements
 from mdp_mmdet3d.solver.rerank import solve_ranked
 
 
@@ -44,7 +44,7 @@ def random_indices(space, rng):
     for block in space.blocks:
         stays = rng.random() < 0.7
         kept.append(bool(stays and (block.parent is None or kept[by_name[block.parent]])))
-    return PlanIndices(tuple(int(rng.integers(len(d.options))) for d in space.dimensions), tuple(kept))
+    return ProblemStructure(tuple(int(rng.integers(len(d.options))) for d in space.dimensions), tuple(kept))
 
 
 def kept_value(space, importance, selection):
@@ -66,7 +66,7 @@ def test_value_and_latency_of_a_plan(nouns, seed):
     ranking = Ranking.by_importance(space, importance)
     problem = build_problem(space, importance, latency, ranking)
     plan = random_indices(space, np.random.default_rng(seed))
-    kept, removed = select(space, ranking, plan)
+    kept, removed = kept_elements(space, ranking, plan)
     evaluation = problem.evaluate(plan)
     assert evaluation.value == pytest.approx(kept_value(space, importance, (kept, removed)))
     counts = {name: len(copies[0]) for name, copies in kept.items()}
@@ -80,8 +80,8 @@ def test_best_elements_are_kept_in_their_original_order(nouns):
     space, importance, latency = nouns
     ranking = Ranking.by_importance(space, importance)
     problem = build_problem(space, importance, latency, ranking)
-    half = PlanIndices(tuple(len(d.options) // 2 for d in space.dimensions), (True,) * len(space.blocks))
-    kept, removed = select(space, ranking, half)
+    half = ProblemStructure(tuple(len(d.options) // 2 for d in space.dimensions), (True,) * len(space.blocks))
+    kept, removed = kept_elements(space, ranking, half)
     assert removed == frozenset() and problem.evaluate(half).value < problem.dense.value
     for d in space.dimensions:
         if d.within is None and d.sources:
@@ -100,7 +100,7 @@ def test_ranking_again_never_loses_value_and_uses_surviving_blocks(nouns):
     solution = solve_ranked(space, importance, latency, lambda p: solve(p, {LATENCY: 0.4 * dense}))
     assert solution.result.status is SolveStatus.OPTIMAL
     assert solution.result.objective >= solution.first_objective
-    assert solution.result.objective == pytest.approx(kept_value(space, importance, solution.selection))
+    assert solution.result.objective == pytest.approx(kept_value(space, importance, solution.kept))
     assert solution.rounds >= 2
 
 
@@ -108,4 +108,4 @@ def test_position_embedding_runs_once_and_stays_dense(nouns):
     space, importance, latency = nouns
     dense = build_problem(space, importance, latency, Ranking.by_importance(space, importance)).dense.costs[LATENCY]
     solution = solve_ranked(space, importance, latency, lambda p: solve(p, {LATENCY: 0.3 * dense}))
-    assert len(solution.selection[0]["pts_bbox_head.position_encoder.0.out"][0]) == 1024
+    assert len(solution.kept[0]["pts_bbox_head.position_encoder.0.out"][0]) == 1024

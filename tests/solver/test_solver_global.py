@@ -11,8 +11,8 @@ from mdp_mmdet3d.errors import InfeasibleBudgetError, MdpError
 from mdp_mmdet3d.solver import (
     Formulation,
     InvalidProblemError,
-    PlanIndices,
     ProblemDimension,
+    ProblemStructure,
     ProblemTerm,
     PruningProblem,
     SolveOptions,
@@ -84,7 +84,7 @@ def test_a_conditioned_problem_values_plans_as_the_whole_one(global_problem):
         problem = global_problem(seed)
         rng = np.random.default_rng(seed)
         for case in conditions(problem):
-            plan = PlanIndices(tuple(int(rng.integers(len(d.options))) for d in case.problem.dimensions),
+            plan = ProblemStructure(tuple(int(rng.integers(len(d.options))) for d in case.problem.dimensions),
                                (True,) * len(problem.blocks))  # fmt: skip
             if case.problem.allows(plan):
                 lifted = case.lift(plan)
@@ -119,9 +119,9 @@ def flat(options=(1, 2, 3)):
 
 
 def test_ties_between_combinations_go_to_the_larger_plan():
-    assert solve(flat(), {"ms": 1.0}).plan == PlanIndices((1, 2, 1), ())
+    assert solve(flat(), {"ms": 1.0}).plan == ProblemStructure((1, 2, 1), ())
     cheaper = replace(flat().terms[0], costs={"ms": np.ones((2, 3, 2)) - 0.25 * (np.arange(3) == 1)[None, :, None]})
-    assert solve(replace(flat(), terms=(cheaper,)), {"ms": 1.0}).plan == PlanIndices((1, 1, 1), ())
+    assert solve(replace(flat(), terms=(cheaper,)), {"ms": 1.0}).plan == ProblemStructure((1, 1, 1), ())
 
 
 def chain(widths=6, count=14, seed=0):

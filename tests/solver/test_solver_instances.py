@@ -14,9 +14,9 @@ import pytest
 
 from mdp_mmdet3d.errors import InfeasibleBudgetError, MdpError
 from mdp_mmdet3d.solver import (
-    PlanIndices,
     ProblemBlock,
     ProblemDimension,
+    ProblemStructure,
     ProblemTerm,
     PruningProblem,
     SolveOptions,
@@ -149,7 +149,7 @@ def test_ties_go_to_lower_cost_then_to_the_larger_plan():
         "swap", (1, 2), None, {"ms": np.array([[0.0, 1.0], [1.0, 5.0]])}, np.array([[0.0, 1.0], [1.0, 2.0]])
     )
     problem = PruningProblem("ties", ("ms",), dimensions, blocks, (flat, swap))
-    assert solve(problem, {"ms": 3.0}).plan == PlanIndices((0, 1, 0), (True,))
+    assert solve(problem, {"ms": 3.0}).plan == ProblemStructure((0, 1, 0), (True,))
 
 
 def test_decimals_are_exact_in_the_unit():
@@ -238,7 +238,7 @@ def test_halp_is_the_best_plan_of_its_own_linear_model(random_problem, brute_for
         table = brute_force(model)
         budget = float(np.median(table.costs[:, 0]))
         result = halp(problem, metric, budget)
-        assert model.evaluate(PlanIndices(result.plan.options, ())).value == pytest.approx(
+        assert model.evaluate(ProblemStructure(result.plan.options, ())).value == pytest.approx(
             table.values[table.best({0: budget})], rel=1e-9
         )
 
@@ -255,17 +255,17 @@ def test_linear_latency_of_an_attention_adds_up_what_each_count_saves_alone():
         ProblemTerm("value", (0, 2), None, {"latency_ms": np.zeros((3, 3))}, 5 + rng.uniform(0, 1, (3, 3))),
     )
     problem = PruningProblem("p", ("latency_ms",), dimensions, (), terms)
-    for at in (problem.dense_plan, PlanIndices((1, 1, 1), ())):
+    for at in (problem.dense_plan, ProblemStructure((1, 1, 1), ())):
         model, here = linear_latency(problem, at), problem.evaluate(at)
         assert model.evaluate(at) == here
         for options in np.ndindex(3, 2, 3):
             alone = [
                 problem.evaluate(
-                    PlanIndices(tuple(options[i] if i == axis else k for i, k in enumerate(at.options)), ())
+                    ProblemStructure(tuple(options[i] if i == axis else k for i, k in enumerate(at.options)), ())
                 )
                 for axis in range(3)
             ]
-            found = model.evaluate(PlanIndices(options, ()))
+            found = model.evaluate(ProblemStructure(options, ()))
             assert found.value == pytest.approx(here.value + sum(a.value - here.value for a in alone))
             assert found.costs["latency_ms"] == pytest.approx(
                 here.costs["latency_ms"] + sum(a.costs["latency_ms"] - here.costs["latency_ms"] for a in alone)

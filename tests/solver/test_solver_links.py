@@ -12,9 +12,9 @@ from mdp_mmdet3d.errors import InfeasibleBudgetError, MdpError
 from mdp_mmdet3d.solver import (
     Formulation,
     InvalidProblemError,
-    PlanIndices,
     ProblemBlock,
     ProblemDimension,
+    ProblemStructure,
     ProblemTerm,
     PruningProblem,
     SolveOptions,
@@ -88,7 +88,7 @@ class Concatenation:
             if any(k and b.parent is not None and not kept[b.parent] for k, b in zip(kept, base.blocks)):
                 continue
             for options in itertools.product(*(range(len(d.options)) for d in base.dimensions)):
-                found = base.evaluate(PlanIndices(options, kept))
+                found = base.evaluate(ProblemStructure(options, kept))
                 value, costs = found.value, [found.costs[m] for m in base.metrics]
                 if self.home is None or kept[self.home]:
                     index = self.index_of_sum(options, kept)
@@ -201,9 +201,9 @@ def test_a_removed_part_counts_nothing():
         plan = solve(problem, {"ms": budget}).plan
         assert problem.counts(plan) == {"left": left, "right": right, "both": both} and plan.kept == (kept,)
     with pytest.raises(InvalidProblemError, match=r"'both' does not allow left = 16, right = 8, both = 32"):
-        problem.evaluate(PlanIndices((1, 0, 3), (True,)))
+        problem.evaluate(ProblemStructure((1, 0, 3), (True,)))
     with pytest.raises(InvalidProblemError, match=r"'both without right' does not allow left = 16, both = 24"):
-        problem.evaluate(PlanIndices((1, 1, 2), (False,)))
+        problem.evaluate(ProblemStructure((1, 1, 2), (False,)))
 
 
 def test_baselines_keep_the_sums_or_say_that_they_cannot():

@@ -11,9 +11,9 @@ from mdp_mmdet3d.errors import InfeasibleBudgetError
 from mdp_mmdet3d.solver import (
     Formulation,
     InvalidProblemError,
-    PlanIndices,
     ProblemBlock,
     ProblemDimension,
+    ProblemStructure,
     ProblemTerm,
     PruningProblem,
     SolveOptions,
@@ -79,7 +79,7 @@ def test_audit_and_certificate_know_masks(masked_problem, brute_force, budgets_o
             assert audit(problem, result)["confirmed"] is True
             audited += 1
         for option in np.ndindex(*(len(d.options) for d in problem.dimensions)):
-            plan = PlanIndices(option, result.plan.kept)
+            plan = ProblemStructure(option, result.plan.kept)
             if not problem.allows(plan):
                 with pytest.raises(CertificateError, match="does not allow"):
                     certify(problem, replace(result, plan=plan))
@@ -186,7 +186,7 @@ def test_a_mask_of_ones_is_none_and_nothing_is_read_where_nothing_is_allowed():
     bad = np.array([[np.nan, 1.0], [0.0, -np.inf]])
     problem = two(np.array([[False, True], [True, False]]), costs={"ms": bad})
     assert problem.terms[1].costs["ms"].tolist() == [[0.0, 1.0], [0.0, 0.0]]
-    assert solve(problem, {"ms": 9.0}).plan == PlanIndices((1, 0), (True,))
+    assert solve(problem, {"ms": 9.0}).plan == ProblemStructure((1, 0), (True,))
 
 
 @pytest.mark.parametrize(
@@ -206,11 +206,11 @@ def test_bad_masks_are_refused_by_name(term, words):
 def test_a_forbidden_plan_is_refused_with_its_counts():
     problem = two(np.array([[True, False], [True, True]]))
     with pytest.raises(InvalidProblemError, match=r"term 'link' does not allow a = 1, b = 2"):
-        problem.evaluate(PlanIndices((0, 1), (True,)))
+        problem.evaluate(ProblemStructure((0, 1), (True,)))
     forbidden_dense = two(np.array([[True, True], [True, False]]))
     with pytest.raises(InvalidProblemError, match=r"does not allow a = 2, b = 2"):
         _ = forbidden_dense.dense
-    assert solve(forbidden_dense, {"ms": 9.0}).plan == PlanIndices((1, 0), (True,))
+    assert solve(forbidden_dense, {"ms": 9.0}).plan == ProblemStructure((1, 0), (True,))
 
 
 def test_what_replaces_a_removed_block_may_cost_and_forbid():
@@ -222,10 +222,10 @@ def test_what_replaces_a_removed_block_may_cost_and_forbid():
         ProblemTerm("copy", (0,), 0, {"ms": np.array([0.7, 0.0])}, None, np.array([True, False]), when_removed=True),
     )
     problem = PruningProblem("branch", ("ms",), dimension, (ProblemBlock("branch"),), terms)
-    assert minimum_cost(problem, "ms") == (1.7, PlanIndices((0,), (False,)))
-    assert solve(problem, {"ms": 5.9}).plan == PlanIndices((0,), (True,))
-    assert solve(problem, {"ms": 2.9}).plan == PlanIndices((0,), (False,))
-    assert solve(problem, {"ms": 6.0}).plan == PlanIndices((1,), (True,))
+    assert minimum_cost(problem, "ms") == (1.7, ProblemStructure((0,), (False,)))
+    assert solve(problem, {"ms": 5.9}).plan == ProblemStructure((0,), (True,))
+    assert solve(problem, {"ms": 2.9}).plan == ProblemStructure((0,), (False,))
+    assert solve(problem, {"ms": 6.0}).plan == ProblemStructure((1,), (True,))
 
 
 def test_files_of_version_1_are_read_and_masks_come_back(tmp_path, masked_problem, global_problem, random_problem):

@@ -12,9 +12,9 @@ import pytest
 from mdp_mmdet3d.errors import FileFormatError, MdpError
 from mdp_mmdet3d.solver import (
     InvalidProblemError,
-    PlanIndices,
     ProblemBlock,
     ProblemDimension,
+    ProblemStructure,
     ProblemTerm,
     PruningProblem,
 )
@@ -83,9 +83,9 @@ def test_bad_input_is_refused_by_name(bad, words):
 def test_a_plan_that_is_no_structure_is_refused():
     problem = problem_with([1.0, 2.0], blocks=(ProblemBlock("layer"), ProblemBlock("sub", 0)))
     with pytest.raises(InvalidProblemError, match="'sub' is kept, its parent 'layer' is removed"):
-        problem.evaluate(PlanIndices((0,), (False, True)))
+        problem.evaluate(ProblemStructure((0,), (False, True)))
     with pytest.raises(InvalidProblemError, match=r"'conv\.out' has no option 2"):
-        problem.evaluate(PlanIndices((2,), (True, True)))
+        problem.evaluate(ProblemStructure((2,), (True, True)))
 
 
 def test_damaged_files_are_named(tmp_path, random_problem):
@@ -125,8 +125,8 @@ def test_random_damage_never_escapes_as_another_error(tmp_path, random_problem):
 
 
 def test_plan_indices_survive_json():
-    plan = PlanIndices((1, 0, 3), (True, False))
-    assert PlanIndices.from_json(json.loads(json.dumps(plan.to_json()))) == plan
+    plan = ProblemStructure((1, 0, 3), (True, False))
+    assert ProblemStructure.from_json(json.loads(json.dumps(plan.to_json()))) == plan
 
 
 def test_the_solver_imports_neither_torch_nor_openmmlab():

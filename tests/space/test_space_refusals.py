@@ -49,13 +49,13 @@ def reasons(space):
     return {n.module: n.reason for n in space.not_prunable}
 
 
-def assert_pruned_equals_masked(model, space, random_selection):
+def assert_pruned_equals_masked(model, space, random_kept):
     for name, buffer in model.named_buffers():
         if name.endswith("running_var"):
             buffer.uniform_(0.8, 1.2)
     for seed in range(3):
-        kept, removed = random_selection(space, np.random.default_rng(seed), 0.3)
-        plan = PruningPlan.from_selection(space, kept, removed)
+        kept, removed = random_kept(space, np.random.default_rng(seed), 0.3)
+        plan = PruningPlan.from_kept(space, kept, removed)
         x = torch.randn(1, 3, 64, 96)
         with torch.no_grad():
             masked = mask_model(copy.deepcopy(model), plan)(x)
@@ -138,13 +138,13 @@ def odd_norm(**options):
         (lambda: odd_norm(track_running_stats=False), "without running statistics"),
     ],
 )
-def test_one_operator_that_cannot_be_priced_leaves_its_channels_and_its_block(backbone, reason, random_selection):
+def test_one_operator_that_cannot_be_priced_leaves_its_channels_and_its_block(backbone, reason, random_kept):
     model, space = trace(backbone())
     left = reasons(space)
     assert reason in left["backbone.layer1.1"] and reason in left["backbone.layer1.1.conv1.out"]
     assert "backbone.layer1.1" not in space.blocks_by_name and "backbone.layer1.1.conv1.out" not in space.by_name
     assert "backbone.layer2.1.conv1.out" in space.by_name and "backbone.layer2.1" in space.blocks_by_name
-    assert_pruned_equals_masked(model, space, random_selection)
+    assert_pruned_equals_masked(model, space, random_kept)
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ def test_other_norms_and_convolutions_leave_the_whole_network(options, reason):
 
 
 @pytest.mark.parametrize("kind", ["DCN", "DCNv2"])
-def test_deformable_convolutions_are_left_alone(kind, random_selection):
+def test_deformable_convolutions_are_left_alone(kind, random_kept):
     dcn = dict(type=kind, deform_groups=1, fallback_on_stride=False)
     model, space = trace(resnet(50, dcn=dcn, stage_with_dcn=(False, True)))
     left = reasons(space)
@@ -172,7 +172,7 @@ def test_deformable_convolutions_are_left_alone(kind, random_selection):
         assert not any(m.tensor.startswith(f"{path}.conv2") for d in space.dimensions for m in d.members)
         assert "counts as fixed" in left[f"{path}.conv2"]
     assert "backbone.layer1.0.conv1.out" in space.by_name
-    assert_pruned_equals_masked(model, space, random_selection)
+    assert_pruned_equals_masked(model, space, random_kept)
 
 
 def test_synchronised_batch_norm_is_an_ordinary_one():
@@ -180,7 +180,7 @@ def test_synchronised_batch_norm_is_an_ordinary_one():
     assert space.dimensions == trace(resnet())[1].dimensions
 
 
-def test_a_deep_stem_is_priced_and_average_pooling_beside_it_named(random_selection):
+def test_a_deep_stem_is_priced_and_average_pooling_beside_it_named(random_kept):
     backbone = ResNetV1d(depth=18, base_channels=16, stem_channels=32, num_stages=2, strides=(1, 2), dilations=(1, 1),
                          out_indices=(1,))  # fmt: skip
     model, space = trace(backbone)
@@ -190,7 +190,7 @@ def test_a_deep_stem_is_priced_and_average_pooling_beside_it_named(random_select
     shortcut = terms["backbone.layer2.0.downsample.1"]
     assert all(isinstance(width, str) for width in shortcut)
     assert "AvgPool2d" in reasons(space)["backbone.layer2.0.downsample.0"]
-    assert_pruned_equals_masked(model, space, random_selection)
+    assert_pruned_equals_masked(model, space, random_kept)
 
 
 @pytest.mark.parametrize(

@@ -49,12 +49,12 @@ def test_frames_are_those_of_the_stream_and_repeat(tiny_model, tiny_frames, monk
     torch.testing.assert_close(rows, torch.cat(streamed), rtol=1e-4, atol=1e-4)
 
 
-def test_a_repaired_detector_is_nearer_to_the_dense_one(tiny_model, tiny_frames, random_selection, monkeypatch):
+def test_a_repaired_detector_is_nearer_to_the_dense_one(tiny_model, tiny_frames, random_kept, monkeypatch):
     monkeypatch.setattr(calibration, "PIXELS_TOGETHER", 1)
     space = trace_space(tiny_model, InputShape(6, 64, 176))
-    kept, _ = random_selection(space, np.random.default_rng(1), 0.0)
+    kept, _ = random_kept(space, np.random.default_rng(1), 0.0)
     path = "pts_bbox_head.transformer.decoder.layers"
-    plan = PruningPlan.from_selection(space, kept, {f"{path}.0.ffns.0", "img_backbone.layer3.1"})
+    plan = PruningPlan.from_kept(space, kept, {f"{path}.0.ffns.0", "img_backbone.layer3.1"})
     *frames, unseen = calibration_frames(tiny_model, tiny_frames(5), 5)
     pruned = apply_plan(copy.deepcopy(tiny_model), plan)
     raw = copy.deepcopy(pruned)

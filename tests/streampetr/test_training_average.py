@@ -34,7 +34,7 @@ def test_a_pruned_models_average_is_saved_and_goes_on(mini_config, tmp_path) -> 
     torch.manual_seed(0)
     space = trace_space(MODELS.build(mini_config.model).eval(), InputShape(6, 64, 176), SpaceOptions(4, 8, 8, 0.0, ()))
     kept = {d.name: (tuple(range(d.options[0])),) * d.copies for d in space.dimensions}
-    PruningPlan.from_selection(space, kept, set()).save(tmp_path / "plan.json")
+    PruningPlan.from_kept(space, kept, set()).save(tmp_path / "plan.json")
     mini_config.model = dict(type="MDPPrunedModel", architecture=mini_config.model, plan=str(tmp_path / "plan.json"))
     mini_config.ema = dict(momentum=MOMENTUM)
     mini_config.default_hooks.checkpoint.interval = 1

@@ -193,7 +193,7 @@ def pruned_config(mini_config, tmp_path):
     kept = {d.name: (tuple(range(d.options[len(d.options) // 2])),) * d.copies for d in space.dimensions}
     layer = "pts_bbox_head.transformer.decoder.layers.1"
     removed = {b.name for b in space.blocks if layer in (b.name, b.parent)}
-    PruningPlan.from_selection(space, kept, removed).save(tmp_path / "plan.json")
+    PruningPlan.from_kept(space, kept, removed).save(tmp_path / "plan.json")
     mini_config.model = dict(type="MDPPrunedModel", architecture=mini_config.model, plan=str(tmp_path / "plan.json"))
     mini_config.custom_hooks += [dict(type="PlanHook"), dict(
         type="DistillationHook", teacher_config=str(tmp_path / "dense.py"),

@@ -193,7 +193,7 @@ def test_a_pruned_model_trains_and_refuses_a_dense_checkpoint(mini_config, tmp_p
     space = trace_space(dense, InputShape(6, 64, 176), SpaceOptions(4, 8, 8, 0.0, ()))
     kept = {d.name: (tuple(range(d.options[len(d.options) // 2])),) * d.copies for d in space.dimensions}
     removed = {space.blocks[0].name}
-    PruningPlan.from_selection(space, kept, removed).save(tmp_path / "plan.json")
+    PruningPlan.from_kept(space, kept, removed).save(tmp_path / "plan.json")
     torch.save({"state_dict": dense.state_dict(), "meta": {}}, tmp_path / "dense.pth")
     mini_config.model = dict(type="MDPPrunedModel", architecture=mini_config.model, plan=str(tmp_path / "plan.json"))
     mini_config.custom_hooks.append(dict(type="PlanHook"))

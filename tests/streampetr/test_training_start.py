@@ -51,12 +51,12 @@ def dense(mini_config, tmp_path) -> Path:
 
 
 @pytest.fixture
-def pruned(dense, tmp_path, random_selection) -> Path:
+def pruned(dense, tmp_path, random_kept) -> Path:
     """Work directory with a pruned model of it."""
     config = Config.fromfile(dense)
     model, weights = adapter_of(config, InputShape(6, 64, 176)).build(None)
     space = trace_space(model, InputShape(6, 64, 176))
-    plan = PruningPlan.from_selection(space, *random_selection(space, np.random.default_rng(0)))
+    plan = PruningPlan.from_kept(space, *random_kept(space, np.random.default_rng(0)))
     with new_pruned_model(tmp_path / "pruned", apply_plan(model, plan), plan, weights, config, config.class_names):
         pass
     return tmp_path / "pruned"

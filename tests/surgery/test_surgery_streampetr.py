@@ -26,9 +26,9 @@ def run(model, batches):
     return outputs
 
 
-def make_plan(space, random_selection, seed, p_remove=0.2):
-    kept, removed = random_selection(space, np.random.default_rng(seed), p_remove)
-    return PruningPlan.from_selection(space, kept, removed)
+def make_plan(space, random_kept, seed, p_remove=0.2):
+    kept, removed = random_kept(space, np.random.default_rng(seed), p_remove)
+    return PruningPlan.from_kept(space, kept, removed)
 
 
 @pytest.fixture
@@ -38,8 +38,8 @@ def space(tiny_model):
 
 @pytest.mark.numerics
 @pytest.mark.parametrize("seed", range(6))
-def test_pruned_equals_masked_dense(tiny_model, space, tiny_frames, random_selection, seed):
-    plan = make_plan(space, random_selection, seed)
+def test_pruned_equals_masked_dense(tiny_model, space, tiny_frames, random_kept, seed):
+    plan = make_plan(space, random_kept, seed)
     # Free-running memory would reorder near-ties in its top-k, so frames are compared from an empty memory.
     frames = tiny_frames(1, seed)
     masked = run(mask_model(copy.deepcopy(tiny_model), plan), frames)
@@ -50,15 +50,15 @@ def test_pruned_equals_masked_dense(tiny_model, space, tiny_frames, random_selec
         assert_close(box_a, box_b, COLUMNS, columns=True)
 
 
-def test_masking_changes_the_outputs(tiny_model, space, tiny_frames, random_selection):
-    plan = make_plan(space, random_selection, 0)
+def test_masking_changes_the_outputs(tiny_model, space, tiny_frames, random_kept):
+    plan = make_plan(space, random_kept, 0)
     dense = run(copy.deepcopy(tiny_model), tiny_frames(1))[0][0][-1]
     pruned = run(apply_plan(copy.deepcopy(tiny_model), plan), tiny_frames(1))[0][0][-1]
     assert_differs(dense, pruned)
 
 
-def test_shapes_follow_the_plan(tiny_model, space, random_selection):
-    plan = make_plan(space, random_selection, 3)
+def test_shapes_follow_the_plan(tiny_model, space, random_kept):
+    plan = make_plan(space, random_kept, 3)
     pruned = apply_plan(copy.deepcopy(tiny_model), plan)
     tensors = pruned.state_dict()
     for name, cut in plan.cuts.items():
@@ -74,15 +74,15 @@ def test_shapes_follow_the_plan(tiny_model, space, random_selection):
 
 def test_everything_removed_still_runs(tiny_model, space, tiny_frames):
     smallest = {d.name: tuple(tuple(range(d.options[0])) for _ in range(d.copies)) for d in space.dimensions}
-    plan = PruningPlan.from_selection(space, smallest, {b.name for b in space.blocks})
+    plan = PruningPlan.from_kept(space, smallest, {b.name for b in space.blocks})
     pruned = apply_plan(copy.deepcopy(tiny_model), plan)
     outputs = run(pruned, tiny_frames(3))
     assert outputs[-1][0].shape[0] == 1
     assert all(torch.isfinite(x).all() for pair in outputs for x in pair)
 
 
-def test_pruned_model_trains(tiny_model, space, tiny_frames, random_selection):
-    pruned = apply_plan(tiny_model, make_plan(space, random_selection, 1)).train()
+def test_pruned_model_trains(tiny_model, space, tiny_frames, random_kept):
+    pruned = apply_plan(tiny_model, make_plan(space, random_kept, 1)).train()
     data = pruned.data_preprocessor(dict(tiny_frames(1)[0]), True)
     loss, _ = pruned.parse_losses(pruned(**data, mode="loss"))
     loss.backward()
@@ -90,8 +90,8 @@ def test_pruned_model_trains(tiny_model, space, tiny_frames, random_selection):
     assert wanted == []
 
 
-def test_plan_file_round_trip_and_tampering(space, random_selection, tmp_path):
-    plan = make_plan(space, random_selection, 2)
+def test_plan_file_round_trip_and_tampering(space, random_kept, tmp_path):
+    plan = make_plan(space, random_kept, 2)
     plan.save(tmp_path / "plan.json")
     again = PruningPlan.load(tmp_path / "plan.json")
     assert again.structure == plan.structure and again.hash == plan.hash
@@ -108,7 +108,7 @@ def test_plan_file_round_trip_and_tampering(space, random_selection, tmp_path):
         PruningPlan.load(tmp_path / "edited.json")
 
 
-def test_plan_of_another_model_is_refused_and_leaves_it_whole(tiny_model, tiny_config, space, random_selection):
+def test_plan_of_another_model_is_refused_and_leaves_it_whole(tiny_model, tiny_config, space, random_kept):
     from mmdet3d.registry import MODELS
 
     config = tiny_config()
@@ -117,13 +117,13 @@ def test_plan_of_another_model_is_refused_and_leaves_it_whole(tiny_model, tiny_c
     other = MODELS.build(config)
     before = {k: v.shape for k, v in other.state_dict().items()}
     with pytest.raises(StructureMismatchError, match="another model"):
-        apply_plan(other, make_plan(space, random_selection, 0))
+        apply_plan(other, make_plan(space, random_kept, 0))
     assert before == {k: v.shape for k, v in other.state_dict().items()}
 
 
 def test_unknown_names_and_counts_are_refused(space):
     name = space.dimensions[0].name
     with pytest.raises(StructureMismatchError, match="does not have"):
-        PruningPlan.from_selection(space, {"nothing.out": ((0,),)}, set())
+        PruningPlan.from_kept(space, {"nothing.out": ((0,),)}, set())
     with pytest.raises(StructureMismatchError, match="do not fit"):
-        PruningPlan.from_selection(space, {name: (tuple(range(space.dimensions[0].options[0] - 1)),)}, set())
+        PruningPlan.from_kept(space, {name: (tuple(range(space.dimensions[0].options[0] - 1)),)}, set())
