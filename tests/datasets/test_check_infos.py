@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from mmdet3d.registry import DATASETS
 from mmengine.config import Config
+from mmengine.registry import init_default_scope
 
 import projects.streampetr  # noqa: F401
 from mdp_mmdet3d.errors import FileFormatError
@@ -21,6 +22,7 @@ NAN = float("nan")
 @pytest.fixture
 def read(mini_root, tmp_path):
     """Function that changes row 1 (or all rows) of the training info file and builds the data set."""
+    init_default_scope("mmdet3d")
     config = Config.fromfile(CONFIGS / "nuscenes_704x256.py")
     content = pickle.loads((mini_root / "nuscenes_infos_train.pkl").read_bytes())
 
