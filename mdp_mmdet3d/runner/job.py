@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import copy
 import shutil
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -35,10 +33,11 @@ from mdp_mmdet3d.runner.correction import load_correction, save_correction
 from mdp_mmdet3d.runner.lock import locks_work_dir
 from mdp_mmdet3d.runner.loss_search import LossSearch, find_loss_search
 from mdp_mmdet3d.runner.optimise import PlanSearch
+from mdp_mmdet3d.runner.outcome import Pruned, Steps, job_report
 from mdp_mmdet3d.runner.outputs import RAW_FILE, new_pruned_model, save_pruned_checkpoint
 from mdp_mmdet3d.runner.recovery import recover
 from mdp_mmdet3d.runner.repairing import repair_identity, repair_model
-from mdp_mmdet3d.runner.settings import PruneSettings, budget_ms, parse_budget
+from mdp_mmdet3d.runner.settings import PruneSettings, budget_ms
 from mdp_mmdet3d.runner.steps import (
     MEASURED_FRAMES,
     TABLE_FILE,
@@ -46,11 +45,10 @@ from mdp_mmdet3d.runner.steps import (
     find_importance,
     find_networks,
     find_space,
-    frame_engine_files,
     measure_models,
 )
 from mdp_mmdet3d.runner.target import load_target_table, table_identity, target_model, target_networks
-from mdp_mmdet3d.runtime.measure import LatencyStats, session_device, speedup
+from mdp_mmdet3d.runtime.measure import LatencyStats
 from mdp_mmdet3d.runtime.pyz import RUNTIME_FILE, write_runtime
 from mdp_mmdet3d.space.types import PruningSpace
 from mdp_mmdet3d.surgery.apply import apply_plan
@@ -59,45 +57,6 @@ from mdp_mmdet3d.surgery.repair import RepairReport
 
 CORRECTION_FILE = "calibration.json"
 COMPARED_FRAMES = 3  # frames on which ONNX Runtime is compared with PyTorch
-
-
-class Steps:
-    """Announces the steps, says how long they took and keeps their times."""
-
-    def __init__(self, console: Console) -> None:
-        self.console = console
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        """Time the block under ``name``."""
-        self.console.print(f"[bold]{name}[/bold]")
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            seconds = time.perf_counter() - start
-            self.seconds[name] = self.seconds.get(name, 0.0) + seconds
-        self.console.print(f"  {seconds:.1f} s", style="dim", highlight=False)
-
-
-@dataclass(frozen=True)
-class Pruned:
-    """What either way of pruning comes to.
-
-    Attributes:
-        search: With the latency model that the plan was made on.
-        plan: What stays.
-        model: The pruned model.
-        stats: Latency of ``"dense"`` and ``"pruned"`` on this machine; None if the plan is for another device.
-        drift: Dense latency of this session relative to the one that the budget refers to.
-    """
-
-    search: PlanSearch
-    plan: PruningPlan
-    model: nn.Module
-    stats: dict[str, LatencyStats] | None = None
-    drift: float = 1.0
 
 
 @dataclass
@@ -191,7 +150,18 @@ class PruneJob:
             repair=repair_identity(adapter, found.plan, weights, repairing) if repaired and repairing else None,
         )
         report = {
-            **self._report(adapter, space, importance, found, differences, weights, steps, dense),
+            **job_report(
+                adapter,
+                space,
+                importance,
+                found,
+                dense=dense,
+                work_dir=self.work_dir,
+                budget=self.settings.budget,
+                differences=differences,
+                weights=weights,
+                seconds=steps.seconds,
+            ),
             **({"repair": repaired.summary()} if repaired else {}),
             **({"values": {**loss.report, **loss.delivered(found.model)}} if loss else {}),
             **recovered,
@@ -413,60 +383,3 @@ class PruneJob:
             if raw is not None:
                 save_pruned_checkpoint(part / RAW_FILE, raw, plan, weights, adapter.class_names)
             export_model(adapter, pruned, part / "onnx" / "pruned", plan, weights, self._say)
-
-    def _report(
-        self,
-        adapter: Adapter,
-        space: PruningSpace,
-        importance: ImportanceTable,
-        found: Pruned,
-        differences: dict[str, dict[str, float]],
-        weights: str,
-        steps: Steps,
-        dense: nn.Module,
-    ) -> dict[str, Any]:
-        from mdp_mmdet3d.report.summary import build_report, model_figures
-
-        search, stats = found.search, found.stats
-        # A share of the dense latency means the dense latency of this session.
-        relative = parse_budget(self.settings.budget)[1] == "share"
-        figures = {
-            name: model_figures(
-                model,
-                frame_engine_files(self.work_dir / "onnx" / name, adapter.once),
-                stats[name] if stats else None,
-                predicted,
-                adapter.training_only,
-            )
-            for name, model, predicted in (
-                ("dense", dense, search.dense_predicted_ms),
-                ("pruned", found.model, search.predicted_ms),
-            )
-        }
-        interpolated = search.interpolated_entries
-        device = search.latency.table.device
-        return build_report(
-            space=space,
-            importance=importance,
-            plan=found.plan,
-            solution=search.solution,
-            figures=figures,
-            budget=self.settings.budget,
-            budget_ms=search.budget_ms * (found.drift if relative else 1.0),
-            reference_budget_ms=search.budget_ms,
-            session_drift=found.drift,
-            measured_end_to_end=stats is not None,
-            speedup=speedup(stats["dense"], stats["pruned"]) if stats else None,
-            not_prunable_ms=search.latency.total_fixed_ms,
-            interpolated_entries=len(interpolated),
-            interpolated=[{"operator": signature.key, "widths": list(widths)} for signature, widths in interpolated],
-            corrections=search.corrections,
-            fitted_networks=len(search.latency.networks),
-            latency_model=list(search.latency.explanation),
-            breakdown_ms=search.breakdown(),
-            differences=differences,
-            weights=weights,
-            device=asdict(session_device() if stats else device),
-            latency_table=search.provenance.get("latency_table"),
-            seconds=steps.seconds,
-        )
