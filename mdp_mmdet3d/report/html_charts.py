@@ -24,7 +24,7 @@ COLOURS = {
 }
 INK, QUIET, LINE, KEPT, DENSE, ALERT = COLOURS
 SIZE = (5.4, 3.5)  # inches at 72 pixels: as wide as a phone's page
-STYLE: dict[str, Any] = {
+STYLE: Any = {  # keys are a Literal of all of matplotlib
     "svg.fonttype": "none",  # text stays text, in the page's font
     "svg.hashsalt": "mdp",
     "font.size": 10,
