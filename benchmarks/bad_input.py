@@ -96,7 +96,7 @@ def _told(item: dict | None) -> str:
 def _cell(text: str) -> str:
     """One line of a table, without the folder of one machine."""
     text = re.sub(r"/tmp/\S*/", "", " ".join(text.split())).replace("|", "\\|").replace("<", "&lt;")
-    return text if len(text) <= WIDTH else text[:WIDTH] + " ..."
+    return text if len(text) <= WIDTH else text[:WIDTH].rsplit(" ", 1)[0] + " ..."
 
 
 def main() -> int:

@@ -6,7 +6,7 @@ _base_ = ["mmpretrain::deit/deit-base_16xb64_in1k.py"]
 custom_imports = dict(imports=["mdp_mmdet3d.runner"], allow_failed_imports=False)
 
 checkpoint = None
-data_root = "data/mini_imagenet"
+data_root = "{{ fileDirname }}".rsplit("/", 2)[0] + "/data/mini_imagenet"
 
 # Mixup and augmented labels are for training; importance takes the images as they are. The shipped initialisation of
 # the classifier is 0: without a checkpoint nothing would be worth anything.

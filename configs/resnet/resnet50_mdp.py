@@ -6,7 +6,7 @@ _base_ = ["mmpretrain::resnet/resnet50_8xb32_in1k.py"]
 custom_imports = dict(imports=["mdp_mmdet3d.runner"], allow_failed_imports=False)
 
 checkpoint = None
-data_root = "data/mini_imagenet"
+data_root = "{{ fileDirname }}".rsplit("/", 2)[0] + "/data/mini_imagenet"
 
 # The shipped initialisation makes every branch 0: without a checkpoint no block would be worth anything.
 model = dict(backbone=dict(zero_init_residual=False))

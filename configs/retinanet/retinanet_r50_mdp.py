@@ -6,7 +6,7 @@ _base_ = ["mmdet::retinanet/retinanet_r50_fpn_1x_coco.py"]
 custom_imports = dict(imports=["mdp_mmdet3d.runner"], allow_failed_imports=False)
 
 checkpoint = None
-data_root = "data/mini_coco/"
+data_root = "{{ fileDirname }}".rsplit("/", 2)[0] + "/data/mini_coco/"
 
 # The shipped initialisation makes every residual branch 0: without a checkpoint no block would be worth anything.
 model = dict(backbone=dict(zero_init_residual=False))

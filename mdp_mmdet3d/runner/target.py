@@ -104,7 +104,6 @@ def target_networks(
             "on the device of the table, or give that device's table"
         )
     new = _validated(data, added, table.device.precision, {term.engine for term in space.frame_terms()})
-    _check_device(data, added, table)
     known = [network.engines_ms for network in networks]
     if all(engines_ms in known for _, engines_ms in new):
         return probed + networks
@@ -147,16 +146,6 @@ def _validated(
             "and validate in the precision of the table"
         )
     return new
-
-
-def _check_device(data: Mapping[str, Any], path: Path, table: LatencyTable) -> None:
-    """Refuse a validation that another machine than the table's answered; a table of a GPU does not name the host."""
-    found = (data.get("host") or {}).get("processor")
-    if table.device.runtime == "onnxruntime-cpu" and found is not None and found != table.device.processor:
-        raise StructureMismatchError(
-            f"FPS validation {path} was made on {found}, the latency table on {table.device.processor}: validate on "
-            "the device of the table"
-        )
 
 
 def _plan_of(path: Path, plan_hash: str, validation: Path) -> PruningPlan:

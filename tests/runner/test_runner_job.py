@@ -149,4 +149,4 @@ def test_command_line_errors_have_status_2(tmp_path, monkeypatch, capsys):
     missing = ["importance_dataloader.dataset.data_root=" + str(tmp_path / "nowhere")]
     code, out = prune("configs/streampetr_mdp.py", "--cfg-options", *missing)
     assert code == 2 and "create_mini_nuscenes.py" in out and "NUSCENES_ROOT" in out
-    assert not list(tmp_path.glob("w/*"))
+    assert [path.name for path in tmp_path.glob("w/*")] in ([], [".lock"])

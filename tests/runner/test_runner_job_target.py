@@ -147,7 +147,7 @@ def test_a_validation_that_another_machine_answered_is_refused(tmp_path, table_p
     change(table_path, lambda data: data["device"].update(runtime="onnxruntime-cpu"))
     path = fps_json(tmp_path / "fps.json", None, 1.0, 1.0)
     change(path, lambda data: data.update(host={"processor": "this desk"}))
-    with pytest.raises(StructureMismatchError, match="made on this desk, the latency table on Orin"):
+    with pytest.raises(StructureMismatchError, match=r"not of one device .processor: 'this desk' and 'Orin'"):
         target_networks(tmp_path, space, LatencyTable.load(table_path), path)
     change(path, lambda data: data.update(host={"processor": "Orin"}))
     assert len(target_networks(tmp_path, space, LatencyTable.load(table_path), path)) == 1
@@ -289,7 +289,7 @@ def test_latencies_that_are_none_are_refused(tmp_path, table_path, space, ms):
 
 def test_channels_that_cannot_be_priced_are_named_before_anything_is_measured(tiny_model, settings):
     odd = dataclasses.replace(settings.space_options, channel_multiple=7)
-    with pytest.raises(MdpError, match=r"may keep 7 channels.*channel_multiple be a multiple of 4"):
+    with pytest.raises(MdpError, match=r"may keep \d+ channels.*channel_multiple be a multiple of 4"):
         check_interpolable(trace_space(tiny_model, InputShape(6, 64, 192), odd), ONNXRUNTIME_CPU)
     check_interpolable(trace_space(tiny_model, InputShape(6, 64, 192), settings.space_options), ONNXRUNTIME_CPU)
 

@@ -107,7 +107,7 @@ def test_hook_writes_and_checks_the_plan(run_dir, plans):
         model = build(run_dir[0])
         _load_from, _resume = "x.pth", False
 
-    checkpoint = {}
+    checkpoint = {"state_dict": FakeRunner.model.state_dict()}
     hook = PlanHook()
     hook.before_save_checkpoint(FakeRunner, checkpoint)
     assert PruningPlan.from_dict(checkpoint["meta"][META_KEY]).hash == plans[0].hash

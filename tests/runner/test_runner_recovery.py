@@ -195,7 +195,7 @@ def test_bad_settings_are_named(section, message):
         (dict(frames=0), r"prune\.repair\.frames = 0 must be a whole number of at least 1"),
         (dict(ridge=0), r"prune\.repair\.ridge = 0 must be a positive number"),
         (dict(keep_raw=1), r"prune\.repair\.keep_raw = 1 must be True or False"),
-        (60, r"prune\.repair = 60 must be True, False or a dict"),
+        (60, r"prune\.repair = 60 must be a dict or True or False"),
     ],
 )
 def test_bad_repair_settings_are_named(section, message):
