@@ -123,7 +123,7 @@ def scatter(
 
 
 def _svg(name: str, draw: Callable[[Axes], None], title: str, tooltips: dict[str, str]) -> str:
-    with matplotlib.rc_context(STYLE):  # type: ignore[arg-type]
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=SIZE, layout="constrained")
         draw(figure.add_subplot())
         content = io.StringIO()

@@ -25,7 +25,8 @@ def paths(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
     """Every local file or folder that a config names: key and path; info files that are relative to a data root not."""
     if isinstance(value, dict):
         for name, item in value.items():
-            yield from paths(item, name)
+            if name != "ann_file" or "data_root" not in value:  # a data set joins the two
+                yield from paths(item, name)
     elif isinstance(value, (list, tuple)):
         for item in value:
             yield from paths(item, key)
