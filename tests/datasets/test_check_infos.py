@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from mmdet3d.registry import DATASETS
 from mmengine.config import Config
+from mmengine.registry import init_default_scope
 
 import projects.streampetr  # noqa: F401
 from mdp_mmdet3d.errors import FileFormatError
@@ -16,6 +17,11 @@ from mdp_mmdet3d.errors import FileFormatError
 from .test_stream_dataset import CONFIGS
 
 NAN = float("nan")
+
+
+@pytest.fixture(autouse=True)
+def scope():
+    init_default_scope("mmdet3d")
 
 
 @pytest.fixture

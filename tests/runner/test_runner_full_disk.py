@@ -47,7 +47,8 @@ def assert_belongs_together(folder: Path) -> str:
     check_meta(torch.load(folder / "pruned.pth", weights_only=True)["meta"], plan)
     assert DeploymentManifest.load(folder / "onnx" / "pruned").plan_hash == plan.hash
     assert Config.fromfile(folder / "pruned_config.py").model.plan == str(folder / "plan.json")
-    assert not [path for path in folder.glob(".*")] and not list((folder / "onnx").glob("*.part"))
+    assert [path.name for path in folder.glob(".*")] == [".lock"]
+    assert {path.name for path in (folder / "onnx").iterdir()} <= {"dense", "pruned"}
     return plan.hash
 
 
