@@ -19,6 +19,11 @@ from .test_stream_dataset import CONFIGS
 NAN = float("nan")
 
 
+@pytest.fixture(autouse=True)
+def scope():
+    init_default_scope("mmdet3d")
+
+
 @pytest.fixture
 def read(mini_root, tmp_path):
     """Function that changes row 1 (or all rows) of the training info file and builds the data set."""

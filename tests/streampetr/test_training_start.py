@@ -63,8 +63,8 @@ def pruned(dense, tmp_path, random_kept) -> Path:
 
 
 def test_a_dense_config_in_the_folder_of_a_pruned_training_and_the_other_way_round(dense, pruned, tmp_path, train):
-    pruned, work_dir = pruned / "pruned_config.py", tmp_path / "w"
-    assert train(pruned, "--work-dir", work_dir)[0] == 0
+    config, work_dir = pruned / "pruned_config.py", tmp_path / "w"
+    assert train(config, "--work-dir", work_dir)[0] == 0
     plan = PruningPlan.load(pruned / "plan.json").hash
     status, error = train(dense, "--work-dir", work_dir, "--resume")
     assert status == 2 and "\n" not in error
@@ -72,12 +72,12 @@ def test_a_dense_config_in_the_folder_of_a_pruned_training_and_the_other_way_rou
         f"checkpoint {work_dir / 'iter_3.pth'} is of the training of a pruned model (plan {plan}), the config "
         "describes the dense one: go on with the pruned_config.py that it was started with, or give another --work-dir"
     )
-    assert train(pruned, "--work-dir", work_dir, "--resume", "--cfg-options", "train_cfg.max_iters=4")[0] == 0
+    assert train(config, "--work-dir", work_dir, "--resume", "--cfg-options", "train_cfg.max_iters=4")[0] == 0
     assert torch.load(work_dir / "iter_4.pth", weights_only=True)["meta"]["mdp_plan"]["hash"] == plan
     status, error = train(dense, "--work-dir", tmp_path / "d", "--cfg-options", f"load_from={pruned / 'pruned.pth'}")
     assert status == 2 and f"pruned.pth is of a pruned model (plan {plan})" in error
     assert train(dense, "--work-dir", tmp_path / "d")[0] == 0
-    status, error = train(pruned, "--work-dir", tmp_path / "d", "--resume")
+    status, error = train(config, "--work-dir", tmp_path / "d", "--resume")
     assert status == 2 and "does not fit this pruned model" in error
 
 
@@ -92,9 +92,9 @@ def test_what_is_no_training_to_go_on_with_is_named(dense, pruned, tmp_path, tra
     torch.save({**saved, "meta": "by me"}, tmp_path / "meta.pth")
     status, error = train(dense, "--work-dir", tmp_path / "d", "--resume", tmp_path / "meta.pth")
     assert status == 2 and "it has no meta.epoch, no meta.iter; it holds meta (str), state_dict" in error
-    torch.save({"model": saved["state_dict"], "epoch": 3}, tmp_path / "keys.pth")
+    torch.save({"nets": saved["state_dict"], "epoch": 3}, tmp_path / "keys.pth")
     status, error = train(dense, "--work-dir", tmp_path / "e", "--cfg-options", f"load_from={tmp_path / 'keys.pth'}")
-    assert status == 2 and "keys.pth holds no weight of this model; it holds model (" in error
+    assert status == 2 and "keys.pth holds no weight of this model; it holds nets (" in error
     (tmp_path / "half.pth").write_bytes((tmp_path / "d" / "iter_2.pth").read_bytes()[:9999])
     status, error = train(dense, "--work-dir", tmp_path / "d", "--resume", tmp_path / "half.pth")
     assert status == 2 and "half.pth is truncated or no checkpoint; go on from another one" in error
