@@ -95,7 +95,13 @@ def _told(item: dict | None) -> str:
 
 def _cell(text: str) -> str:
     """One line of a table, without the folder of one machine."""
-    text = re.sub(r"/tmp/\S*/", "", " ".join(text.split())).replace("|", "\\|").replace("<", "&lt;")
+    text = (
+        re.sub(r"/tmp/\S*/", "", " ".join(text.split()))
+        .replace("|", "\\|")
+        .replace("<", "&lt;")
+        .replace("[", "\\[")
+        .replace("]", "\\]")
+    )
     return text if len(text) <= WIDTH else text[:WIDTH].rsplit(" ", 1)[0] + " ..."
 
 
