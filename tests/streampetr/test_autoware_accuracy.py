@@ -62,7 +62,7 @@ class HostRunner:
 @pytest.mark.slow
 def test_each_node_scores_what_pytorch_scores(tmp_path):
     if not (ROOT / "data/mini_easy").is_dir() or not CHECKPOINT.is_file():
-        pytest.skip("data/mini_easy or the trained mini model is not there: python tools/create_mini_nuscenes.py data/mini_easy --easy")
+        pytest.skip("no data/mini_easy: python tools/create_mini_nuscenes.py data/mini_easy --easy")
     init_default_scope("mmdet3d")
     config = Config.fromfile(CONFIG)
     config.load_from, config.work_dir, config.log_level = str(CHECKPOINT), str(tmp_path / "work"), "ERROR"
