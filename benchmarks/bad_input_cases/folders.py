@@ -111,12 +111,16 @@ def tools(assets: Assets) -> Iterator[Case]:
     yield Case("export: inside a file", tool("export", mini, "--frames", "synthetic", *to_file), ("file",))
     no_size = ("--source-size", 0, 0, "--out", folder / "o", *size)
     yield Case("export: --source-size 0 0", tool("export", mini, "--frames", "synthetic", *no_size), ("source",))
-    yield Case("package: a folder that is none", tool("package_autoware", folder, folder / "p"), ("deployment.json",))
+    yield Case(
+        "package: a folder that is none",
+        tool("package_autoware", folder, folder / "p", "--node", "0.53"),
+        ("deployment.json",),
+    )
     for value in ("2", "-1", "nan"):
         threshold = f"--confidence-threshold={value}"
         yield Case(
             f"package: {threshold}",
-            tool("package_autoware", assets.deployment, folder / "p", threshold),
+            tool("package_autoware", assets.deployment, folder / "p", "--node", "0.53", threshold),
             ("threshold",),
         )
     yield Case("build_engine: no folder", tool("build_engine", folder / "none"), ("none",))

@@ -99,7 +99,7 @@ def targets(assets: Assets) -> Iterator[Case]:
     from mdp_mmdet3d.runner.target import target_networks
 
     folder = assets.folder("target")
-    table = SimpleNamespace(device=Device("Orin", "onnxruntime-cpu", "1.31", 1, "float32"))
+    table = SimpleNamespace(device=Device("Orin", "onnxruntime-cpu", "1.31", 1, "float32"), networks=[])
     space = SimpleNamespace(
         model_digest="m",
         frame_terms=lambda: [SimpleNamespace(engine="image_encoder"), SimpleNamespace(engine="head")],
