@@ -100,17 +100,18 @@ def _kind(call: Call, shortcut: nn.Module | None, last: str) -> BlockKind | None
             silence_block(silent, Block("", BlockKind.IDENTITY, last=last))
             found = silent(x)
             if shortcut is None:
-                return BlockKind.IDENTITY if _equal(found, before) else None
+                return BlockKind.IDENTITY if equal_outputs(found, before) else None
             activation = getattr(silent, ACTIVATION, None)
             if not isinstance(activation, nn.Module):
                 return None
             remains = ShortcutBlock({SHORTCUT: silent.get_submodule(SHORTCUT), ACTIVATION: activation})(before)
         except Exception:  # whatever a foreign block raises on an input alone, it is not a residual block
             return None
-    return BlockKind.RESIDUAL_BRANCH if _equal(found, remains) else None
+    return BlockKind.RESIDUAL_BRANCH if equal_outputs(found, remains) else None
 
 
-def _equal(found: object, expected: Tensor) -> bool:
+def equal_outputs(found: object, expected: Tensor) -> bool:
+    """Whether a module returned ``expected``, up to rounding."""
     if not isinstance(found, Tensor) or found.shape != expected.shape:
         return False
     scale = float(expected.abs().max())

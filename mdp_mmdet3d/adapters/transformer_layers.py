@@ -11,15 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from mdp_mmdet3d.adapters.network import Shapes
+from mdp_mmdet3d.adapters.residual_blocks import equal_outputs
 from mdp_mmdet3d.layers import widened
 from mdp_mmdet3d.layers.packed_attention import PROJECTION, QKV
 from mdp_mmdet3d.space.attention import add_attention
 from mdp_mmdet3d.space.builder import SpaceBuilder
 from mdp_mmdet3d.space.calls import Call
 from mdp_mmdet3d.space.mlp import add_hidden
-from mdp_mmdet3d.space.types import BlockKind
+from mdp_mmdet3d.space.types import Block, BlockKind
+from mdp_mmdet3d.surgery.masking import silence_block
 
-TOLERANCE = 1e-5  # relative; the same sums in the same order
 ACTIVATIONS = {nn.ReLU: "relu", nn.GELU: "gelu"}
 PASSIVE = (nn.Dropout, nn.Identity)
 
@@ -118,7 +119,7 @@ def _attentions(builder: SpaceBuilder, calls: Sequence[Call], shapes: Shapes) ->
             builder.leave(call.name, "an attention whose projections have other widths than its stream")
         elif shapes.get(f"{call.name}.{QKV}", [(0,)])[0][0] != 1:
             builder.leave(call.name, "an attention within windows has no cost term")
-        elif kind is None or not _equal(_run(widened(copy.deepcopy(module)), call.input), call.output):
+        elif kind is None or not equal_outputs(_run(widened(copy.deepcopy(module)), call.input), call.output):
             builder.leave(call.name, "computes more than a plain self-attention (positions, norms or gates within it)")
         else:
             yield SubLayer(call, kind, PROJECTION, QKV)
@@ -167,31 +168,30 @@ def _layers(calls: Sequence[Call], found: Sequence[SubLayer]) -> Iterator[str]:
         within = [s for s in found if s.name.startswith(f"{call.name}.")]
         if call.leaf or {bool(s.activation) for s in within} != {True, False}:
             continue
-        silent = copy.deepcopy(call.module)
-        for sub_layer in within:
-            _silence(silent.get_submodule(f"{sub_layer.name}.{sub_layer.last}"[len(call.name) + 1 :]))
         if isinstance(call.module, (nn.Sequential, nn.ModuleList)) or len(within) != 2:
             continue
-        if _equal(_run(silent, call.input), call.input):
+        silent = copy.deepcopy(call.module)
+        for sub_layer in within:
+            _silence(silent, f"{sub_layer.name}.{sub_layer.last}"[len(call.name) + 1 :])
+        if equal_outputs(_run(silent, call.input), call.input):
             yield call.name
 
 
 def _role(call: Call, last: str) -> BlockKind | None:
     """What the module returns when its branch is 0: its input, or 0."""
     silent = copy.deepcopy(call.module)
-    _silence(silent.get_submodule(last))
+    _silence(silent, last)
     found = _run(silent, call.input)
     if found is None:
         return None
-    if _equal(found, call.input):
+    if equal_outputs(found, call.input):
         return BlockKind.SUB_LAYER
     return BlockKind.BRANCH if found.shape == call.input.shape and not found.any() else None
 
 
-def _silence(linear: nn.Module) -> None:
+def _silence(module: nn.Module, last: str) -> None:
     with torch.no_grad():
-        for parameter in linear.parameters(recurse=False):
-            parameter.zero_()
+        silence_block(module, Block("", BlockKind.SUB_LAYER, last=last))
 
 
 def _run(module: nn.Module, x: Tensor) -> Tensor | None:
@@ -203,9 +203,3 @@ def _run(module: nn.Module, x: Tensor) -> Tensor | None:
     except Exception:  # whatever a foreign module raises on an input alone, it is not understood
         return None
     return found if isinstance(found, Tensor) else None
-
-
-def _equal(found: Tensor | None, expected: Tensor) -> bool:
-    if found is None or found.shape != expected.shape:
-        return False
-    return float((found - expected).abs().max()) <= TOLERANCE * max(float(expected.abs().max()), 1e-12)

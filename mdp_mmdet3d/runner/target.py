@@ -13,12 +13,12 @@ from mdp_mmdet3d.files import file_sha256, read_json
 from mdp_mmdet3d.latency.predict import LatencyModel, MeasuredNetwork
 from mdp_mmdet3d.latency.table import LatencyTable, NotMeasuredError
 from mdp_mmdet3d.runner.networks import load_networks, save_networks
+from mdp_mmdet3d.runtime.manifest import PRECISIONS_V1
 from mdp_mmdet3d.runtime.validate import engine_key
 from mdp_mmdet3d.space.types import PruningSpace
 from mdp_mmdet3d.surgery.plan import PruningPlan
 
 FPS_VERSION = 1
-_OF_DEPLOYMENT = {"fp32": "float32", "fp16": "float16"}  # a table's name of a deployment's precision
 
 
 def load_target_table(path: Path, space: PruningSpace, precision: str) -> LatencyTable:
@@ -140,7 +140,7 @@ def _validated(
         raise FileFormatError(
             f"FPS validation {path} is damaged ({error!r}); run tools/validate_fps.py --json again"
         ) from error
-    if _OF_DEPLOYMENT.get(found, found) != precision:
+    if PRECISIONS_V1.get(found, found) != precision:
         raise StructureMismatchError(
             f"FPS validation {path} is of {found}, the latency table of {precision}: export "
             "and validate in the precision of the table"

@@ -9,7 +9,6 @@ import pytest
 
 from mdp_mmdet3d.errors import InfeasibleBudgetError, MdpError
 from mdp_mmdet3d.solver import (
-    Formulation,
     InvalidProblemError,
     ProblemDimension,
     ProblemStructure,
@@ -25,15 +24,7 @@ from mdp_mmdet3d.solver.conditioning import condition, conditions
 from mdp_mmdet3d.solver.pareto import pareto
 from mdp_mmdet3d.solver.scaling import minimum_cost
 
-SCIP_ALONE = SolveOptions(lagrangian=False, reduction=False, label_search=False, isolate=False)
-ROUTES = {
-    "all": SolveOptions(isolate=False),
-    "labels without reduction": SolveOptions(reduction=False, isolate=False),
-    "labels without Lagrangian": SolveOptions(lagrangian=False, isolate=False),
-    "reduction and SCIP": SolveOptions(label_search=False, isolate=False),
-    "SCIP alone, linearised": replace(SCIP_ALONE, formulation=Formulation.LINEARISED),
-    "SCIP alone, folded": replace(SCIP_ALONE, formulation=Formulation.FOLDED),
-}
+from .routes import ROUTES
 
 
 @pytest.mark.parametrize("batch", range(10))

@@ -10,14 +10,12 @@ import pytest
 
 from mdp_mmdet3d.errors import InfeasibleBudgetError, MdpError
 from mdp_mmdet3d.solver import (
-    Formulation,
     InvalidProblemError,
     ProblemBlock,
     ProblemDimension,
     ProblemStructure,
     ProblemTerm,
     PruningProblem,
-    SolveOptions,
     SolveStatus,
     solve,
 )
@@ -25,13 +23,9 @@ from mdp_mmdet3d.solver.baselines import greedy, halp, uniform
 from mdp_mmdet3d.solver.links import SumPart, add_sum
 from mdp_mmdet3d.sums import attainable_sums, sum_allowed, sum_options
 
-SCIP_ALONE = SolveOptions(lagrangian=False, reduction=False, label_search=False, isolate=False)
-ROUTES = {
-    "all": SolveOptions(isolate=False),
-    "reduction and SCIP": SolveOptions(label_search=False, isolate=False),
-    "SCIP alone, linearised": replace(SCIP_ALONE, formulation=Formulation.LINEARISED),
-    "SCIP alone, folded": replace(SCIP_ALONE, formulation=Formulation.FOLDED),
-}
+from .routes import ROUTES as ALL_ROUTES
+
+ROUTES = {name: every for name, every in ALL_ROUTES.items() if not name.startswith("labels")}
 
 
 class Concatenation:

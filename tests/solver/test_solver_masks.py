@@ -9,7 +9,6 @@ import pytest
 
 from mdp_mmdet3d.errors import InfeasibleBudgetError
 from mdp_mmdet3d.solver import (
-    Formulation,
     InvalidProblemError,
     ProblemBlock,
     ProblemDimension,
@@ -25,16 +24,7 @@ from mdp_mmdet3d.solver.pareto import pareto
 from mdp_mmdet3d.solver.scaling import NoStructureError, minimum_cost
 
 from ..data_files import data_path
-
-SCIP_ALONE = SolveOptions(lagrangian=False, reduction=False, label_search=False, isolate=False)
-ROUTES = {
-    "all": SolveOptions(isolate=False),
-    "labels without reduction": SolveOptions(reduction=False, isolate=False),
-    "labels without Lagrangian": SolveOptions(lagrangian=False, isolate=False),
-    "reduction and SCIP": SolveOptions(label_search=False, isolate=False),
-    "SCIP alone, linearised": replace(SCIP_ALONE, formulation=Formulation.LINEARISED),
-    "SCIP alone, folded": replace(SCIP_ALONE, formulation=Formulation.FOLDED),
-}
+from .routes import ROUTES
 
 
 @pytest.mark.parametrize("batch", range(10))

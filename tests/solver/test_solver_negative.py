@@ -21,7 +21,7 @@ from mdp_mmdet3d.solver import (
 )
 from mdp_mmdet3d.solver.certificate import audit
 
-SCIP_ALONE = SolveOptions(lagrangian=False, reduction=False, label_search=False, isolate=False)
+from .routes import SCIP_ALONE
 
 
 def with_negative_values(problem, seed):
