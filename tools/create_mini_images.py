@@ -31,7 +31,7 @@ def main() -> int:
             task = bar.add_task("images", total=None)
             write = write_image_folder if args.format == "imagenet" else write_coco
             write(args.out, args.images, seed=args.seed, on_image=lambda: bar.advance(task))
-    except MdpError as error:
+    except (MdpError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(f"wrote {args.out} in the format of {args.format}: {args.images} images to train on")

@@ -121,6 +121,8 @@ def write_coco(
 
 def _new_folder(root: str | Path, count: int) -> Path:
     path = Path(root)
+    if path.exists() and not path.is_dir():
+        raise MdpError(f"{path} is a file; name a folder")
     if path.exists() and any(path.iterdir()):
         raise MdpError(f"{path} exists and is not empty; name another folder or delete it")
     if count < len(SHAPES) * len(COLOURS):

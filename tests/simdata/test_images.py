@@ -68,4 +68,6 @@ def test_a_folder_with_files_is_left_alone(tmp_path):
         write_coco(tmp_path, 8)
     with pytest.raises(MdpError, match="too few"):
         write_coco(tmp_path / "new", 3)
+    with pytest.raises(MdpError, match="is a file"):
+        write_coco(tmp_path / "mine.txt", 8)
     assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
