@@ -8,6 +8,7 @@ from torch import nn
 
 from mdp_mmdet3d.space.types import Block, BlockKind
 from mdp_mmdet3d.surgery.repair import RepairSettings, repair
+from mdp_mmdet3d.surgery.repair.stand_ins import run_ends
 
 from .repair_nets import PRECISE, Attention, Residual, Shared, axes, cut, depend, error, frames_of, plan_of, randomise
 
@@ -218,6 +219,54 @@ def test_levels_of_a_decoder_are_paired_by_the_layers_that_are_left():
     assert report["norm"].calls == 2 and report["norm"].samples == 3 * 2 * 40
     # Its first call is that of the first layer in both models, which are equal there.
     assert report["layers.0"].left == "it equals the dense model's"
+
+
+class PostNorm(nn.Module):
+    """A residual branch and the norm behind it."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.branch, self.norm = nn.Linear(width, width), nn.LayerNorm(width)
+
+    def forward(self, x):
+        return self.norm(x + self.branch(x))
+
+
+@pytest.mark.parametrize("removed", [["1"], ["2"], ["1", "2"]])
+def test_the_last_layer_in_front_of_removed_ones_gives_what_they_gave(removed):
+    class Decoder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers, self.norm = nn.ModuleList(PostNorm(8) for _ in range(3)), nn.LayerNorm(8)
+
+        def forward(self, x):
+            return [self.norm(x := layer(x)) for layer in self.layers if not isinstance(layer, nn.Identity)][-1]
+
+    model = randomise(Decoder())
+    with torch.no_grad():
+        for i, layer in enumerate(model.layers):  # each leaves the mean of its outputs elsewhere
+            layer.norm.bias.add_(torch.linspace(-1, 1, 8) * (i + 1))
+    plan = plan_of(model, {}, *(Block(f"layers.{each}", BlockKind.LAYER) for each in removed))
+    pruned, inputs = cut(model, plan), [torch.randn(200, 8) for _ in range(5)]
+    last = int(removed[-1])
+    kept = 0 if removed[0] == "1" else 1
+    repair(model, pruned, plan, frames_of(inputs[:4]))
+    ends = []
+    for each in (model, pruned):
+        found = {}
+        for name in (f"layers.{last}", f"layers.{kept}"):
+            each.get_submodule(name).register_forward_hook(lambda m, x, y, n=name, found=found: found.update({n: y}))
+        each(inputs[-1])
+        ends.append(found)
+    after, wanted, own = ends[1][f"layers.{kept}"], ends[0][f"layers.{last}"], ends[0][f"layers.{kept}"]
+    assert (after - wanted).norm() < 0.5 * (own - wanted).norm()
+
+
+def test_blocks_of_a_list_that_removed_ones_follow():
+    names = ["body", *(f"body.{i}" for i in range(5)), "body.2.0", "other.0"]
+    assert run_ends(names, {"body.1", "body.3", "body.4"}) == {"body.0": "body.1", "body.2": "body.4"}
+    assert run_ends(names, {"body.0"}) == {}  # nothing stands in front of it
+    assert run_ends(names, {"body.2.ffn"}) == {}
 
 
 def test_a_position_that_is_not_sampled_is_not_needed():

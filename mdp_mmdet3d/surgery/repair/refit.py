@@ -20,6 +20,7 @@ from mdp_mmdet3d.surgery.repair.processes import anywhere, failing_together, is_
 from mdp_mmdet3d.surgery.repair.projections import ProjectionLayer, projections_of, rows_of
 from mdp_mmdet3d.surgery.repair.replay import Call, Frame, Observed, Replay
 from mdp_mmdet3d.surgery.repair.settings import LayerRepair, RepairReport, RepairSettings
+from mdp_mmdet3d.surgery.repair.stand_ins import run_ends
 from mdp_mmdet3d.surgery.repair.store import RepairStore, put
 from mdp_mmdet3d.surgery.repair.targets import Sampling, pairs_of, record_targets
 
@@ -116,6 +117,8 @@ class _Repair:
         rank, world = (dist.get_rank(), dist.get_world_size()) if is_distributed() else (0, 1)
         self.own = [i for i in range(len(frames)) if i % world == rank]
         masks = keep_masks(dense, plan)
+        self.ends = run_ends([name for name, _ in dense.named_modules()], plan.removed)
+        self.sources: dict[str, str] = {}
         self.layers, self.left = _layers(pruned)
         self.kept: dict[str, Tensor | None] = {}
         modules = dict(dense.named_modules())
@@ -135,7 +138,7 @@ class _Repair:
             Replay(self.dense, available, attentions=attentions) as dense,
             Replay(self.pruned, available, sites, cache_bytes, attentions) as pruned,
         ):
-            theirs, ours = self._trace(dense), self._trace(pruned)
+            theirs, ours = self._trace(dense, _layers(self.dense)[0]), self._trace(pruned, self.layers)
             steps = self._steps(theirs, ours)
             sampling = Sampling(self.settings.seed)
             for step in steps:
@@ -146,16 +149,20 @@ class _Repair:
             for wave in self._waves(steps, theirs.positions, sampling):
                 finished = {step.name: self._finished(step.name) for step in wave}
                 missing = [step for step in wave if finished[step.name] is None]
-                counts = {step.name: len(theirs.calls[_map(step)]) for step in missing}
+                counts = {step.name: len(theirs.calls[self._source(step)]) for step in missing}
                 with failing_together():
-                    targets = record_targets(dense, missing, self.kept, counts, self.own, sampling) if missing else {}
+                    targets = (
+                        record_targets(dense, missing, self.kept, counts, self.own, sampling, self.sources)
+                        if missing
+                        else {}
+                    )
                 for step in wave:
                     done = finished[step.name]
                     if done is not None:
                         result, tensors = done
                         put(self.pruned, tensors)
                     else:
-                        pairs = pairs_of(theirs.calls[_map(step)], ours.calls[_map(step)])
+                        pairs = pairs_of(theirs.calls[self._source(step)], ours.calls[_map(step)], self.ends)
                         count = len(ours.calls[_map(step)])
                         result = fit_layer(
                             step,
@@ -179,15 +186,15 @@ class _Repair:
             self.store.finish(report)
         return report
 
-    def _trace(self, replay: Replay) -> _Trace:
+    def _trace(self, replay: Replay, layers: Mapping[str, Layer]) -> _Trace:
         """Run one frame to see what runs when."""
         trace = _Trace()
 
         def on_call(observed: Observed) -> None:
             name, output = observed.call.name, observed.output
-            if name in self.layers and isinstance(output, Tensor):
+            if name in layers and isinstance(output, Tensor):
                 trace.calls[name].append(observed.call)
-                trace.positions[name] += output.numel() // output.shape[self.layers[name].channel_axis]
+                trace.positions[name] += output.numel() // output.shape[layers[name].channel_axis]
 
         trace.flow = replay.trace(0, on_call)
         return trace
@@ -217,7 +224,30 @@ class _Repair:
                 if met is not None and theirs.sum_of(step.last) is not None and len(theirs.calls[name]) == 1:
                     times.append((met - 0.5, step))  # behind the last call that had ended by then
                     self.kept[step.name] = self.kept[name]
+        self._find_sources(times, theirs, ours)
         return [step for _, step in sorted(times, key=lambda each: each[0])]
+
+    def _find_sources(self, times: Sequence[tuple[float, Layer]], theirs: _Trace, ours: _Trace) -> None:
+        """The last sum of a block that removed ones follow, and what runs behind it, stand for those of the last."""
+        for kept, removed in self.ends.items():
+            steps = [(time, step) for time, step in times if _map(step).startswith(f"{kept}.")]
+            sums = [time for time, step in steps if isinstance(step, ResidualLayer)]
+            if not sums:
+                continue
+            final = [step for time, step in steps if time >= max(sums)]
+            entering = [step for step in final if isinstance(step, ResidualLayer)]
+            partners = (removed + step.last.removeprefix(kept) for step in entering)
+            partner = next((name for name in partners if theirs.sum_of(name) is not None), None)
+            if partner is not None:
+                self.sources |= {step.name: partner for step in entering}
+            for step in final:
+                name = removed + step.name.removeprefix(kept)
+                if not isinstance(step, ResidualLayer) and name in theirs.calls:
+                    self.sources[step.name] = name
+
+    def _source(self, step: Layer) -> str:
+        """Layer of the dense model whose calls a step's are compared with."""
+        return _map(step) if isinstance(step, ResidualLayer) else self.sources.get(step.name, step.name)
 
     def _batch_norm_behind(self, name: str, trace: _Trace) -> BatchNormLayer | None:
         if not self.layers[name].to_norm:

@@ -64,6 +64,7 @@ def record_targets(
     calls: Mapping[str, int],
     indices: Iterable[int],
     sampling: Sampling,
+    sources: Mapping[str, str],
 ) -> dict[str, dict[int, list[Target]]]:
     """Targets of some layers by frame, from one pass of the dense model over the frames.
 
@@ -74,22 +75,25 @@ def record_targets(
         calls: How often a frame runs each of them in the dense model.
         indices: Of the frames.
         sampling: Which positions.
+        sources: Modules of the dense model that layers, or the outputs that enter sums, stand for, where those are not
+            of the same name.
 
     Raises:
         MdpError: An output of the dense model is not finite.
     """
-    by_name = {layer.name: layer for layer in layers}
-    sums = {layer.name: layer.last for layer in layers if isinstance(layer, ResidualLayer)}
-    watched = {name: calls[name] for name in by_name if name not in sums}
-    found: dict[str, dict[int, list[Target]]] = {name: {} for name in by_name}
+    sums = {layer.name: sources.get(layer.name, layer.last) for layer in layers if isinstance(layer, ResidualLayer)}
+    by_name = {layer.name if layer.name in sums else sources.get(layer.name, layer.name): layer for layer in layers}
+    watched = {name: calls[layer.name] for name, layer in by_name.items() if name not in sums}
+    found: dict[str, dict[int, list[Target]]] = {layer.name: {} for layer in layers}
     for index in indices:
 
         def note(name: str, output: Tensor, call: Call | None, index: int = index) -> None:
-            layer, targets = by_name[name], found[name].setdefault(index, [])
+            layer = by_name[name]
+            targets = found[layer.name].setdefault(index, [])
             grid = grid_of(layer, output)
-            where = sampling.where(name, index, len(targets), torch.Size(grid).numel()).to(output.device)
+            where = sampling.where(layer.name, index, len(targets), torch.Size(grid).numel()).to(output.device)
             rows = layer.outputs(output, where)
-            if (stays := kept[name]) is not None:
+            if (stays := kept[layer.name]) is not None:
                 rows = rows.index_select(1, stays.to(rows.device))
             if not bool(rows.isfinite().all()):
                 raise MdpError(
@@ -108,14 +112,14 @@ def record_targets(
     return found
 
 
-def pairs_of(dense: Sequence[Call], pruned: Sequence[Call]) -> dict[int, int]:
+def pairs_of(dense: Sequence[Call], pruned: Sequence[Call], ends: Mapping[str, str]) -> dict[int, int]:
     """Which call of the dense layer each call of the pruned one stands for, by number.
 
     As many calls: in order. Fewer, since blocks are removed: by the module that ran before, as a norm behind every
-    layer of a decoder does.
+    layer of a decoder does; behind a block that removed ones follow, by the last of those (`run_ends`).
     """
     if len(dense) == len(pruned):
         return {i: i for i in range(len(pruned))}
     places = {(call.path[:-1], call.before, call.index): i for i, call in enumerate(dense)}
-    keys = [(call.path[:-1], call.before, call.index) for call in pruned]
+    keys = [(call.path[:-1], ends.get(call.before, call.before), call.index) for call in pruned]
     return {i: places[key] for i, key in enumerate(keys) if key in places}
