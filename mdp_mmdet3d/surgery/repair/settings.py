@@ -10,6 +10,7 @@ from mdp_mmdet3d.errors import MdpError
 
 PIXELS = 8_000_000
 FRAMES = (8, 256)
+METHOD = 2  # raised where equal settings give other weights than in earlier releases
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,8 @@ class RepairSettings:
     @property
     def identity(self) -> dict[str, Any]:
         """What the repaired weights depend on."""
-        return {name: value for name, value in asdict(self).items() if name not in ("keep_raw", "memory_gb")}
+        values = {name: value for name, value in asdict(self).items() if name not in ("keep_raw", "memory_gb")}
+        return {**values, "method": METHOD}
 
 
 @dataclass(frozen=True)

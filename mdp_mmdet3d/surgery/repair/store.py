@@ -14,7 +14,7 @@ from mdp_mmdet3d.errors import FileFormatError
 from mdp_mmdet3d.files import digest, read_json, read_npz, write_json, write_npz
 from mdp_mmdet3d.surgery.repair.settings import LayerRepair, RepairReport
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 1
 FINISHED_FILE = "finished.json"
 
 
