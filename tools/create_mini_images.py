@@ -1,4 +1,4 @@
-"""Write a small generated image set: an ImageNet folder or COCO, for configs whose real data is not at hand."""
+"""Write a small generated image set for configs whose real data is not at hand: an ImageNet folder, COCO, VOC."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ if __name__ == "__main__":  # works in a checkout that is not installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mdp_mmdet3d.errors import MdpError
-from mdp_mmdet3d.simdata.images import write_coco, write_image_folder
+from mdp_mmdet3d.simdata.images import write_coco, write_image_folder, write_voc
+
+WRITERS = {"imagenet": write_image_folder, "coco": write_coco, "voc": write_voc}
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("format", choices=["imagenet", "coco"])
+    parser.add_argument("format", choices=list(WRITERS))
     parser.add_argument("out", type=Path, help="folder to make, e.g. data/mini_imagenet")
     parser.add_argument("--images", type=int, default=64, help="of the training set; a quarter more for validation")
     parser.add_argument("--seed", type=int, default=0)
@@ -29,8 +31,7 @@ def main() -> int:
     try:
         with Progress() as bar:
             task = bar.add_task("images", total=None)
-            write = write_image_folder if args.format == "imagenet" else write_coco
-            write(args.out, args.images, seed=args.seed, on_image=lambda: bar.advance(task))
+            WRITERS[args.format](args.out, args.images, seed=args.seed, on_image=lambda: bar.advance(task))
     except (MdpError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

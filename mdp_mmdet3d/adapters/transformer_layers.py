@@ -152,14 +152,18 @@ def _feed_forwards(builder: SpaceBuilder, calls: Sequence[Call]) -> Iterator[Sub
 
 def _chain(inside: Sequence[Call], first: Call, last: Call) -> list[nn.Module] | None:
     """Modules through which alone the output of ``first`` becomes the input of ``last``, or None."""
-    value, position, between = first.output, first.last, []
-    while value is not last.input:
-        readers = [c for c in inside if c.input is value and c.first > position]
+    value, position = first.output, first.last
+    between: list[nn.Module] = []
+    while True:
+        readers = [c for c in inside if c.input is value and position < c.first < last.first]
+        if value is last.input:
+            readers = [c for c in readers if c.output is value]  # in place: the same tensor before and after
+            if not readers:
+                return between
         if not readers or isinstance(readers[0].module, nn.Linear):
             return None
         value, position = readers[0].output, readers[0].last
         between.append(readers[0].module)
-    return between
 
 
 def _layers(calls: Sequence[Call], found: Sequence[SubLayer]) -> Iterator[str]:
@@ -178,7 +182,9 @@ def _layers(calls: Sequence[Call], found: Sequence[SubLayer]) -> Iterator[str]:
 
 
 def _role(call: Call, last: str) -> BlockKind | None:
-    """What the module returns when its branch is 0: its input, or 0."""
+    """What the module returns when its branch is 0: its input, or 0; None if neither, or if its input was 0."""
+    if not call.input.any():  # as that of DETR's first decoder layer: both would be the same
+        return None
     silent = copy.deepcopy(call.module)
     _silence(silent, last)
     found = _run(silent, call.input)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,16 @@ from typing import Any
 from torch import Tensor, nn
 
 from mdp_mmdet3d.checkpoint.check import plan_hash_of
+from mdp_mmdet3d.checkpoint.public_names import to_mmpretrain
 from mdp_mmdet3d.checkpoint.read import read_checkpoint
 from mdp_mmdet3d.errors import StructureMismatchError
 from mdp_mmdet3d.surgery.plan import PruningPlan
 
+logger = logging.getLogger(__name__)
+
 
 def load_checkpoint(model: nn.Module, path: str | Path) -> None:
-    """Load a checkpoint into a model with exactly its names and shapes.
+    """Load a checkpoint into a model with exactly its names and shapes, or with those of torchvision or timm.
 
     Args:
         model: Dense, or pruned: then the file must carry the same plan.
@@ -29,7 +33,9 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> None:
     checkpoint = read_checkpoint(path, own)
     if (plan := getattr(model, "mdp_plan", None)) is not None:
         check_meta(checkpoint["meta"], plan, f"checkpoint {path}")
-    state = checkpoint["state_dict"]
+    state, recognised = to_mmpretrain(checkpoint["state_dict"], own)
+    if recognised:
+        logger.info("checkpoint %s: recognised as %s, %d names changed to the model's", path, recognised, len(state))
     # Counters that frozen batch norms of other releases lack; nothing is computed with them.
     state |= {key: own[key] for key in own if key.endswith(".num_batches_tracked") and key not in state}
     check_structure(state, own, str(path))

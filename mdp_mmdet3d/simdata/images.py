@@ -1,4 +1,4 @@
-"""Small generated image sets in real formats: an ImageNet folder and COCO, for lines that have no real data yet.
+"""Small generated image sets in real formats: an ImageNet folder, COCO, a VOC devkit; for lines without real data.
 
 Coloured shapes of several sizes lie on smooth noise. A network learns them in minutes; nothing measured on them says
 anything about real photographs.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,6 +30,8 @@ COCO_CLASSES = [
     "tv", "laptop", "mouse", "remote", "keyboard", "cell phone", "microwave", "oven", "toaster", "sink",
     "refrigerator", "book", "clock", "vase", "scissors", "teddy bear", "hair drier", "toothbrush",
 ]  # fmt: skip
+# VOC has no names of shapes; these are of its 20 classes, in the order of `SHAPES`.
+VOC_NAMES = ("bicycle", "boat", "tvmonitor", "car")
 _UNUSED_IDS = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
 
 
@@ -117,6 +120,77 @@ def write_coco(
             on_image()
         content = {"images": images, "annotations": annotations, "categories": categories}
         (root / "annotations" / f"instances_{split}.json").write_text(json.dumps(content), encoding="utf-8")
+
+
+def write_voc(
+    root: str | Path, count: int = 32, size: tuple[int, int] = (500, 375), seed: int = 0, on_image: Callable = int
+) -> None:
+    """Write ``VOC2007`` and ``VOC2012`` in the layout of VOC's devkit, as MMDetection's ``VOCDataset`` reads it.
+
+    Both have ``JPEGImages``, ``Annotations`` and ``ImageSets/Main/trainval.txt``; ``VOC2007`` has ``test.txt`` too.
+
+    Args:
+        root: Folder to make; the place of ``VOCdevkit``.
+        count: Images to train on, half of them in each year; the test set has a quarter of it.
+        size: Width and height in pixels.
+        seed: Equal seeds give equal images.
+        on_image: Called without meaning after each image, for progress.
+
+    Raises:
+        MdpError: The folder exists and is not empty, or ``count`` is too small.
+    """
+    root = _new_folder(root, count)
+    rng = np.random.default_rng(seed)
+    late = count // 2
+    for year, splits in (
+        ("2007", {"trainval": count - late, "test": max(4, count // 4)}),
+        ("2012", {"trainval": late}),
+    ):
+        folder = root / f"VOC{year}"
+        for part in ("JPEGImages", "Annotations", "ImageSets/Main"):
+            (folder / part).mkdir(parents=True)
+        first = 1
+        for split, number in splits.items():
+            names = [
+                f"{index:06d}" if year == "2007" else f"2012_{index:06d}" for index in range(first, first + number)
+            ]
+            first += number
+            for name in names:
+                image = _background(rng, size)
+                boxes = []
+                for _ in range(int(rng.integers(2, 6))):
+                    shape = int(rng.integers(len(SHAPES)))
+                    diameter = min(size) * rng.uniform(0.15, 0.5)
+                    box = _draw(image, rng, shape, int(rng.integers(len(COLOURS))), diameter)
+                    boxes.append((VOC_NAMES[shape], box))
+                image.save(folder / "JPEGImages" / f"{name}.jpg", quality=92)
+                tree = _voc_annotation(f"VOC{year}", f"{name}.jpg", size, boxes)
+                tree.write(folder / "Annotations" / f"{name}.xml", encoding="utf-8")
+                on_image()
+            listed = "".join(f"{name}\n" for name in names)
+            (folder / "ImageSets" / "Main" / f"{split}.txt").write_text(listed, encoding="utf-8")
+
+
+def _voc_annotation(
+    folder: str, file: str, size: tuple[int, int], boxes: list[tuple[str, tuple[float, float, float, float]]]
+) -> ET.ElementTree:
+    """One image's objects; the corners are whole pixels counted from 1, the last one inside of the object."""
+    top = ET.Element("annotation")
+    for tag, value in (("folder", folder), ("filename", file), ("segmented", 0)):
+        ET.SubElement(top, tag).text = str(value)
+    extent = ET.SubElement(top, "size")
+    for tag, value in (("width", size[0]), ("height", size[1]), ("depth", 3)):
+        ET.SubElement(extent, tag).text = str(value)
+    for name, (x, y, width, height) in boxes:
+        item = ET.SubElement(top, "object")
+        for tag, value in (("name", name), ("pose", "Unspecified"), ("truncated", 0), ("difficult", 0)):
+            ET.SubElement(item, tag).text = str(value)
+        corners = ET.SubElement(item, "bndbox")
+        right, bottom = min(size[0], math.ceil(x + width)), min(size[1], math.ceil(y + height))
+        for tag, value in (("xmin", int(x) + 1), ("ymin", int(y) + 1), ("xmax", right), ("ymax", bottom)):
+            ET.SubElement(corners, tag).text = str(value)
+    ET.indent(top, "\t")
+    return ET.ElementTree(top)
 
 
 def _new_folder(root: str | Path, count: int) -> Path:

@@ -13,8 +13,10 @@ from torch import nn
 
 from mdp_mmdet3d.adapters import InputShape, adapter_of
 from mdp_mmdet3d.adapters.single_graph_export import TensorMode, export_single_graph
+from mdp_mmdet3d.adapters.transformer_layers import _role
 from mdp_mmdet3d.layers import PackedSelfAttention, RemovedBranch, RemovedSubLayer, widened
 from mdp_mmdet3d.space.builder import SpaceOptions
+from mdp_mmdet3d.space.calls import Call
 from mdp_mmdet3d.space.types import BlockKind, DimensionKind
 from mdp_mmdet3d.surgery.apply import apply_plan
 from mdp_mmdet3d.surgery.masking import mask_model
@@ -111,6 +113,19 @@ def test_a_pruned_transformer_exports_as_it_computes(traced, random_kept, tmp_pa
 def test_layer_scale_and_drop_path_change_nothing():
     _, space = trace(layer_scale_init_value=0.5, drop_path_rate=0.1)
     assert len(space.blocks) == 9
+
+
+def test_an_activation_in_place_is_found_and_a_layer_that_was_given_zeros_is_no_feed_forward(random_kept):
+    """DETR's: ReLUs in place, and a first decoder layer whose input is 0."""
+    model, space = trace(layer_cfgs=dict(act_cfg=dict(type="ReLU", inplace=True)))
+    assert sum(term.signature.kind == "ffn" for term in space.terms) == 3
+    assert sum(dimension.kind == DimensionKind.HIDDEN for dimension in space.dimensions) == 3
+    plan = PruningPlan.from_kept(space, *random_kept(space, np.random.default_rng(0), 0.3))
+    pruned, masked = (f(copy.deepcopy(model), plan) for f in (apply_plan, mask_model))
+    torch.testing.assert_close(outputs(pruned), outputs(masked), rtol=1e-4, atol=1e-4)
+    ffn = model.get_submodule(f"{LAYER}.ffn")
+    for image, expected in ((torch.ones(1, 3, 32), BlockKind.SUB_LAYER), (torch.zeros(1, 3, 32), None)):
+        assert _role(Call("", ffn, image, image, 0, 1), "layers.1") == expected
 
 
 def test_an_attention_that_computes_more_is_left_alone_with_the_reason():

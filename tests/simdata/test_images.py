@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from mdp_mmdet3d.errors import MdpError
-from mdp_mmdet3d.simdata.images import COCO_CLASSES, write_coco, write_image_folder
+from mdp_mmdet3d.simdata.images import COCO_CLASSES, VOC_NAMES, write_coco, write_image_folder, write_voc
 
 
 def test_coco_is_read_by_mmdet_with_its_own_classes(tmp_path):
@@ -41,6 +41,33 @@ def test_boxes_hold_the_shape(tmp_path):
     assert abs(centre[0] - centre[2]) > 60  # red or blue; the background is nearly grey at most
 
 
+def test_a_voc_devkit_is_read_by_mmdet_with_its_boxes_on_the_shapes(tmp_path):
+    from mmdet.datasets import VOCDataset
+
+    write_voc(tmp_path, 9, (120, 90), seed=2)
+    counts = {}
+    for year, split in (("2007", "trainval"), ("2012", "trainval"), ("2007", "test")):
+        data = VOCDataset(
+            data_root=str(tmp_path),
+            ann_file=f"VOC{year}/ImageSets/Main/{split}.txt",
+            data_prefix=dict(sub_data_root=f"VOC{year}/"),
+            test_mode=split == "test",
+        )
+        counts[year, split] = len(data)
+        for i in range(len(data)):
+            item = data.get_data_info(i)
+            pixels = np.asarray(Image.open(item["img_path"]), np.float32)
+            assert pixels.shape == (90, 120, 3) and not any(box["ignore_flag"] for box in item["instances"])
+            for box in item["instances"]:
+                left, top, right, bottom = box["bbox"]
+                assert 0 <= left < right < 120 and 0 <= top < bottom < 90
+            assert {data.METAINFO["classes"][box["bbox_label"]] for box in item["instances"]} <= set(VOC_NAMES)
+            left, top, right, bottom = item["instances"][-1]["bbox"]  # nothing was drawn over it
+            centre = pixels[(top + bottom) // 2, (left + right) // 2]
+            assert abs(centre[0] - centre[2]) > 60  # red or blue; the background is nearly grey at most
+    assert counts == {("2007", "trainval"): 5, ("2012", "trainval"): 4, ("2007", "test"): 4}
+
+
 def test_the_image_folder_is_read_by_mmpretrain_although_the_head_has_1000_classes(tmp_path):
     pytest.importorskip("mmpretrain")
     from mmpretrain.datasets import ImageNet
@@ -66,6 +93,8 @@ def test_a_folder_with_files_is_left_alone(tmp_path):
     (tmp_path / "mine.txt").write_text("x")
     with pytest.raises(MdpError, match="not empty"):
         write_coco(tmp_path, 8)
+    with pytest.raises(MdpError, match="not empty"):
+        write_voc(tmp_path, 8)
     with pytest.raises(MdpError, match="too few"):
         write_coco(tmp_path / "new", 3)
     with pytest.raises(MdpError, match="is a file"):
