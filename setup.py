@@ -1,4 +1,4 @@
-"""Packaging. The dependencies are those of a user who already has, or wants, MMDetection3D."""
+"""Packaging. The extra `all` has the dependencies of a user who already has, or wants, MMDetection3D."""
 
 import re
 from pathlib import Path
@@ -8,6 +8,27 @@ from setuptools import find_namespace_packages, find_packages, setup
 ROOT = Path(__file__).resolve().parent
 VERSION = re.search(r'^__version__ = "(.+)"', (ROOT / "mdp_mmdet3d/__init__.py").read_text(encoding="utf-8"), re.M)
 TOOLS = sorted(path.stem for path in (ROOT / "tools").glob("*.py"))
+
+# Wheels bring SCIP itself. Tested: 6.3.0 (CI) and 5.5.0. Model.getMajorVersion is not in 5.0: all that reaches SCIP
+# fails there, 11 of 60 small problems.
+SOLVER = ["pyscipopt>=5.5"]
+LATENCY = ["onnx>=1.15", "onnxruntime>=1.16", "rich>=13"]
+ALL = [
+    *SOLVER,
+    *LATENCY,
+    "scipy>=1.9",
+    "torch>=2.1",
+    "torch-pruning>=1.5,<2",
+    "mmengine>=0.10,<0.11",
+    "mmcv>=2.0.0rc4,<2.2",
+    "mmdet>=3.0,<3.4",
+    "mmdet3d>=1.4,<1.5",
+    "onnxslim>=0.1.30",
+    "matplotlib>=3.6",
+    "jinja2>=3",  # report.html
+    "pillow>=9",
+    "pyyaml>=6",
+]
 
 setup(
     name="mdp_mmdet3d",
@@ -24,7 +45,7 @@ setup(
     ],
     package_dir={"mdp_mmdet3d_tools": "tools"},
     entry_points={
-        "console_scripts": [f"mdp-{name.replace('_', '-')} = mdp_mmdet3d_tools.{name}:main" for name in TOOLS],
+        "console_scripts": [f"mdp-{name.replace('_', '-')} = mdp_mmdet3d.extras:{name}" for name in TOOLS],
     },
     # .mim, where OpenMMLab's packages keep configs, holds links to configs/ and checkpoints/.
     package_data={
@@ -36,28 +57,12 @@ setup(
         ],
     },
     python_requires=">=3.10",
-    install_requires=[
-        "numpy>=1.23",
-        "scipy>=1.9",
-        # Wheels bring SCIP itself. Tested: 6.3.0 (CI) and 5.5.0. Model.getMajorVersion is not in 5.0: all that reaches
-        # SCIP fails there, 11 of 60 small problems.
-        "pyscipopt>=5.5",
-        "torch>=2.1",
-        "torch-pruning>=1.5,<2",
-        "mmengine>=0.10,<0.11",
-        "mmcv>=2.0.0rc4,<2.2",
-        "mmdet>=3.0,<3.4",
-        "mmdet3d>=1.4,<1.5",
-        "onnx>=1.15",
-        "onnxruntime>=1.16",
-        "onnxslim>=0.1.30",
-        "rich>=13",
-        "matplotlib>=3.6",
-        "jinja2>=3",  # report.html
-        "pillow>=9",
-        "pyyaml>=6",
-    ],
+    # Alone it reads and writes plans, tables and problems; what it does with them is in the extras.
+    install_requires=["numpy>=1.23"],
     extras_require={
+        "solver": SOLVER,
+        "latency": LATENCY,
+        "all": ALL,
         "rtx": ["tensorrt-rtx-cu13>=1.7,<1.8"],
         "classification": ["mmpretrain>=1.2,<1.3", "timm>=1.0"],
         "docs": ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"],

@@ -37,3 +37,7 @@ class InfeasibleBudgetError(MdpError):
 
 class DeploymentError(MdpError):
     """A model cannot be exported as asked, or an input does not fit an engine."""
+
+
+class MissingExtraError(MdpError, ImportError):
+    """A package of an optional part (``pip install 'mdp_mmdet3d[EXTRA]'``) is not installed."""

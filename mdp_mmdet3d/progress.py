@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import time
 
-from rich.console import Console
-from rich.progress import Progress
+from mdp_mmdet3d.extras import needs
+
+with needs("latency", "showing progress"):
+    from rich.console import Console
+    from rich.progress import Progress
 
 INTERVAL_S = 10.0
 

@@ -72,7 +72,7 @@ def test_every_tool_is_a_console_script(wheel):
     text = zipfile.ZipFile(wheel).read(f"mdp_mmdet3d-{__version__}.dist-info/entry_points.txt").decode()
     points.read_string(text)
     assert dict(points["console_scripts"]) == {
-        f"mdp-{name.replace('_', '-')}": f"mdp_mmdet3d_tools.{name}:main" for name in TOOLS
+        f"mdp-{name.replace('_', '-')}": f"mdp_mmdet3d.extras:{name}" for name in TOOLS
     }
 
 

@@ -11,10 +11,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import onnx
-from onnx import helper, numpy_helper
 
+from mdp_mmdet3d.extras import needs
 from mdp_mmdet3d.operators import OPERATORS, OperatorSignature
+
+with needs("latency", "measuring operators"):
+    import onnx
+    from onnx import helper, numpy_helper
 
 OPSET = 17
 

@@ -9,21 +9,23 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from rich import get_console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-
+from mdp_mmdet3d.extras import needs
 from mdp_mmdet3d.latency.backends.base import Backend
 from mdp_mmdet3d.latency.sampling import EntryKey, Policy, policy_entries
 from mdp_mmdet3d.latency.table import LatencyTable
 from mdp_mmdet3d.progress import PlainProgress
 from mdp_mmdet3d.space import PruningSpace
+
+with needs("latency", "measuring latency"):
+    from rich import get_console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
 MAX_ATTEMPTS = 3
 SURPRISING = 1.2

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from mdp_mmdet3d.extras import check_installed
 from mdp_mmdet3d.solver.elimination import Elimination, Sweep
 from mdp_mmdet3d.solver.graph import FORBIDDEN
 
@@ -103,6 +104,7 @@ def _envelope_minimum(planes: list[tuple[float, np.ndarray]]) -> tuple[np.ndarra
 
 
 def _envelope_minimum_lp(values: np.ndarray, slopes: np.ndarray) -> tuple[np.ndarray, float]:
+    check_installed("pyscipopt", "solver", "the solver")
     from pyscipopt import LP
 
     lp: Any = LP("multipliers", sense="minimize")

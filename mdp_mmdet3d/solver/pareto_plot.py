@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from mdp_mmdet3d.extras import needs
 from mdp_mmdet3d.files import atomic_path
 from mdp_mmdet3d.solver.pareto import ParetoFront
 
@@ -15,7 +16,8 @@ def plot_front(front: ParetoFront, path: str | Path) -> None:
         front: What `pareto` returned.
         path: File to write, atomically.
     """
-    from matplotlib.figure import Figure
+    with needs("all", "the picture of a Pareto front"):
+        from matplotlib.figure import Figure
 
     rows = front.rows()
     costs, shares = [row["cost"] for row in rows], [100.0 * row["value_share"] for row in rows]

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from mdp_mmdet3d.errors import MdpError
+from mdp_mmdet3d.extras import check_installed
 from mdp_mmdet3d.files import write_json
 from mdp_mmdet3d.solver.model import MixedBinaryModel
 
@@ -83,7 +84,9 @@ def run_scip(
 
     Raises:
         ScipCrashError: The child aborted or was killed, or SCIP ended with an unknown status.
+        MissingExtraError: PySCIPOpt is not installed.
     """
+    check_installed("pyscipopt", "solver", "the solver")
     if not isolate:
         return run_in_process(model, time_limit_s=time_limit_s, gap=gap, cutoff=cutoff)
     root = str(Path(__file__).resolve().parents[2])

@@ -9,11 +9,14 @@ from typing import Literal
 
 from mdp_mmdet3d.device import processor_name, system_name
 from mdp_mmdet3d.errors import MdpError
-from mdp_mmdet3d.latency.backends.onnxruntime_gpu import GpuTimer
+from mdp_mmdet3d.extras import needs
 from mdp_mmdet3d.latency.graphs import Precision, operator_graph, reference_graph
-from mdp_mmdet3d.latency.probe.onnxruntime_timer import OnnxRuntimeTimer
 from mdp_mmdet3d.latency.sampling import EntryKey
 from mdp_mmdet3d.latency.table import Device, Entry, MeasurementProtocol
+
+with needs("latency", "measuring with ONNX Runtime"):
+    from mdp_mmdet3d.latency.backends.onnxruntime_gpu import GpuTimer
+    from mdp_mmdet3d.latency.probe.onnxruntime_timer import OnnxRuntimeTimer
 
 Provider = Literal["cpu", "cuda", "tensorrt"]
 

@@ -1,0 +1,67 @@
+"""Optional parts (``pip install 'mdp_mmdet3d[solver]'``, ``[latency]``, ``[all]``) and the error where one is missing.
+
+The console commands start here (``mdp-prune`` is ``mdp_mmdet3d.extras:prune``), before a tool imports anything heavy.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+
+from mdp_mmdet3d.errors import MissingExtraError
+
+TOOLS = "mdp_mmdet3d_tools"
+TOOL_EXTRAS = {"solve": "solver"}  # what a command needs; all others need "all"
+# Top-level modules that the extras bring, by themselves or with what they depend on.
+MODULES = {"cv2", "jinja2", "markupsafe", "matplotlib", "mmcv", "mmdet", "mmdet3d", "mmengine", "nuscenes",
+           "onnx", "onnxruntime", "onnxslim", "PIL", "pyquaternion", "pyscipopt", "rich",
+           "scipy", "shapely", "torch", "torch_pruning", "torchvision", "yaml"}  # fmt: skip
+
+
+@contextmanager
+def needs(extra: str, what: str) -> Iterator[None]:
+    """Imports of the packages of an extra.
+
+    Args:
+        extra: Its name in ``setup.py``.
+        what: What needs it, for the message.
+
+    Raises:
+        MissingExtraError: One of `MODULES` is not installed. That of another package is raised as it is.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] not in MODULES:
+            raise
+        raise MissingExtraError(
+            f"{what} needs the Python package {error.name!r}, which is not installed here: "
+            f"pip install 'mdp_mmdet3d[{extra}]'",
+            name=error.name,
+        ) from error
+
+
+def check_installed(module: str, extra: str, what: str) -> None:
+    """Raise `MissingExtraError`, as `needs` does, if ``module`` cannot be found; nothing is imported."""
+    with needs(extra, what):
+        if importlib.util.find_spec(module) is None:
+            raise ModuleNotFoundError(f"No module named {module!r}", name=module)
+
+
+def run_tool(name: str) -> int:
+    """Run ``tools/<name>.py``; its exit status, 2 with one line on stderr where an extra is missing."""
+    try:
+        with needs(TOOL_EXTRAS.get(name, "all"), f"mdp-{name.replace('_', '-')}"):
+            return importlib.import_module(f"{TOOLS}.{name}").main()
+    except MissingExtraError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def __getattr__(name: str) -> Callable[[], int]:
+    if name.startswith("_"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return partial(run_tool, name)
