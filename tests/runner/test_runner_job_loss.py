@@ -143,13 +143,3 @@ def test_no_cut_is_measured_twice(run, config, checkpoint, monkeypatch):
     prune(config, checkpoint, work_dir)
     assert len(meta["plans"]) > 20 and not set(cut) & set(meta["plans"])
     assert (work_dir / "loss_changes.json").read_bytes() == changes
-
-
-def test_taylor_measures_no_losses(run, config, checkpoint, tmp_path):
-    (tmp_path / "w").mkdir()
-    for name in ("space.json", "importance.npz", "latency_table.json", "whole_latency.json"):
-        shutil.copy(run[0] / name, tmp_path / "w" / name)
-    report = prune(config, checkpoint, tmp_path / "w", importance="taylor", repair=False)
-    assert "values" not in report and "repair" not in report
-    assert not (tmp_path / "w" / "losses.npz").exists() and not (tmp_path / "w" / "loss_changes.json").exists()
-    assert report["plan_hash"] == PruningPlan.load(tmp_path / "w" / "plan.json").hash
