@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 
 import mmpretrain.models  # noqa: F401
 import numpy as np
