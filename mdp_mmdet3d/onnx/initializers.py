@@ -57,7 +57,9 @@ def check_initializers(model: str | Path | onnx.ModelProto, shapes: Mapping[str,
         elif attention := _owner(called, paths["in_proj_weight"]):
             packed[f"{attention}.in_proj_weight"] += math.prod(weight)
     for key, elements in packed.items():
-        if elements != math.prod(shapes[key]):
+        # torch.nn.MultiheadAttention does not call its out_proj: that weight is found under the attention itself.
+        closing = shapes.get(f"{key.rpartition('.')[0]}.out_proj.weight", (0,))
+        if elements not in (math.prod(shapes[key]), math.prod(shapes[key]) + math.prod(closing)):
             raise DeploymentError(
                 f"the projections of {key} hold {elements} weights in the graph, "
                 f"{tuple(shapes[key])} in the state dict: the graph was not exported from this model"

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from mdp_mmdet3d.errors import DeploymentError
@@ -91,3 +92,21 @@ def test_packed_projections_add_up():
 def test_a_graph_of_another_model_is_refused():
     with pytest.raises(DeploymentError, match="another model"):
         check_initializers(conv(), {"unrelated.weight": (8, 3, 3, 3)})
+
+
+def test_torchs_attention_holds_its_out_projection_too(tmp_path):
+    class Attention(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attn = torch.nn.MultiheadAttention(16, 2)
+
+        def forward(self, query, value):
+            return self.attn(query, query, value, need_weights=False)[0]
+
+    model = Attention().eval()
+    inputs = (torch.randn(5, 1, 16), torch.randn(5, 1, 16))
+    torch.onnx.export(model, inputs, str(tmp_path / "model.onnx"), dynamo=False)
+    shapes = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    assert "attn.in_proj_weight" in check_initializers(tmp_path / "model.onnx", shapes)
+    with pytest.raises(DeploymentError, match="in_proj_weight"):
+        check_initializers(tmp_path / "model.onnx", {**shapes, "attn.in_proj_weight": (36, 16)})
