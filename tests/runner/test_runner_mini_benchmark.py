@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from mdp_mmdet3d.compare import tuning
 from mdp_mmdet3d.errors import InfeasibleBudgetError, MdpError
 from mdp_mmdet3d.files import write_json
 from mdp_mmdet3d.runner.settings import FinetuneSettings
@@ -49,9 +50,9 @@ class FakePlan:
 @pytest.mark.parametrize("wrong", [lambda x: x, lambda x: 0.3 + 0.7 * x, lambda x: x**2, lambda x: 1.6 * x])
 @pytest.mark.parametrize("share", [0.4, 0.55, 0.7])
 def test_the_knob_is_turned_until_the_measured_latency_is_right(bench, wrong, share):
-    found = bench.tune(FakePlan, lambda plan: wrong(plan.width), share)
-    assert found.share == pytest.approx(share, rel=bench.CLOSE)
-    assert found.share == wrong(found.plan.width) and len(found.tries) <= bench.TRIES
+    found = tuning.tune(FakePlan, lambda plan: wrong(plan.width), share)
+    assert found.share == pytest.approx(share, rel=tuning.CLOSE)
+    assert found.share == wrong(found.plan.width) and len(found.tries) <= tuning.TRIES
 
 
 def test_of_a_few_plans_the_nearest_one_is_taken_and_each_is_measured_once(bench):
@@ -66,15 +67,15 @@ def test_of_a_few_plans_the_nearest_one_is_taken_and_each_is_measured_once(bench
         measured.append(plan.width)
         return plan.width
 
-    found = bench.tune(propose, measure, 0.55)
+    found = tuning.tune(propose, measure, 0.55)
     assert found.plan.width == 0.61 and len(measured) == len(set(measured))
-    assert bench.tune(propose, lambda plan: plan.width, 0.4).plan.width == 0.38
+    assert tuning.tune(propose, lambda plan: plan.width, 0.4).plan.width == 0.38
 
     def never(knob):
         raise InfeasibleBudgetError("too small", 1.0)
 
     with pytest.raises(MdpError, match=r"no plan at 0\.4 of the dense latency"):
-        bench.tune(never, measure, 0.4)
+        tuning.tune(never, measure, 0.4)
 
 
 def test_uniform_pruning_narrows_all_dimensions_alike():

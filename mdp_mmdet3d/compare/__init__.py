@@ -1,0 +1,1 @@
+"""Pruning methods beside each other at equal measured latency."""
