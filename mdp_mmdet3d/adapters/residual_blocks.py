@@ -84,7 +84,11 @@ def add_residual_branches(builder: SpaceBuilder, calls: Sequence[Call]) -> list[
     """Add every residual block as removable; what is not understood is left alone with its reason."""
     found, doubtful = find_residual_blocks(calls)
     for block in found:
-        builder.add_block(block.name, block.kind, last=block.silent, stays=(SHORTCUT, ACTIVATION))
+        reason = builder.excluded(block.name)
+        if reason is not None:
+            builder.left_alone.setdefault(block.name, reason)
+        else:
+            builder.add_block(block.name, block.kind, last=block.silent, stays=(SHORTCUT, ACTIVATION))
     for name in doubtful:
         builder.leave(name, "it has a shortcut, but without its branch it does not return the shortcut's activation")
     return found

@@ -117,4 +117,6 @@ def model_loss(model: nn.Module, batch: Mapping[str, Any], leave_out: Sequence[s
 
 def continues(batch: Mapping[str, Any]) -> bool:
     """Whether any sample goes on a stream of the previous batch."""
-    return any(sample.metainfo.get("prev_exists", False) for sample in batch.get("data_samples", ()))
+    samples = batch.get("data_samples")
+    known = (getattr(sample, "metainfo", {}) for sample in (() if samples is None else samples))
+    return any(info.get("prev_exists", False) for info in known)
