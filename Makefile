@@ -9,7 +9,7 @@ STEP    := bash tools/step.sh $(LOG)
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 NUSCENES_ROOT ?= data/nuscenes
 
-.PHONY: setup prune prune-mini test test-numerics test-fast lint docs clean
+.PHONY: setup prune prune-mini test test-numerics test-solver-versions test-fast lint docs clean
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
@@ -50,6 +50,21 @@ test-numerics: $(STAMP)
 	OMP_NUM_THREADS=1 $(PLAIN) $(PY) -m pytest -q -m numerics
 	OMP_NUM_THREADS=2 $(PLAIN) $(PY) -m pytest -q -m "numerics and not slow"
 
+# The solver alone with the oldest and the newest PySCIPOpt: numpy 2, no torch, in venvs of their own.
+SOLVER_VENV  ?= .venv-solver
+SCIP_OLDEST  := $(shell sed -n 's/.*"pyscipopt>=\([0-9.]*\)".*/\1/p' setup.py)
+SOLVER_TESTS := tests/solver/test_solver_scip.py tests/solver/test_solver_negative.py tests/solver/test_solver_problem.py
+$(SOLVER_VENV)-oldest/.ready: SCIP := pyscipopt==$(SCIP_OLDEST)
+$(SOLVER_VENV)-newest/.ready: SCIP := pyscipopt>=$(SCIP_OLDEST)
+$(SOLVER_VENV)-%/.ready: setup.py
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install -q --upgrade 'numpy>=2' '$(SCIP)' pytest pytest-timeout
+	touch $@
+
+test-solver-versions: $(SOLVER_VENV)-oldest/.ready $(SOLVER_VENV)-newest/.ready
+	for venv in $(^D); do $$venv/bin/pip list 2>/dev/null | grep -iE '^(numpy|pyscipopt) ' && \
+	$$venv/bin/python -m pytest -q --confcutdir tests/solver $(SOLVER_TESTS) || exit 1; done
+
 test-fast: $(STAMP)
 	$(PY) -m pytest -m "not slow"
 
@@ -69,4 +84,4 @@ docs: $(DOCS_VENV)/.ready
 	NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/mkdocs build --strict
 
 clean:
-	rm -rf $(VENV) $(DOCS_VENV) site build *.egg-info work_dirs .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(DOCS_VENV) $(SOLVER_VENV)-oldest $(SOLVER_VENV)-newest site build *.egg-info work_dirs .pytest_cache .mypy_cache .ruff_cache .hypothesis

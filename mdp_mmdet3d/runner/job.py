@@ -36,6 +36,7 @@ from mdp_mmdet3d.runner.optimise import PlanSearch
 from mdp_mmdet3d.runner.outcome import Pruned, Steps, job_report
 from mdp_mmdet3d.runner.outputs import RAW_FILE, new_pruned_model, save_pruned_checkpoint
 from mdp_mmdet3d.runner.recovery import recover
+from mdp_mmdet3d.runner.repairing import FOLDER as REPAIR
 from mdp_mmdet3d.runner.repairing import repair_identity, repair_model
 from mdp_mmdet3d.runner.settings import PruneSettings, budget_ms
 from mdp_mmdet3d.runner.steps import (
@@ -56,6 +57,7 @@ from mdp_mmdet3d.surgery.plan import PruningPlan
 from mdp_mmdet3d.surgery.repair import RepairReport
 
 CORRECTION_FILE = "calibration.json"
+CANDIDATES = "candidates"  # folder of the repaired layers of plans that may be chosen
 COMPARED_FRAMES = 3  # frames on which ONNX Runtime is compared with PyTorch
 
 
@@ -125,8 +127,8 @@ class PruneJob:
             found = self._prune_here(adapter, space, importance, loss, dense, frames, weights, steps)
         else:
             found = self._prune_for_target(adapter, space, importance, loss, self.latency_table, target, weights, steps)
-        raw = copy.deepcopy(found.model)
         repairing = self.settings.repairing
+        raw = copy.deepcopy(found.model) if repairing is not None and weights != RANDOM else None
         repaired = self._repair(adapter, dense, found, weights, raw, steps)
         with steps("check"):
             differences = {
@@ -173,11 +175,10 @@ class PruneJob:
         return report
 
     def _repaired(self, adapter: Adapter, dense: nn.Module, weights: str, plan: PruningPlan) -> nn.Module:
-        """The repaired model of a plan that may be chosen."""
+        """The repaired model of a plan that may be chosen; its layers are kept until one is."""
         model = apply_plan(adapter.build(self.checkpoint)[0], plan)
-        folder = self.work_dir / "candidate"
+        folder = self.work_dir / CANDIDATES / plan.hash
         repair_model(adapter, dense, model, plan, weights, self.settings.repairing, folder, self.console, self._say)
-        shutil.rmtree(folder, ignore_errors=True)
         return model
 
     def _repair(
@@ -186,7 +187,7 @@ class PruneJob:
         dense: nn.Module,
         found: Pruned,
         weights: str,
-        raw: nn.Module,
+        raw: nn.Module | None,
         steps: Steps,
     ) -> RepairReport | None:
         """Refit the pruned model and write it anew; its structure, and so its latency, stays."""
@@ -194,6 +195,10 @@ class PruneJob:
         if settings is None:
             return None
         with steps("repair"):
+            candidate = self.work_dir / CANDIDATES / found.plan.hash / REPAIR
+            if candidate.is_dir():  # repaired already, before it was chosen
+                shutil.rmtree(self.work_dir / REPAIR, ignore_errors=True)
+                candidate.rename(self.work_dir / REPAIR)
             report = repair_model(
                 adapter, dense, found.model, found.plan, weights, settings, self.work_dir, self.console, self._say
             )
@@ -201,6 +206,7 @@ class PruneJob:
                 self._say("skipped: random weights have nothing to be repaired")
             else:
                 self._save(adapter, found.model, found.plan, weights, found.search, raw if settings.keep_raw else None)
+            shutil.rmtree(self.work_dir / CANDIDATES, ignore_errors=True)
         return report
 
     def _prune_here(

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import xml.etree.ElementTree as ET
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -53,23 +55,23 @@ def write_image_folder(
     Raises:
         MdpError: The folder exists and is not empty, or ``count`` is too small.
     """
-    root = _new_folder(root, count)
     rng = np.random.default_rng(seed)
     names = [f"{shape.replace(' ', '_')}_{colour}" for shape in SHAPES for colour in range(len(COLOURS))]
-    (root / "meta").mkdir(parents=True)
-    for split, number in (("train", count), ("val", max(len(names), count // 4))):
-        lines = []
-        for index in range(number):
-            label = index % len(names)
-            folder = root / split / names[label]
-            folder.mkdir(parents=True, exist_ok=True)
-            image = _background(rng, size)
-            _draw(image, rng, label // len(COLOURS), label % len(COLOURS), min(size) * rng.uniform(0.3, 0.7))
-            image.save(folder / f"{index:05d}.jpg", quality=92)
-            lines.append(f"{names[label]}/{index:05d}.jpg {label}\n")
-            on_image()
-        # With a list, a head of 1000 classes accepts that there are folders of a few only.
-        (root / "meta" / f"{split}.txt").write_text("".join(lines), encoding="utf-8")
+    with _new_folder(root, count) as root:
+        (root / "meta").mkdir(parents=True)
+        for split, number in (("train", count), ("val", max(len(names), count // 4))):
+            lines = []
+            for index in range(number):
+                label = index % len(names)
+                folder = root / split / names[label]
+                folder.mkdir(parents=True, exist_ok=True)
+                image = _background(rng, size)
+                _draw(image, rng, label // len(COLOURS), label % len(COLOURS), min(size) * rng.uniform(0.3, 0.7))
+                image.save(folder / f"{index:05d}.jpg", quality=92)
+                lines.append(f"{names[label]}/{index:05d}.jpg {label}\n")
+                on_image()
+            # With a list, a head of 1000 classes accepts that there are folders of a few only.
+            (root / "meta" / f"{split}.txt").write_text("".join(lines), encoding="utf-8")
     return names
 
 
@@ -88,38 +90,38 @@ def write_coco(
     Raises:
         MdpError: The folder exists and is not empty, or ``count`` is too small.
     """
-    root = _new_folder(root, count)
     rng = np.random.default_rng(seed)
     ids = dict(zip(COCO_CLASSES, (i for i in range(1, 91) if i not in _UNUSED_IDS), strict=True))
     categories = [{"id": number, "name": name, "supercategory": "thing"} for name, number in ids.items()]
-    (root / "annotations").mkdir(parents=True)
-    for split, number in (("train2017", count), ("val2017", max(4, count // 4))):
-        (root / split).mkdir()
-        images: list[dict] = []
-        annotations: list[dict] = []
-        for index in range(number):
-            image = _background(rng, size)
-            for _ in range(int(rng.integers(2, 7))):
-                shape = int(rng.integers(len(SHAPES)))
-                diameter = min(size) * rng.uniform(0.1, 0.5)
-                x, y, width, height = _draw(image, rng, shape, int(rng.integers(len(COLOURS))), diameter)
-                annotations.append(
-                    {
-                        "id": len(annotations) + 1,
-                        "image_id": index,
-                        "category_id": ids[list(SHAPES)[shape]],
-                        "bbox": [x, y, width, height],
-                        "area": width * height,
-                        "iscrowd": 0,
-                        "segmentation": [],
-                    }
-                )
-            name = f"{index:012d}.jpg"
-            image.save(root / split / name, quality=92)
-            images.append({"id": index, "file_name": name, "width": size[0], "height": size[1]})
-            on_image()
-        content = {"images": images, "annotations": annotations, "categories": categories}
-        (root / "annotations" / f"instances_{split}.json").write_text(json.dumps(content), encoding="utf-8")
+    with _new_folder(root, count) as root:
+        (root / "annotations").mkdir(parents=True)
+        for split, number in (("train2017", count), ("val2017", max(4, count // 4))):
+            (root / split).mkdir()
+            images: list[dict] = []
+            annotations: list[dict] = []
+            for index in range(number):
+                image = _background(rng, size)
+                for _ in range(int(rng.integers(2, 7))):
+                    shape = int(rng.integers(len(SHAPES)))
+                    diameter = min(size) * rng.uniform(0.1, 0.5)
+                    x, y, width, height = _draw(image, rng, shape, int(rng.integers(len(COLOURS))), diameter)
+                    annotations.append(
+                        {
+                            "id": len(annotations) + 1,
+                            "image_id": index,
+                            "category_id": ids[list(SHAPES)[shape]],
+                            "bbox": [x, y, width, height],
+                            "area": width * height,
+                            "iscrowd": 0,
+                            "segmentation": [],
+                        }
+                    )
+                name = f"{index:012d}.jpg"
+                image.save(root / split / name, quality=92)
+                images.append({"id": index, "file_name": name, "width": size[0], "height": size[1]})
+                on_image()
+            content = {"images": images, "annotations": annotations, "categories": categories}
+            (root / "annotations" / f"instances_{split}.json").write_text(json.dumps(content), encoding="utf-8")
 
 
 def write_voc(
@@ -139,36 +141,36 @@ def write_voc(
     Raises:
         MdpError: The folder exists and is not empty, or ``count`` is too small.
     """
-    root = _new_folder(root, count)
     rng = np.random.default_rng(seed)
     late = count // 2
-    for year, splits in (
-        ("2007", {"trainval": count - late, "test": max(4, count // 4)}),
-        ("2012", {"trainval": late}),
-    ):
-        folder = root / f"VOC{year}"
-        for part in ("JPEGImages", "Annotations", "ImageSets/Main"):
-            (folder / part).mkdir(parents=True)
-        first = 1
-        for split, number in splits.items():
-            names = [
-                f"{index:06d}" if year == "2007" else f"2012_{index:06d}" for index in range(first, first + number)
-            ]
-            first += number
-            for name in names:
-                image = _background(rng, size)
-                boxes = []
-                for _ in range(int(rng.integers(2, 6))):
-                    shape = int(rng.integers(len(SHAPES)))
-                    diameter = min(size) * rng.uniform(0.15, 0.5)
-                    box = _draw(image, rng, shape, int(rng.integers(len(COLOURS))), diameter)
-                    boxes.append((VOC_NAMES[shape], box))
-                image.save(folder / "JPEGImages" / f"{name}.jpg", quality=92)
-                tree = _voc_annotation(f"VOC{year}", f"{name}.jpg", size, boxes)
-                tree.write(folder / "Annotations" / f"{name}.xml", encoding="utf-8")
-                on_image()
-            listed = "".join(f"{name}\n" for name in names)
-            (folder / "ImageSets" / "Main" / f"{split}.txt").write_text(listed, encoding="utf-8")
+    with _new_folder(root, count) as root:
+        for year, splits in (
+            ("2007", {"trainval": count - late, "test": max(4, count // 4)}),
+            ("2012", {"trainval": late}),
+        ):
+            folder = root / f"VOC{year}"
+            for part in ("JPEGImages", "Annotations", "ImageSets/Main"):
+                (folder / part).mkdir(parents=True)
+            first = 1
+            for split, number in splits.items():
+                names = [
+                    f"{index:06d}" if year == "2007" else f"2012_{index:06d}" for index in range(first, first + number)
+                ]
+                first += number
+                for name in names:
+                    image = _background(rng, size)
+                    boxes = []
+                    for _ in range(int(rng.integers(2, 6))):
+                        shape = int(rng.integers(len(SHAPES)))
+                        diameter = min(size) * rng.uniform(0.15, 0.5)
+                        box = _draw(image, rng, shape, int(rng.integers(len(COLOURS))), diameter)
+                        boxes.append((VOC_NAMES[shape], box))
+                    image.save(folder / "JPEGImages" / f"{name}.jpg", quality=92)
+                    tree = _voc_annotation(f"VOC{year}", f"{name}.jpg", size, boxes)
+                    tree.write(folder / "Annotations" / f"{name}.xml", encoding="utf-8")
+                    on_image()
+                listed = "".join(f"{name}\n" for name in names)
+                (folder / "ImageSets" / "Main" / f"{split}.txt").write_text(listed, encoding="utf-8")
 
 
 def _voc_annotation(
@@ -193,7 +195,9 @@ def _voc_annotation(
     return ET.ElementTree(top)
 
 
-def _new_folder(root: str | Path, count: int) -> Path:
+@contextmanager
+def _new_folder(root: str | Path, count: int) -> Iterator[Path]:
+    """A folder beside ``root`` that takes its place at the end: a killed run leaves nothing that looks complete."""
     path = Path(root)
     if path.exists() and not path.is_dir():
         raise MdpError(f"{path} is a file; name a folder")
@@ -201,7 +205,15 @@ def _new_folder(root: str | Path, count: int) -> Path:
         raise MdpError(f"{path} exists and is not empty; name another folder or delete it")
     if count < len(SHAPES) * len(COLOURS):
         raise MdpError(f"{count} images are too few: at least {len(SHAPES) * len(COLOURS)}, one per class")
-    return path
+    path = path.absolute()
+    part = path.with_name(f".{path.name}.part")
+    shutil.rmtree(part, ignore_errors=True)  # of a run that was killed
+    part.mkdir(parents=True)
+    try:
+        yield part
+        part.replace(path)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def _background(rng: np.random.Generator, size: tuple[int, int]) -> Image.Image:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +13,8 @@ from PIL import Image
 
 from mdp_mmdet3d.errors import MdpError
 from mdp_mmdet3d.simdata.images import COCO_CLASSES, VOC_NAMES, write_coco, write_image_folder, write_voc
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_coco_is_read_by_mmdet_with_its_own_classes(tmp_path):
@@ -100,3 +105,14 @@ def test_a_folder_with_files_is_left_alone(tmp_path):
     with pytest.raises(MdpError, match="is a file"):
         write_coco(tmp_path / "mine.txt", 8)
     assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
+
+
+@pytest.mark.parametrize("write", [write_image_folder, write_coco, write_voc])
+def test_a_run_that_was_killed_leaves_nothing_that_looks_complete(write, tmp_path) -> None:
+    root, code = tmp_path / "set", "import os, sys; from mdp_mmdet3d.simdata.images import {0} as write; "
+    code += "left = iter(range(4)); write(sys.argv[1], 8, on_image=lambda: next(left, None) is None and os._exit(9))"
+    done = subprocess.run([sys.executable, "-c", code.format(write.__name__), str(root)], cwd=ROOT)
+    assert done.returncode == 9 and not root.exists() and list(tmp_path.iterdir())
+    write(root, 8)
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
+    assert len(list(root.rglob("*.jpg"))) > 8
