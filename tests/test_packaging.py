@@ -97,6 +97,47 @@ def test_tools_and_configs_are_found_in_an_unpacked_wheel(wheel, tmp_path):
     assert all(Path(file).is_relative_to(tmp_path / "site") and Path(file).is_file() for file in files), files
 
 
+ELSEWHERE = {
+    "no home, a dumb terminal": {"HOME": None, "TERM": "dumb"},
+    "a home that cannot be written, a locale with commas": {
+        "HOME": "/proc/none",
+        "LC_ALL": "de_DE.UTF-8",
+        "LC_NUMERIC": "de_DE.UTF-8",
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def beside_projects(wheel, tmp_path_factory) -> Path:
+    """A user's folder with a project of their own; the unpacked wheel is in ``site`` beside it."""
+    folder = tmp_path_factory.mktemp("elsewhere")
+    zipfile.ZipFile(wheel).extractall(folder / "site")
+    (folder / "user/projects/mine").mkdir(parents=True)
+    (folder / "user/projects/mine/__init__.py").write_text("NAME = 'theirs'\n")
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", ELSEWHERE.values(), ids=ELSEWHERE)
+def test_installed_beside_a_users_projects_a_model_is_exported(beside_projects, changes, tmp_path):
+    """The folder of the deployment holds the runtime too, which is made of the installed tools."""
+    folder, out = beside_projects, tmp_path / "deployment"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (folder / "user", folder / "site")))}
+    environment = {name: value for name, value in (environment | changes).items() if value is not None}
+    code = (
+        "import sys, projects.mine, projects.streampetr, mdp_mmdet3d_tools.export as tool; "
+        "assert projects.mine.NAME == 'theirs'; print(tool.__file__, projects.streampetr.__file__); "
+        "sys.exit(tool.main())"
+    )
+    config, options = "mdp_mmdet3d::streampetr_mini_mdp.py", ["--frames", "synthetic", "--num-frames", "1"]
+    command = [sys.executable, "-c", code, config, *options, "--out", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder / "user")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert all(file.startswith(str(folder / "site")) for file in done.stdout.splitlines()[0].split())
+    assert (out / "head.onnx").is_file() and list(out.parent.rglob("mdp_runtime.pyz"))
+    assert "\x1b" not in done.stdout and [path.name for path in (folder / "user").iterdir()] == ["projects"]
+
+
 def test_shipped_configs_have_names_in_any_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = read_config("mdp_mmdet3d::streampetr_mdp.py")

@@ -41,16 +41,18 @@ def write_runtime(path: str | Path) -> Path:
         path: File to write. Equal sources give equal bytes.
 
     Raises:
-        MdpError: The tools are not beside the package: only a checkout of the repository has them.
+        MdpError: The tools are not beside the package.
     """
     package = Path(mdp_mmdet3d.__file__).parent
-    tools = package.parent / "tools"
+    # Beside an installed package the folder has the name that setup.py gives it.
+    places = [package.parent / name for name in ("mdp_mmdet3d_tools", "tools")]
+    tools = next((place for place in places if place.is_dir()), places[-1])
     modules = [package / f"{name}.py" for name in BASE]
     modules += [path for folder in FOLDERS for path in (package / folder).rglob("*.py")]
     sources = {f"mdp_mmdet3d/{path.relative_to(package).as_posix()}": path for path in modules}
     sources |= {f"{name}.py": tools / f"{name}.py" for name in COMMANDS}
     if missing := [str(source) for source in sources.values() if not source.is_file()]:
-        raise MdpError(f"the vehicle's runtime needs {missing}; run from a checkout of the repository")
+        raise MdpError(f"the vehicle's runtime needs {missing}; install mdp_mmdet3d again, or run from a checkout")
     files = {name: source.read_text(encoding="utf-8") for name, source in sources.items()}
     files["__main__.py"] = _MAIN.format(commands="|".join(COMMANDS), names=COMMANDS)
     with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
