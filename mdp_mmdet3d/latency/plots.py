@@ -14,6 +14,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
 from mdp_mmdet3d.files import atomic_path
+from mdp_mmdet3d.latency.sampling import width_options
 from mdp_mmdet3d.latency.table import LatencyTable
 from mdp_mmdet3d.operators import OPERATORS, OperatorSignature
 from mdp_mmdet3d.space import CostTerm, PruningSpace
@@ -50,7 +51,7 @@ def plot_staircases(space: PruningSpace, table: LatencyTable, path: str | Path) 
 
 def _panel(axis: Axes, space: PruningSpace, table: LatencyTable, term: CostTerm) -> None:
     roles = OPERATORS[term.signature.kind].roles
-    options = [(width,) if isinstance(width, int) else space.by_name[width].options for width in term.widths]
+    options = [width_options(space, width) for width in term.widths]
     along = max(rank for rank, counts in enumerate(options) if len(counts) > 1)
     for counts in _few([(0,) if rank == along else axis for rank, axis in enumerate(options)]):
         rows = np.array([[*counts[:along], width, *counts[along + 1 :]] for width in options[along]])

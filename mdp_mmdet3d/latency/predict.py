@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 
 from mdp_mmdet3d.latency.sampling import EntryKey, kept_terms, term_widths
 from mdp_mmdet3d.latency.table import LatencyTable, NotMeasuredError
-from mdp_mmdet3d.space import CostTerm, PruningSpace
+from mdp_mmdet3d.space.types import CostTerm, PruningSpace, WidthSum
 
 # Below this ratio of the largest to the smallest sum of operators, a slope and an offset cannot both be fitted.
 ALIKE = 1.3
@@ -121,12 +122,14 @@ class LatencyModel:
         """Milliseconds per frame that no plan can save."""
         return sum(self.fixed_ms.values())
 
-    def cost_array(self, term: CostTerm) -> tuple[np.ndarray, np.ndarray]:
+    def cost_array(
+        self, term: CostTerm, sums: Mapping[WidthSum, Sequence[int]] = MappingProxyType({})
+    ) -> tuple[np.ndarray, np.ndarray]:
         """`LatencyTable.cost_array` with the scale of the term's engine.
 
         With `total_fixed_ms` these add up to `predict`.
         """
-        ms, interpolated = self.table.cost_array(self.space, term)
+        ms, interpolated = self.table.cost_array(self.space, term, sums)
         return ms * self.scale[term.engine], interpolated
 
     def predict(self, widths: Mapping[str, int], removed: Collection[str] = ()) -> float:

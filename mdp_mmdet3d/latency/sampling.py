@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from itertools import product
 from typing import Literal, get_args
 
 from mdp_mmdet3d.errors import MdpError
 from mdp_mmdet3d.latency.interpolation import Staircase
 from mdp_mmdet3d.operators import OPERATORS, OperatorSignature
-from mdp_mmdet3d.space import CostTerm, PruningSpace
+from mdp_mmdet3d.space.types import CostTerm, PruningSpace, Width, WidthSum, width_dimensions
+from mdp_mmdet3d.sums import attainable_sums
 
 EntryKey = tuple[OperatorSignature, tuple[int, ...]]
 Policy = Literal["grid", "sparse", "exact", "none"]
@@ -61,7 +62,7 @@ def grid_entries(space: PruningSpace, *, sparse: bool = False) -> list[EntryKey]
         operator = OPERATORS[term.signature.kind]
         axis = axes.setdefault(term.signature, [set() for _ in operator.roles])
         for values, role, width in zip(axis, operator.roles, term.widths, strict=True):
-            options = _options(space, width)
+            options = width_options(space, width)
             values.update(sampled_widths(options, 2 if sparse else operator.samples_of(role)))
             values.discard(0)
     return [
@@ -80,11 +81,18 @@ def check_interpolable(space: PruningSpace, stairs: Staircase) -> None:
     for term in space.frame_terms():
         if term.signature.kind != stairs.kind:
             continue
-        between = _options(space, term.widths[0])[1:-1]
+        width = term.widths[0]
+        between = width_options(space, width)[1:-1]
         if odd := [count for count in between if count % stairs.input_multiple]:
+            names = width_dimensions(width)
+            what = f"dimension {names[0]}"
+            remedy = f"Let prune.channel_multiple be a multiple of {stairs.input_multiple}"
+            if isinstance(width, WidthSum):
+                what = f"the input of {term.name}, {' + '.join(names)},"
+                remedy += f", or leave the parts alone: prune.freeze={list(names)}"
             raise MdpError(
-                f"dimension {term.widths[0]} of {space.model} may keep {odd[0]} channels: {stairs.remark}, so what it "
-                f"costs cannot be interpolated. Let prune.channel_multiple be a multiple of {stairs.input_multiple}"
+                f"{what} of {space.model} may keep {odd[0]} channels: {stairs.remark}, so what it costs cannot be "
+                f"interpolated. {remedy}"
             )
 
 
@@ -92,10 +100,24 @@ def exact_entries(space: PruningSpace) -> list[EntryKey]:
     """Every combination of options that some plan may use."""
     keys: dict[EntryKey, None] = {}
     for term in space.frame_terms():
-        names = term.dimensions
-        for counts in product(*(space.by_name[name].options for name in names)):
-            keys[term.signature, term_widths(space, term, dict(zip(names, counts, strict=True)))] = None
+        keys |= {(term.signature, counts): None for counts in attainable_counts(space, term)}
     return [key for key in keys if 0 not in key[1]]
+
+
+def attainable_counts(space: PruningSpace, term: CostTerm) -> Iterable[tuple[int, ...]]:
+    """Counts per role of a term over all options, in the order of its dimensions; a concatenation's are sums."""
+    zeros = dict.fromkeys(term.dimensions, 0)
+    base = term.counts(zeros)
+    known: dict[tuple[int, ...], None] = {base: None}
+    for name in term.dimensions:
+        one = term.counts({**zeros, name: 1})
+        steps = [after - before for after, before in zip(one, base, strict=True)]
+        known = {
+            tuple(count + option * step for count, step in zip(counts, steps, strict=True)): None
+            for counts in known
+            for option in space.by_name[name].options
+        }
+    return known
 
 
 def entries_of(space: PruningSpace, widths: Mapping[str, int], removed: Collection[str]) -> list[EntryKey]:
@@ -118,10 +140,12 @@ def kept_terms(space: PruningSpace, removed: Collection[str]) -> list[CostTerm]:
 
 def term_widths(space: PruningSpace, term: CostTerm, widths: Mapping[str, int]) -> tuple[int, ...]:
     """Counts per role of ``term``; a dimension that ``widths`` does not name keeps its dense size."""
-    return tuple(
-        width if isinstance(width, int) else widths.get(width, space.by_name[width].size) for width in term.widths
-    )
+    return term.counts({name: widths.get(name, space.by_name[name].size) for name in term.dimensions})
 
 
-def _options(space: PruningSpace, width: str | int) -> tuple[int, ...]:
+def width_options(space: PruningSpace, width: Width) -> tuple[int, ...]:
+    """Counts that a width may have, increasing."""
+    if isinstance(width, WidthSum):
+        counts = [[times * option for option in space.by_name[name].options] for name, times in width.parts]
+        return tuple(attainable_sums(*counts, fixed=width.fixed))
     return (width,) if isinstance(width, int) else space.by_name[width].options

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import product
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from mdp_mmdet3d.files import read_json, write_json
 from mdp_mmdet3d.latency.backends.staircases import STAIRCASES
 from mdp_mmdet3d.latency.interpolation import Grid, Staircase, inside, measured_grid, multilinear
 from mdp_mmdet3d.operators import OPERATORS, OperatorSignature
-from mdp_mmdet3d.space import CostTerm, PruningSpace
+from mdp_mmdet3d.space.types import CostTerm, PruningSpace, WidthSum, cost_axes, width_at
 
 SCHEMA_VERSION = 1
 DISTURBED = 1.1
@@ -180,25 +181,32 @@ class LatencyTable:
             ms[missing] = self._interpolate(signature, widths[missing])
         return ms, missing
 
-    def cost_array(self, space: PruningSpace, term: CostTerm) -> tuple[np.ndarray, np.ndarray]:
+    def cost_array(
+        self, space: PruningSpace, term: CostTerm, sums: Mapping[WidthSum, Sequence[int]] = MappingProxyType({})
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Latency of a cost term over the options of its dimensions.
 
         Args:
             space: The space that ``term`` belongs to.
             term: The operator.
+            sums: Widths that are an axis of their own in place of the dimensions of their parts, and their counts.
 
         Returns:
-            Milliseconds and which were interpolated, both of shape (options of ``term.dimensions[0]``, ...).
+            Milliseconds and which were interpolated, both of shape (options of ``cost_axes(term, sums)[0]``, ...);
+            without ``sums`` the axes are ``term.dimensions``.
 
         Raises:
             NotMeasuredError: The table does not cover the term.
         """
-        names = term.dimensions
-        options = [space.by_name[name].options for name in names]
+        axes = cost_axes(term, sums)
+        options = [sums[a] if isinstance(a, WidthSum) else space.by_name[a].options for a in axes]
         rows = []
         for counts in product(*options):
-            chosen = dict(zip(names, counts, strict=True))
-            rows.append([chosen[width] if isinstance(width, str) else width for width in term.widths])
+            chosen = dict(zip(axes, counts, strict=True))
+            named = {name: count for name, count in chosen.items() if isinstance(name, str)}
+            rows.append(
+                [chosen[w] if isinstance(w, WidthSum) and w in sums else width_at(w, named) for w in term.widths]
+            )
         ms, interpolated = self.lookup_many(term.signature, np.array(rows))
         shape = tuple(len(option) for option in options)
         return ms.reshape(shape), interpolated.reshape(shape)

@@ -8,11 +8,12 @@ from mdp_mmdet3d.operators.base import OPERATORS, GraphBuilder, OperatorKind, Op
 from mdp_mmdet3d.operators.conv import Conv, ConvGeometry
 from mdp_mmdet3d.operators.depthwise_conv import DepthwiseConv
 from mdp_mmdet3d.operators.ffn import Ffn
+from mdp_mmdet3d.operators.grouped_conv import GroupedConv
 from mdp_mmdet3d.operators.linear import Linear
 from mdp_mmdet3d.operators.pool import MaxPool
 from mdp_mmdet3d.operators.upsample import UpsampleAdd
 
-for _kind in (Conv(), DepthwiseConv(), MaxPool(), UpsampleAdd(), Linear(), Attention(), Ffn()):
+for _kind in (Conv(), DepthwiseConv(), GroupedConv(), MaxPool(), UpsampleAdd(), Linear(), Attention(), Ffn()):
     OPERATORS[_kind.name] = _kind
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "DepthwiseConv",
     "Ffn",
     "GraphBuilder",
+    "GroupedConv",
     "Linear",
     "MaxPool",
     "OperatorKind",

@@ -11,6 +11,7 @@ from mdp_mmdet3d.errors import FileFormatError, MdpError, StructureMismatchError
 from mdp_mmdet3d.files import read_json
 from mdp_mmdet3d.latency.predict import MeasuredNetwork
 from mdp_mmdet3d.solver.build import LATENCY
+from mdp_mmdet3d.solver.links import options_of
 from mdp_mmdet3d.solver.problem import ProblemStructure, PruningProblem
 from mdp_mmdet3d.space.types import PruningSpace
 from mdp_mmdet3d.surgery.plan import PruningPlan
@@ -100,7 +101,7 @@ def plan_indices(problem: PruningProblem, widths: Mapping[str, int], removed: fr
     Raises:
         ValueError: A count is no option of the program.
     """
-    options = tuple(d.options.index(widths.get(d.name, d.options[-1])) for d in problem.dimensions)
+    options = options_of(problem, widths)
     gone: set[int] = set()
     for index, block in enumerate(problem.blocks):  # parents come before children
         if block.name in removed or block.parent in gone:

@@ -9,7 +9,7 @@ import numpy as np
 
 from mdp_mmdet3d.report.html_inputs import RunFiles, plan_indices
 from mdp_mmdet3d.solver.build import LATENCY
-from mdp_mmdet3d.space.types import BlockKind, CostTerm, PruningSpace
+from mdp_mmdet3d.space.types import BlockKind, CostTerm, PruningSpace, width_at, width_dimensions
 
 # Roles whose width is the layer's own; the others are widths of what comes before.
 OWN_ROLES = {
@@ -87,6 +87,7 @@ def structure(files: RunFiles) -> list[Engine]:
     """Engines, modules and cards in the order of the space's cost terms."""
     places = _Places(files.space)
     widths, removed = files.widths, files.removed
+    sizes = {dimension.name: dimension.size for dimension in files.space.dimensions}
     costs = _term_ms(files)
     engines: dict[str, Engine] = {}
     seen: dict[tuple[str, str], Layer] = {}
@@ -108,9 +109,8 @@ def structure(files: RunFiles) -> list[Engine]:
             if key in seen:
                 seen[key].times += bool(repeat)
                 continue
-            dense = width if isinstance(width, int) else files.space.by_name[width].size
-            kept = dense if isinstance(width, int) else widths[width]
-            seen[key] = Layer(relative, kept, dense, None if isinstance(width, int) else width, gone)
+            dense, kept = width_at(width, sizes), width_at(width, widths)
+            seen[key] = Layer(relative, kept, dense, " + ".join(width_dimensions(width)) or None, gone)
             card.layers.append(seen[key])
         dense_ms, pruned_ms = costs.get(term.name, (0.0, 0.0))
         card.dense_ms += dense_ms

@@ -7,10 +7,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mdp_mmdet3d.device import Device
 from mdp_mmdet3d.errors import FileFormatError, MdpError, StructureMismatchError
 from mdp_mmdet3d.files import file_sha256, read_json
 from mdp_mmdet3d.latency.predict import LatencyModel, MeasuredNetwork
+from mdp_mmdet3d.latency.sampling import attainable_counts
 from mdp_mmdet3d.latency.table import LatencyTable, NotMeasuredError
 from mdp_mmdet3d.runner.networks import load_networks, save_networks
 from mdp_mmdet3d.runtime.manifest import PRECISIONS_V1
@@ -44,7 +47,7 @@ def load_target_table(path: Path, space: PruningSpace, precision: str) -> Latenc
     missing: dict[str, str] = {}
     for term in space.frame_terms():
         try:
-            table.cost_array(space, term)
+            table.lookup_many(term.signature, np.array(list(attainable_counts(space, term))))
         except NotMeasuredError as error:
             missing.setdefault(term.signature.key, str(error))
     if missing:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Protocol
 
 import numpy as np
 
 from mdp_mmdet3d.importance.table import ImportanceTable
 from mdp_mmdet3d.importance.values import LossValues
+from mdp_mmdet3d.solver.links import SumPart, add_sum
 from mdp_mmdet3d.solver.problem import ProblemBlock, ProblemDimension, ProblemStructure, ProblemTerm, PruningProblem
-from mdp_mmdet3d.space.types import CostTerm, Dimension, PruningSpace
+from mdp_mmdet3d.space.types import CostTerm, Dimension, PruningSpace, WidthSum, cost_axes
 
 LATENCY = "latency_ms"
+MAX_AXES = 3  # dimensions of a term beyond which a sum becomes a dimension: an attention has as many
 
 Kept = tuple[dict[str, tuple[tuple[int, ...], ...]], frozenset[str]]
 
@@ -25,8 +28,13 @@ class Latency(Protocol):
     def total_fixed_ms(self) -> float:
         """Milliseconds per frame that no plan can save."""
 
-    def cost_array(self, term: CostTerm) -> tuple[np.ndarray, np.ndarray]:
-        """Milliseconds of a term over the options of its dimensions, and which of them were interpolated."""
+    def cost_array(
+        self, term: CostTerm, sums: Mapping[WidthSum, Sequence[int]] = MappingProxyType({})
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Milliseconds of a term over the options of its dimensions, and which of them were interpolated.
+
+        A width in ``sums`` is an axis of its own, with these counts; the axes are those of `cost_axes`.
+        """
 
 
 @dataclass(frozen=True)
@@ -72,6 +80,10 @@ def build_problem(
 ) -> PruningProblem:
     """Write down docs/method.md section 5.1 for one model, device and ranking.
 
+    The cost of a layer that reads a concatenation of many parts depends on their sum, which becomes a dimension of the
+    program behind those of the space (`links.add_sum`): it is priced at the smallest option not below the sum. With at
+    most `MAX_AXES` dimensions in all, a term is over these, and exact.
+
     Args:
         space: What may be pruned.
         importance: What each element is worth.
@@ -99,20 +111,46 @@ def build_problem(
         )
 
     terms = [term("not prunable", (), None, latency.total_fixed_ms)]
-    terms += [term(t.name, t.dimensions, t.block, latency.cost_array(t)[0]) for t in space.frame_terms()]
+    summed = [t for t in space.frame_terms() if len(t.dimensions) > MAX_AXES]
+    terms += [
+        term(t.name, t.dimensions, t.block, latency.cost_array(t)[0]) for t in space.frame_terms() if t not in summed
+    ]
     if values is not None:
         terms += [term(v.name, v.dimensions, v.block, 0.0, v.value) for v in values.terms()]
     for dimension in space.dimensions if values is None else ():
         for block, scores in importance.scores.get(dimension.name, {}).items():
             names, value = _value(space, dimension, scores, ranking)
             terms.append(term(f"value of {dimension.name}", names, block, 0.0, value))
-    return PruningProblem(
+    problem = PruningProblem(
         space.model,
         (LATENCY,),
         tuple(ProblemDimension(d.name, d.options) for d in space.dimensions),
         tuple(ProblemBlock(b.name, None if b.parent is None else block_index[b.parent]) for b in space.blocks),
         tuple(terms),
     )
+    return _with_sums(problem, summed, latency, dimension_index, block_index)
+
+
+def _with_sums(
+    problem: PruningProblem,
+    terms: Sequence[CostTerm],
+    latency: Latency,
+    dimension_index: Mapping[str, int],
+    block_index: Mapping[str, int],
+) -> PruningProblem:
+    """Add terms whose cost depends on sums of dimensions, and the sums, each once."""
+    sums: dict[WidthSum, int] = {}
+    for term in terms:
+        for width in term.widths:
+            if isinstance(width, WidthSum) and len(width.parts) > 1 and width not in sums:
+                parts = [SumPart(dimension_index[name], times=times) for name, times in width.parts]
+                problem, sums[width] = add_sum(problem, f"input of {term.name}", parts, fixed=width.fixed)
+        known = {width: problem.dimensions[sums[width]].options for width in term.widths if width in sums}
+        axes = tuple(dimension_index[a] if isinstance(a, str) else sums[a] for a in cost_axes(term, known))
+        cost = {LATENCY: latency.cost_array(term, known)[0]}
+        block = None if term.block is None else block_index[term.block]
+        problem = replace(problem, terms=(*problem.terms, ProblemTerm(term.name, axes, block, cost, None)))
+    return problem
 
 
 def _value(

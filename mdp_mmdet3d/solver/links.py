@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,10 +18,12 @@ class SumPart:
     Attributes:
         dimension: Index of its dimension.
         block: Index of the block that produces it and without which it counts 0; None if it is always there.
+        times: What one of its elements adds.
     """
 
     dimension: int
     block: int | None = None
+    times: int = 1
 
 
 def add_sum(
@@ -62,7 +64,7 @@ def add_sum(
     draft = _Draft(problem, name, block, multiple, limit)
     ordered = sorted(parts, key=lambda part: part.block is not None)  # a chain starts best with what is always there
     total: int | None = None
-    if ordered[0].block is None and not fixed:
+    if ordered[0].block is None and ordered[0].times == 1 and not fixed:
         total, ordered = ordered[0].dimension, ordered[1:]
     done = len(parts) - len(ordered)
     for position, part in enumerate(ordered):
@@ -71,6 +73,31 @@ def add_sum(
         total = draft.add(label, total, part, fixed if position == 0 else 0)
     assert total is not None  # there is a part
     return replace(problem, dimensions=tuple(draft.dimensions), terms=tuple(draft.terms)), total
+
+
+def options_of(problem: PruningProblem, counts: Mapping[str, int]) -> tuple[int, ...]:
+    """Option of every dimension; those of sums follow from their parts.
+
+    Args:
+        problem: With or without sums.
+        counts: Per dimension that is no sum; one that is missing keeps its dense count.
+
+    Raises:
+        ValueError: A count is no option of its dimension.
+    """
+    links = {
+        (term.name, term.dimensions[-1]): term
+        for term in reversed(problem.terms)
+        if term.allowed is not None and term.dimensions and not term.when_removed
+    }
+    options: list[int] = []
+    for index, dimension in enumerate(problem.dimensions):
+        link = links.get((dimension.name, index))
+        if link is None or link.allowed is None:
+            options.append(dimension.options.index(counts.get(dimension.name, dimension.options[-1])))
+        else:  # a sum lies behind its parts, and agrees with one of its options
+            options.append(int(np.argmax(link.allowed[tuple(options[part] for part in link.dimensions[:-1])])))
+    return tuple(options)
 
 
 class _Draft:
@@ -86,7 +113,7 @@ class _Draft:
         """Index of a new dimension: the sum ``before``, one part more and ``fixed``."""
         known = [] if before is None else [before]
         counts = [self.dimensions[d].options for d in known]
-        added = self.dimensions[part.dimension].options
+        added = [part.times * count for count in self.dimensions[part.dimension].options]
         sums = attainable_sums(*counts, added, fixed=fixed)
         if part.block is not None:
             sums += attainable_sums(*counts, fixed=fixed)

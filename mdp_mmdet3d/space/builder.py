@@ -21,6 +21,9 @@ from mdp_mmdet3d.space.types import (
     PruningSpace,
     ScoreSource,
     TensorAxis,
+    Width,
+    WidthSum,
+    width_dimensions,
 )
 
 
@@ -169,25 +172,41 @@ class SpaceBuilder:
         self.dimensions[name] = Dimension(name, kind, size, counts, tuple(members), scored, copies, within)
         return name
 
-    def extend(self, name: str | int, members: Iterable[TensorAxis]) -> None:
-        """Add members to an existing dimension (a consumer found later); a frozen one is left alone."""
+    def extend(self, name: Width, members: Iterable[TensorAxis]) -> None:
+        """Add members to an existing dimension (a consumer found later); a frozen one is left alone.
+
+        Raises:
+            MdpError: It is a sum, which is cut in several places.
+        """
+        if isinstance(name, WidthSum):
+            parts = ", ".join(part for part, _ in name.parts)
+            raise MdpError(f"a consumer of the concatenation of {parts} has to be added to each part by itself")
         if isinstance(name, str):
             old = self.dimensions[name]
             self.dimensions[name] = replace(old, members=old.members + tuple(members))
 
-    def width_of(self, tensor: str, axis: int, dense: int) -> str | int:
-        """Dimension that slices the whole axis of a tensor, else the dense count."""
+    def width_of(self, tensor: str, axis: int, dense: int) -> Width:
+        """How long an axis of a tensor is: a dimension, where it is that long; a sum; or the dense count."""
+        parts: dict[str, int] = {}
+        whole, fixed = None, dense
         for dimension in self.dimensions.values():
-            if any(m.tensor == tensor and m.axis == axis for m in dimension.members):
-                return dimension.name
-        return dense
+            for member in dimension.members:
+                if member.tensor != tensor or member.axis != axis:
+                    continue
+                if dimension.copies * dimension.size == dense and member.width == 1:
+                    whole = dimension.name
+                parts[dimension.name] = parts.get(dimension.name, 0) + dimension.copies * member.width
+                fixed -= dimension.copies * dimension.size * member.width
+        if len(parts) == 1 and whole is not None:
+            return whole
+        return WidthSum(tuple(parts.items()), fixed) if parts else dense
 
     def add_term(
         self,
         name: str,
         engine: str,
         kind: str,
-        widths: tuple[str | int, ...],
+        widths: tuple[Width, ...],
         block: str | None = None,
         **attributes: int | float | str | bool,
     ) -> None:
@@ -197,9 +216,10 @@ class SpaceBuilder:
             MdpError: A term of this name exists, or a width names no dimension.
         """
         block = block if block is not None else self.block_of(name)
-        if block is None and not any(isinstance(w, str) for w in widths):
+        names = [name for width in widths for name in width_dimensions(width)]
+        if block is None and not names:
             return
-        unknown = [w for w in widths if isinstance(w, str) and w not in self.dimensions]
+        unknown = [name for name in names if name not in self.dimensions]
         if unknown:
             raise MdpError(f"cost term {name!r} depends on {unknown[0]!r}, which is no dimension; an adapter is wrong")
         if name in self.terms:
@@ -216,9 +236,9 @@ class SpaceBuilder:
             if other.within == module:
                 self.dimensions[name] = replace(other, within=None)
         for name, term in list(self.terms.items()):
-            widths = tuple(dimension.size if width == module else width for width in term.widths)
-            self.terms[name] = replace(term, widths=widths)
-            if term.block is None and not any(isinstance(width, str) for width in widths):
+            left = replace(term, widths=tuple(_with_dense(width, dimension) for width in term.widths))
+            self.terms[name] = left
+            if term.block is None and not left.dimensions:
                 del self.terms[name]
 
     def exclude(self, module: str, reason: str) -> None:
@@ -271,3 +291,13 @@ class SpaceBuilder:
             not_prunable=tuple(NotPrunable(m, r) for m, r in self.left_alone.items()),
             once=once,
         )
+
+
+def _with_dense(width: Width, dimension: Dimension) -> Width:
+    """A width in which one dimension has its dense count for good."""
+    if isinstance(width, WidthSum):
+        times = dict(width.parts).get(dimension.name, 0)
+        rest = tuple(part for part in width.parts if part[0] != dimension.name)
+        fixed = width.fixed + times * dimension.size
+        return WidthSum(rest, fixed) if rest else fixed
+    return dimension.size if width == dimension.name else width

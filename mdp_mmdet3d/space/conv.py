@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -12,10 +13,12 @@ from torch import Tensor, nn
 
 from mdp_mmdet3d.operators import ConvGeometry
 from mdp_mmdet3d.space.builder import SpaceBuilder
+from mdp_mmdet3d.space.channels import Axis, Bundle, ChannelTies
 from mdp_mmdet3d.space.types import DimensionKind, TensorAxis
 
 TRACE_SIZE = 128  # pixels; channel coupling does not depend on the image size
 Norm = nn.modules.batchnorm._NormBase
+TRACED = (nn.Conv2d, nn.Linear, Norm, nn.GroupNorm, nn.LayerNorm)
 
 
 def conv_obstacle(conv: nn.Module) -> str | None:
@@ -42,9 +45,9 @@ def norm_obstacle(norm: nn.Module) -> str | None:
     return None
 
 
-def is_depthwise(conv: nn.Conv2d) -> bool:
-    """Whether every channel has a kernel of its own."""
-    return conv.groups == conv.in_channels == conv.out_channels > 1
+def is_depthwise(conv: nn.Module) -> bool:
+    """Whether it is a convolution in which every channel has a kernel of its own."""
+    return isinstance(conv, nn.Conv2d) and conv.groups == conv.in_channels == conv.out_channels > 1
 
 
 def conv_geometry(conv: nn.Conv2d) -> ConvGeometry:
@@ -80,16 +83,17 @@ def add_conv_dimensions(
     """
     names = {module: name for name, module in builder.model.named_modules()}
     _exclude_unknown(builder, encoder, names)
+    traced = _TracedChannels(builder, names)
     with _traceable(encoder):
         graph = tp.DependencyGraph().build_dependency(
             encoder, example_inputs=(torch.zeros(1, in_channels, *size),), verbose=False
         )
-        reached: set[nn.Module] = set()
         for group in graph.get_all_groups(root_module_types=(nn.Conv2d,)):
-            _add_group(builder, graph, group, names, outputs_are_read)
-            reached |= {i.dep.target.module for i in group if graph.is_out_channel_pruning_fn(i.dep.handler)}
+            traced.add(graph, group)
+    traced.tie_groups()
+    traced.write(outputs_are_read)
     for module in encoder.modules():
-        if isinstance(module, nn.Conv2d) and module not in reached and builder.excluded(names[module]) is None:
+        if isinstance(module, nn.Conv2d) and module not in traced.reached and builder.excluded(names[module]) is None:
             builder.leave(f"{names[module]}.out", "not reached by the tracer: frozen or unused")
 
 
@@ -100,90 +104,150 @@ def _exclude_unknown(builder: SpaceBuilder, encoder: nn.Module, names: dict[nn.M
         own = next(module.parameters(recurse=False), None)
         if own is not None and parts and not isinstance(module, nn.Conv2d):
             builder.exclude(names[module], f"is a {type(module).__name__}, which is not supported")
-        elif isinstance(module, nn.modules.instancenorm._InstanceNorm) and not module.affine:
+        elif isinstance(module, (nn.modules.instancenorm._InstanceNorm, nn.GroupNorm)) and not module.affine:
             # Without parameters it is no node of the graph; whatever stands beside it is left alone.
             builder.exclude(names[module].rpartition(".")[0], f"{names[module]} {norm_obstacle(module)}")
 
 
-def _add_group(
-    builder: SpaceBuilder,
-    graph: tp.DependencyGraph,
-    group: tp.Group,
-    names: dict[nn.Module, str],
-    outputs_are_read: bool,
-) -> None:
-    root = names[group[0].dep.target.module]
-    size = len(group[0].idxs)
-    members: list[TensorAxis] = []
-    norms: list[tuple[TensorAxis, ...]] = []
-    producers: list[tuple[TensorAxis, ...]] = []
-    consumed = False
-    for item in group:
-        module = item.dep.target.module
-        obstacle = _obstacle(builder, module, names)
-        if obstacle is not None:
-            _leave_group(builder, graph, group, names, obstacle)
+class _TracedChannels:
+    """Collects torch-pruning's groups; writes elements that nothing forbids as dimensions."""
+
+    def __init__(self, builder: SpaceBuilder, names: dict[nn.Module, str]) -> None:
+        self.builder, self.names, self.ties = builder, names, ChannelTies()
+        self.groups: list[list[Axis]] = []  # sides of each group, the root first
+        self.left: list[tuple[Axis, tuple[int, ...], str]] = []
+        self.reached: set[nn.Module] = set()
+
+    def add(self, graph: tp.DependencyGraph, group: tp.Group) -> None:
+        """Tie the channels of one group."""
+        root: Axis = (group[0].dep.target.module, "out")
+        self.ties.add(root, root[0].weight.shape[0])
+        indices = tuple(group[0].idxs)
+        reason, sides = None, [root]
+        for item in group:
+            module, makes = item.dep.target.module, graph.is_out_channel_pruning_fn(item.dep.handler)
+            if makes:
+                self.reached.add(module)
+            if (obstacle := _obstacle(self.builder, module, self.names)) is not None:
+                reason = reason or obstacle
+                continue
+            if type(module).__name__ == "_SplitOp":
+                reason = reason or "is split, and which part goes where is not traced"
+            if module not in self.names or not isinstance(module, TRACED):
+                continue  # shape bookkeeping of torch-pruning: reshape, add, concatenation
+            if isinstance(module, nn.Linear) and makes:
+                reason = reason or (f"coupled with the linear layer {self.names[module]} otherwise than by its columns")
+                continue
+            side: Axis = (module, "out" if makes or is_depthwise(module) else "in")
+            self.ties.add(side, _length(side))
+            if len(item.root_idxs) != len(item.idxs) or max(item.idxs) >= self.ties.length(side):
+                reason = reason or f"its channels cannot be told apart in {self.names[module]}"
+                continue
+            self.ties.tie(root, item.root_idxs, side, item.idxs)
+            sides.append(side)
+        self.groups.append(list(dict.fromkeys(sides)))
+        if reason is not None:
+            self.left.append((root, indices, reason))
+
+    def tie_groups(self) -> None:
+        """Tie what a grouped convolution or a group norm can only lose as a whole."""
+        for module in dict.fromkeys(module for group in self.groups for module, _ in group):
+            if isinstance(module, nn.GroupNorm):
+                self._tie_blocks((module, "out"), module.num_groups)
+            elif isinstance(module, nn.Conv2d) and module.groups > 1 and not is_depthwise(module):
+                sides: tuple[Axis, Axis] = ((module, "in"), (module, "out"))
+                for side in sides:
+                    self.ties.add(side, _length(side))
+                    self._tie_blocks(side, module.groups)
+                firsts = [range(0, _length(side), _length(side) // module.groups) for side in sides]
+                self.ties.tie(sides[0], firsts[0], sides[1], firsts[1])
+
+    def _tie_blocks(self, side: Axis, blocks: int) -> None:
+        width = _length(side) // blocks
+        rest = [index for index in range(_length(side)) if index % width]
+        self.ties.tie(side, [index - index % width for index in rest], side, rest)
+
+    def write(self, outputs_are_read: bool) -> None:
+        """Add dimensions, and leave what has an obstacle."""
+        left: dict[int, str] = {}
+        for root, indices, reason in self.left:
+            for index in indices:
+                left.setdefault(self.ties.element(root, index), reason)
+        every = list(dict.fromkeys(side for group in self.groups for side in group))
+        done: set[int] = set()
+        for group in self.groups:
+            order = list(dict.fromkeys([*group, *every]))
+            for bundle in self.ties.bundles(group[0], order):
+                if bundle.elements[0] not in done:
+                    reasons = [left[element] for element in bundle.elements if element in left]
+                    self._write(group[0], bundle, next(iter(reasons), None), outputs_are_read)
+                done.update(bundle.elements)
+
+    def _write(self, root: Axis, bundle: Bundle, reason: str | None, outputs_are_read: bool) -> None:
+        name = self._label(root, bundle)
+        for side, runs in bundle.runs.items():
+            if runs is None:
+                reason = reason or f"its channels are not in order in {self.names[side[0]]}"
+        if reason is not None:
+            for side in bundle.runs:
+                if isinstance(side[0], nn.Conv2d) and side[1] == "out":
+                    self.builder.leave(f"{self.names[side[0]]}.out", reason)
             return
-        if module not in names or not isinstance(module, (nn.Conv2d, nn.Linear, Norm)):
-            continue  # shape bookkeeping of torch-pruning: reshape, add, concatenation
-        name, offset = names[module], _offset(item)
-        if offset is None:
-            _leave_group(builder, graph, group, names, f"its channels are not contiguous in {name}")
+        if not outputs_are_read and not any(_reads(side) for side in bundle.runs):
+            self.builder.leave(name, "nothing reads its channels: they are an output of the model")
             return
-        makes = isinstance(module, Norm) or graph.is_out_channel_pruning_fn(item.dep.handler)
-        if makes and not isinstance(module, nn.Linear) and module.weight.shape[0] < offset + size:
-            _leave_group(builder, graph, group, names, f"is split: {name} has only a part of its {size} channels")
-            return
-        if isinstance(module, nn.Linear):  # behind a global pooling
-            if module.in_features != size or graph.is_out_channel_pruning_fn(item.dep.handler):
-                _leave_group(
-                    builder, graph, group, names, f"coupled with the linear layer {name} otherwise than by its columns"
-                )
-                return
-            members.append(TensorAxis(f"{name}.weight", 1, offset))
-            consumed = True
-        elif isinstance(module, nn.Conv2d) and is_depthwise(module):
-            members += [TensorAxis(f"{name}.{leaf}", 0, offset) for leaf, _ in module.named_parameters(recurse=False)]
-            consumed = True
-        elif isinstance(module, nn.Conv2d):
-            if graph.is_out_channel_pruning_fn(item.dep.handler):
-                if module.groups != 1:
-                    _leave_group(builder, graph, group, names, f"coupled with the grouped convolution {name}")
-                    return
-                rows = [TensorAxis(f"{name}.weight", 0, offset)]
-                if module.bias is not None:
-                    rows.append(TensorAxis(f"{name}.bias", 0, offset))
+        members: list[TensorAxis] = []
+        norms: list[tuple[TensorAxis, ...]] = []
+        producers: list[tuple[TensorAxis, ...]] = []
+        multiples = [1]
+        for side, runs in bundle.runs.items():
+            module, path = side[0], self.names[side[0]]
+            for run in runs or ():
+                if side[1] == "in":
+                    if isinstance(module, nn.Linear) or module.groups == 1:
+                        members.append(TensorAxis(f"{path}.weight", 1, run.offset, run.width))
+                    continue
+                own = [leaf for leaf, _ in module.named_parameters(recurse=False)]
+                rows = tuple(TensorAxis(f"{path}.{leaf}", 0, run.offset, run.width) for leaf in own)
                 members += rows
-                producers.append(tuple(rows))
-            elif module.groups != 1:
-                _leave_group(builder, graph, group, names, f"enters the grouped convolution {name}")
-                return
-            elif module.weight.shape[1] != size:
-                _leave_group(builder, graph, group, names, f"enters the concatenation in front of {name}")
-                return
-            else:
-                members.append(TensorAxis(f"{name}.weight", 1, offset))
-                consumed = True
-        else:
-            affine = tuple(TensorAxis(f"{name}.{leaf}", 0, offset) for leaf in ("weight", "bias"))
-            members += [*affine, *(TensorAxis(f"{name}.{leaf}", 0, offset) for leaf in ("running_mean", "running_var"))]
-            norms.append(affine)
-    if not (consumed or outputs_are_read):
-        builder.leave(f"{root}.out", "nothing reads its channels: they are an output of the model")
-        return
-    builder.add_dimension(
-        f"{root}.out", DimensionKind.CHANNELS, size, dict.fromkeys(members), dict.fromkeys(norms or producers)
-    )
+                if isinstance(module, nn.Conv2d):
+                    multiple = self.builder.options.channel_multiple
+                    multiples.append(multiple // math.gcd(multiple, run.width))
+                    if not is_depthwise(module):
+                        producers.append(rows)
+                    continue
+                norms.append(rows)
+                if isinstance(module, Norm):
+                    statistics = ("running_mean", "running_var")
+                    members += [TensorAxis(f"{path}.{leaf}", 0, run.offset, run.width) for leaf in statistics]
+        self.builder.add_dimension(
+            name,
+            DimensionKind.CHANNELS,
+            len(bundle.elements),
+            dict.fromkeys(members),
+            dict.fromkeys(norms or producers),
+            multiple=math.lcm(*multiples),
+        )
+
+    def _label(self, side: Axis, bundle: Bundle) -> str:
+        """The convolution's output, with the first channel where the bundle is a part of it."""
+        channels = bundle.channels[side]
+        part = "" if len(channels) == self.ties.length(side) else f"@{channels[0]}"
+        return f"{self.names[side[0]]}.out{part}"
 
 
-def _leave_group(
-    builder: SpaceBuilder, graph: tp.DependencyGraph, group: tp.Group, names: dict[nn.Module, str], reason: str
-) -> None:
-    """Note the reason at every convolution whose output channels the group holds."""
-    for item in group:
-        module = item.dep.target.module
-        if isinstance(module, nn.Conv2d) and graph.is_out_channel_pruning_fn(item.dep.handler):
-            builder.leave(f"{names[module]}.out", reason)
+def _length(side: Axis) -> int:
+    """Channels of one side of a layer."""
+    module, which = side
+    if isinstance(module, (nn.Conv2d, nn.Linear)) and which == "in":
+        return int(module.weight.shape[1]) * getattr(module, "groups", 1)
+    return int(module.weight.shape[0])
+
+
+def _reads(side: Axis) -> bool:
+    """Whether the layer computes something from the channels."""
+    module, which = side
+    return which == "in" or (isinstance(module, nn.Conv2d) and is_depthwise(module))
 
 
 def _obstacle(builder: SpaceBuilder, module: nn.Module | Tensor, names: dict[nn.Module, str]) -> str | None:
@@ -201,17 +265,16 @@ def _obstacle(builder: SpaceBuilder, module: nn.Module | Tensor, names: dict[nn.
         reason = conv_obstacle(module)
     elif isinstance(module, Norm):
         reason = norm_obstacle(module)
+    elif type(module) in (nn.GroupNorm, nn.LayerNorm):
+        several = isinstance(module, nn.LayerNorm) and len(module.normalized_shape) > 1
+        plain = None if several else getattr(module, "weight", None)
+        reason = (
+            f"is a {type(module).__name__} over more than the channels, or without weight" if plain is None else None
+        )
     else:
         known = isinstance(module, nn.Linear) or next(module.parameters(), None) is None
         reason = None if known else f"is a {type(module).__name__}, which is not supported"
     return None if reason is None else f"coupled with {name}, which {reason}"
-
-
-def _offset(item: tp.dependency.GroupItem) -> int | None:
-    """First index of the group in this member, or None if its indices are not one ordered run."""
-    first = item.idxs[0]
-    ordered = list(item.root_idxs) == list(range(len(item.idxs)))
-    return first if ordered and list(item.idxs) == list(range(first, first + len(item.idxs))) else None
 
 
 @contextmanager

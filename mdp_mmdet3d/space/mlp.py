@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from mdp_mmdet3d.space.builder import SpaceBuilder
-from mdp_mmdet3d.space.types import DimensionKind, TensorAxis
+from mdp_mmdet3d.space.types import DimensionKind, TensorAxis, Width
 
 
 def add_hidden(
@@ -39,7 +39,7 @@ def add_mlp(
     *,
     tokens: int,
     engine: str,
-    input_width: str | int | None = None,
+    input_width: Width | None = None,
 ) -> None:
     """Add the hidden widths and the cost of a chain of linear layers with norms and ReLUs between them.
 
@@ -52,7 +52,7 @@ def add_mlp(
         input_width: Dimension that the first layer reads, where it is prunable.
     """
     linears = [i for i, module in enumerate(mlp) if isinstance(module, nn.Linear)]
-    width: str | int = input_width if input_width is not None else mlp[linears[0]].in_features
+    width: Width = input_width if input_width is not None else mlp[linears[0]].in_features
     for position, i in enumerate(linears):
         name, linear = f"{path}.{i}", mlp[i]
         last = position == len(linears) - 1

@@ -8,7 +8,7 @@ from torch import nn
 
 from mdp_mmdet3d.space.builder import SpaceBuilder
 from mdp_mmdet3d.space.conv import Norm, conv_geometry, conv_obstacle, is_depthwise, norm_obstacle
-from mdp_mmdet3d.space.types import BlockKind
+from mdp_mmdet3d.space.types import BlockKind, Width, WidthSum
 
 ConvShapes = dict[nn.Module, tuple[int, int, int, int]]
 BLOCKS = (BasicBlock, Bottleneck)
@@ -138,13 +138,18 @@ def add_conv_term(
         return
     batch, _, height, width = shapes[conv]
     geometry, kind = conv_geometry(conv).attributes(), "conv"
-    widths: tuple[str | int, ...] = (
+    widths: tuple[Width, ...] = (
         builder.width_of(f"{name}.weight", 1, conv.in_channels),
         builder.width_of(f"{name}.weight", 0, conv.out_channels),
     )
     if is_depthwise(conv):
         del geometry["groups"]
         kind, widths = "depthwise_conv", widths[1:]
+    elif conv.groups > 1 and not isinstance(widths[1], int):  # whole groups go
+        channels = conv.out_channels // conv.groups
+        kind, widths = "grouped_conv", (_divided(widths[1], channels),)
+        geometry |= {"inputs": conv.in_channels // conv.groups, "outputs": channels}
+        del geometry["groups"]
     builder.add_term(
         term or name,
         engine,
@@ -157,3 +162,13 @@ def add_conv_term(
         residual=residual,
         **geometry,  # type: ignore[arg-type]
     )
+
+
+def _divided(width: Width, divisor: int) -> Width:
+    """How many groups a width is, of ``divisor`` channels each; all its parts are whole groups."""
+    if isinstance(width, int):
+        return width // divisor
+    parts, fixed = (width.parts, width.fixed) if isinstance(width, WidthSum) else (((width, 1),), 0)
+    groups = WidthSum(tuple((name, times // divisor) for name, times in parts), fixed // divisor)
+    alone = len(groups.parts) == 1 and groups.parts[0][1] == 1 and not groups.fixed
+    return groups.parts[0][0] if alone else groups

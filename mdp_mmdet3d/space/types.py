@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
@@ -129,27 +129,78 @@ class Block:
 
 
 @dataclass(frozen=True)
+class WidthSum:
+    """A count that follows from dimensions, such as the input of a layer that reads a concatenation.
+
+    It is ``fixed + sum(times * count of the dimension)``.
+
+    Attributes:
+        parts: Dimensions, each once, and how many channels one of its elements is.
+        fixed: Count that is always there.
+    """
+
+    parts: tuple[tuple[str, int], ...]
+    fixed: int = 0
+
+
+Width = str | int | WidthSum
+
+
+def width_at(width: Width, counts: Mapping[str, int]) -> int:
+    """A width where the dimensions have ``counts``.
+
+    Raises:
+        KeyError: ``counts`` lacks a dimension.
+    """
+    if isinstance(width, WidthSum):
+        return width.fixed + sum(times * counts[name] for name, times in width.parts)
+    return counts[width] if isinstance(width, str) else width
+
+
+def width_dimensions(width: Width) -> tuple[str, ...]:
+    """Names of the dimensions that a width depends on."""
+    if isinstance(width, WidthSum):
+        return tuple(name for name, _ in width.parts)
+    return (width,) if isinstance(width, str) else ()
+
+
+@dataclass(frozen=True)
 class CostTerm:
     """One operator whose latency depends on dimensions.
 
     Attributes:
         name: Unique; path of the module, plus a suffix where it runs more than once.
         signature: What is measured.
-        widths: Per role of the signature's kind, a dimension's name or a fixed count.
+        widths: Per role of the signature's kind, a dimension's name, a sum of dimensions or a fixed count.
         block: Innermost block it lives in.
         engine: Engine it runs in: ``"image_encoder"``, ``"position_embedding"`` or ``"head"``.
     """
 
     name: str
     signature: OperatorSignature
-    widths: tuple[str | int, ...]
+    widths: tuple[Width, ...]
     block: str | None
     engine: str
 
     @property
     def dimensions(self) -> tuple[str, ...]:
         """Distinct dimensions in the order of first use: the axes of the term's cost array."""
-        return tuple(dict.fromkeys(width for width in self.widths if isinstance(width, str)))
+        return tuple(dict.fromkeys(name for width in self.widths for name in width_dimensions(width)))
+
+    def counts(self, chosen: Mapping[str, int]) -> tuple[int, ...]:
+        """Count per role where the dimensions have the ``chosen`` counts."""
+        return tuple(width_at(width, chosen) for width in self.widths)
+
+
+def cost_axes(term: CostTerm, sums: Collection[WidthSum] = ()) -> tuple[str | WidthSum, ...]:
+    """Axes of a term's cost array where the widths in ``sums`` stand for the dimensions of their parts."""
+    axes: dict[str | WidthSum, None] = {}
+    for width in term.widths:
+        if isinstance(width, WidthSum) and width in sums:
+            axes[width] = None
+        else:
+            axes |= dict.fromkeys(width_dimensions(width))
+    return tuple(axes)
 
 
 @dataclass(frozen=True)
@@ -232,6 +283,22 @@ def _axis(axis: TensorAxis) -> list[Any]:
     return [axis.tensor, axis.axis, axis.offset, axis.width]
 
 
+def _width(width: Width) -> Any:
+    """JSON form; a sum is an object."""
+    if isinstance(width, WidthSum):
+        return {"parts": [list(part) for part in width.parts], "fixed": width.fixed}
+    return width
+
+
+def _width_of(data: Any) -> Width:
+    """Inverse of `_width`."""
+    if isinstance(data, dict):
+        return WidthSum(tuple((name, times) for name, times in data["parts"]), data["fixed"])
+    if not isinstance(data, (str, int)):
+        raise TypeError(f"a width is a name, a number or an object, got {data!r}")
+    return data
+
+
 def _block(block: Block) -> dict[str, Any]:
     """JSON form; ``stays`` appears where it is not `SHORTCUT`, so that files and hashes of version 1 keep holding."""
     return {
@@ -270,7 +337,7 @@ def to_dict(space: PruningSpace) -> dict[str, Any]:
                 "name": t.name,
                 "operator": t.signature.kind,
                 "attributes": dict(t.signature.attributes),
-                "widths": list(t.widths),
+                "widths": [_width(w) for w in t.widths],
                 "block": t.block,
                 "stage": t.engine,
             }
@@ -311,7 +378,7 @@ def from_dict(data: Mapping[str, Any], path: str | Path = "<memory>") -> Pruning
                 CostTerm(
                     t["name"],
                     OperatorSignature.make(t["operator"], **t["attributes"]),
-                    tuple(t["widths"]),
+                    tuple(_width_of(w) for w in t["widths"]),
                     t["block"],
                     t["stage"],
                 )

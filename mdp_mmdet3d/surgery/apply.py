@@ -142,8 +142,8 @@ def _slice(model: nn.Module, name: str, masks: dict[int, Tensor]) -> None:
 def sync_attributes(module: nn.Module) -> None:
     """Make a module's size attributes agree with its tensors."""
     if isinstance(module, nn.Conv2d):
-        if module.groups == module.in_channels == module.out_channels:  # depthwise
-            module.groups = module.weight.shape[0]
+        if module.groups > 1:  # whole groups go
+            module.groups = module.groups * module.weight.shape[0] // module.out_channels
         module.out_channels, module.in_channels = module.weight.shape[0], module.weight.shape[1] * module.groups
     elif isinstance(module, nn.Linear):
         module.out_features, module.in_features = module.weight.shape
@@ -152,6 +152,7 @@ def sync_attributes(module: nn.Module) -> None:
     elif isinstance(module, nn.LayerNorm):
         module.normalized_shape = tuple(module.weight.shape)
     elif isinstance(module, nn.GroupNorm):
+        module.num_groups = module.num_groups * module.weight.shape[0] // module.num_channels  # whole groups go
         module.num_channels = module.weight.shape[0]
     elif isinstance(module, nn.Embedding):
         module.num_embeddings, module.embedding_dim = module.weight.shape

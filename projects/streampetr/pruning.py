@@ -12,7 +12,7 @@ from mdp_mmdet3d.space.conv import add_conv_dimensions, record_conv_inputs
 from mdp_mmdet3d.space.fpn import add_fpn_terms
 from mdp_mmdet3d.space.mlp import add_fan_out, add_hidden, add_mlp
 from mdp_mmdet3d.space.residual import add_residual_blocks, add_residual_terms
-from mdp_mmdet3d.space.types import BlockKind, TensorAxis
+from mdp_mmdet3d.space.types import BlockKind, TensorAxis, Width
 
 HEAD = "pts_bbox_head"
 
@@ -40,7 +40,7 @@ def add_streampetr(builder: SpaceBuilder, model: nn.Module, shape: InputShape) -
     _note_fixed(builder)
 
 
-def _add_encoder(builder: SpaceBuilder, model: nn.Module, shape: InputShape) -> str | int:
+def _add_encoder(builder: SpaceBuilder, model: nn.Module, shape: InputShape) -> Width:
     encoder = ImageEncoder(model.img_backbone, model.img_neck)
     if not isinstance(model.img_backbone, ResNet):
         builder.leave("img_backbone", f"no adapter for {type(model.img_backbone).__name__}")
@@ -61,7 +61,7 @@ def _add_encoder(builder: SpaceBuilder, model: nn.Module, shape: InputShape) -> 
     return output
 
 
-def _add_embeddings(builder: SpaceBuilder, head: nn.Module, tokens: int, features: str | int) -> None:
+def _add_embeddings(builder: SpaceBuilder, head: nn.Module, tokens: int, features: Width) -> None:
     memory = head.memory_len
     queries = head.reference_points.num_embeddings + head.num_propagated
     add_mlp(builder, head.position_encoder, f"{HEAD}.position_encoder", tokens=tokens, engine="position_embedding")

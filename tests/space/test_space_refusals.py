@@ -147,10 +147,17 @@ def test_one_operator_that_cannot_be_priced_leaves_its_channels_and_its_block(ba
     assert_pruned_equals_masked(model, space, random_kept)
 
 
+def test_group_norm_loses_whole_groups_and_its_blocks_stay(random_kept):
+    model, space = trace(resnet(norm_cfg=dict(type="GN", num_groups=4)))
+    assert space.blocks == () and "GroupNorm" in reasons(space)["backbone.layer1.0"]
+    inner = space.by_name["backbone.layer1.0.conv1.out"]
+    assert (inner.size, inner.members[0].width) == (4, 4)
+    assert_pruned_equals_masked(model, space, random_kept)
+
+
 @pytest.mark.parametrize(
     "options, reason",
     [
-        (dict(norm_cfg=dict(type="GN", num_groups=4)), "GroupNorm"),
         (dict(norm_cfg=dict(type="IN")), "InstanceNorm2d"),
         (dict(conv_cfg=dict(type="ConvWS")), "ConvWS2d"),
     ],

@@ -11,9 +11,10 @@ from torch import nn
 
 from mdp_mmdet3d.adapters import InputShape, trace_space
 from mdp_mmdet3d.errors import FileFormatError, MdpError
-from mdp_mmdet3d.space import BlockKind, DimensionKind, PruningSpace
+from mdp_mmdet3d.space import BlockKind, DimensionKind, PruningSpace, TensorAxis
 from mdp_mmdet3d.space.builder import SpaceBuilder, SpaceOptions
 from mdp_mmdet3d.space.conv import add_conv_dimensions
+from mdp_mmdet3d.space.types import WidthSum
 
 
 @pytest.fixture(scope="module")
@@ -176,12 +177,12 @@ def test_options_increase_end_dense_and_respect_the_limits(size, multiple, most,
     assert len(counts) <= most and all(c % multiple == 0 and c >= round(keep * size) for c in counts[:-1])
 
 
-def test_concatenation_is_left_alone_with_a_reason():
+def test_each_part_of_a_concatenation_is_a_dimension_and_its_reader_has_their_sum():
     class Concat(nn.Module):
         def __init__(self):
             super().__init__()
-            self.a, self.b = nn.Conv2d(3, 32, 3, padding=1), nn.Conv2d(32, 32, 3, padding=1)
-            self.c = nn.Conv2d(64, 32, 1)
+            self.a, self.b = nn.Conv2d(3, 32, 3, padding=1), nn.Conv2d(32, 48, 3, padding=1)
+            self.c = nn.Conv2d(80, 32, 1)
             self.d = nn.Conv2d(32, 8, 1)
 
         def forward(self, x):
@@ -191,5 +192,11 @@ def test_concatenation_is_left_alone_with_a_reason():
     net = Concat()
     builder = SpaceBuilder(net, SpaceOptions())
     add_conv_dimensions(builder, net)
-    assert set(builder.dimensions) == {"c.out"}
-    assert all("concatenation" in builder.left_alone[f"{n}.out"] for n in "ab")
+    assert {"a.out", "b.out", "c.out"} == set(builder.dimensions) - {"d.out"}
+    assert TensorAxis("c.weight", 1, 32) in builder.dimensions["b.out"].members
+    width = builder.width_of("c.weight", 1, 80)
+    assert isinstance(width, WidthSum) and dict(width.parts) == {"a.out": 1, "b.out": 1} and width.fixed == 0
+    sizes = dict(batch=1, height=8, width=8, kernel_h=1, kernel_w=1, stride=1, padding=0, groups=1)
+    builder.add_term("c", "e", "conv", (width, "c.out"), relu=False, residual=False, **sizes)
+    builder.leave("b.out", "for a reason")
+    assert builder.terms["c"].widths == (WidthSum((("a.out", 1),), 48), "c.out")
