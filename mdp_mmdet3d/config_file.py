@@ -9,7 +9,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 
 from mdp_mmdet3d.errors import MdpError
 from mdp_mmdet3d.shipped import CONFIGS, PREFIX, config_path, shipped_name
@@ -116,14 +116,15 @@ def _described(declared: Any) -> str:
 
 
 def without_pretrained(config: Any) -> Any:
-    """Copy of a model config without initialisation from checkpoint files."""
+    """Copy of a model config without initialisation from checkpoint files; a `ConfigDict` keeps its attributes."""
     if isinstance(config, Mapping):
-        return {
+        kept = {
             key: without_pretrained(value)
             for key, value in config.items()
             if not (key == "init_cfg" and isinstance(value, Mapping) and value.get("type") == "Pretrained")
             and not (key == "pretrained" and isinstance(value, str))
         }
+        return ConfigDict(kept) if isinstance(config, ConfigDict) else kept
     if isinstance(config, (list, tuple)):
         return type(config)(without_pretrained(value) for value in config)
     return config

@@ -138,16 +138,25 @@ def _with_sums(
     dimension_index: Mapping[str, int],
     block_index: Mapping[str, int],
 ) -> PruningProblem:
-    """Add terms whose cost depends on sums of dimensions, and the sums, each once."""
+    """Add terms whose cost depends on sums of dimensions, and the sums, each once.
+
+    A sum goes on from the longest one that it begins with: in a dense block every layer reads one part more.
+    """
     sums: dict[WidthSum, int] = {}
-    for term in terms:
+    for term in sorted(terms, key=lambda t: max(len(w.parts) for w in t.widths if isinstance(w, WidthSum))):
         for width in term.widths:
-            if isinstance(width, WidthSum) and len(width.parts) > 1 and width not in sums:
-                parts = [SumPart(dimension_index[name], times=times) for name, times in width.parts]
-                problem, sums[width] = add_sum(problem, f"input of {term.name}", parts, fixed=width.fixed)
-        known = {width: problem.dimensions[sums[width]].options for width in term.widths if width in sums}
-        axes = tuple(dimension_index[a] if isinstance(a, str) else sums[a] for a in cost_axes(term, known))
-        cost = {LATENCY: latency.cost_array(term, known)[0]}
+            if not isinstance(width, WidthSum) or len(width.parts) < 2 or width in sums:
+                continue
+            known = [s for s in sums if s.fixed == width.fixed and s.parts == width.parts[: len(s.parts)]]
+            start = max(known, key=lambda s: len(s.parts), default=None)
+            rest = width.parts if start is None else width.parts[len(start.parts) :]
+            parts = [SumPart(dimension_index[name], times=times) for name, times in rest]
+            parts = parts if start is None else [SumPart(sums[start]), *parts]
+            fixed = width.fixed if start is None else 0
+            problem, sums[width] = add_sum(problem, f"input of {term.name}", parts, fixed=fixed)
+        options = {w: problem.dimensions[sums[w]].options for w in term.widths if isinstance(w, WidthSum) and w in sums}
+        axes = tuple(dimension_index[a] if isinstance(a, str) else sums[a] for a in cost_axes(term, options))
+        cost = {LATENCY: latency.cost_array(term, options)[0]}
         block = None if term.block is None else block_index[term.block]
         problem = replace(problem, terms=(*problem.terms, ProblemTerm(term.name, axes, block, cost, None)))
     return problem

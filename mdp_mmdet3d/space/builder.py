@@ -187,19 +187,24 @@ class SpaceBuilder:
 
     def width_of(self, tensor: str, axis: int, dense: int) -> Width:
         """How long an axis of a tensor is: a dimension, where it is that long; a sum; or the dense count."""
+        found = [
+            (member.offset, dimension, member.width)
+            for dimension in self.dimensions.values()
+            for member in dimension.members
+            if member.tensor == tensor and member.axis == axis
+        ]
+        if not found:
+            return dense
         parts: dict[str, int] = {}
-        whole, fixed = None, dense
-        for dimension in self.dimensions.values():
-            for member in dimension.members:
-                if member.tensor != tensor or member.axis != axis:
-                    continue
-                if dimension.copies * dimension.size == dense and member.width == 1:
-                    whole = dimension.name
-                parts[dimension.name] = parts.get(dimension.name, 0) + dimension.copies * member.width
-                fixed -= dimension.copies * dimension.size * member.width
-        if len(parts) == 1 and whole is not None:
-            return whole
-        return WidthSum(tuple(parts.items()), fixed) if parts else dense
+        fixed = dense
+        for _, dimension, width in sorted(found, key=lambda part: part[0]):  # in the order of the concatenation
+            parts[dimension.name] = parts.get(dimension.name, 0) + dimension.copies * width
+            fixed -= dimension.copies * dimension.size * width
+        _, first, width = found[0]
+        alone = len(parts) == 1 and width == 1 and first.copies * first.size == dense
+        if alone or fixed < 0:  # several dimensions of one attention cut the same axis
+            return first.name
+        return WidthSum(tuple(parts.items()), fixed)
 
     def add_term(
         self,

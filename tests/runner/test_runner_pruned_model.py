@@ -5,7 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.runner import Runner, load_checkpoint
 
 from mdp_mmdet3d.adapters import InputShape, adapter_of, trace_space
@@ -131,6 +131,8 @@ def test_pretrained_weights_of_the_dense_model_are_ignored():
         b=[dict(init_cfg=dict(type="Xavier"))],
     )
     assert without_pretrained(config) == dict(a=dict(depth=50), b=[dict(init_cfg=dict(type="Xavier"))])
+    heads = without_pretrained(ConfigDict(head=dict(train_cfg=dict(assigner=[dict(type="A")]))))
+    assert heads.head.train_cfg.assigner[0].type == "A"  # lidar heads read their settings as attributes
 
 
 def test_a_runner_trains_saves_and_resumes_the_pruned_model(run_dir, tiny_frames, tmp_path, plans):
