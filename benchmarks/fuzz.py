@@ -1,12 +1,13 @@
-"""Random convolutional networks through tracing and surgery: right, left alone, wrong, crash or hang.
+"""Random networks through tracing and surgery: right, left alone, wrong, crash or hang.
 
     python benchmarks/fuzz.py --count 30                    # seeds 0 to 29; a failing network is shrunk and printed
     python benchmarks/fuzz.py --count 1 --seed 17 --json F
+    python benchmarks/fuzz.py --stacks --onnx               # transformers (benchmarks/fuzz_stacks.py), and their export
 
 Networks are lists of layers: plain, residual, concatenated, split, depthwise, grouped and gated
 (squeeze-and-excitation) convolutions with batch norm, group norm or layer norm over channels, shared towers, several
-outputs. "right": for random plans the pruned model equals the masked one and reloads from its state dict. "alone":
-nothing was offered.
+outputs. "right": for random plans the pruned model equals the masked one and reloads from its state dict, and with
+--onnx the exported pruned model equals it. "alone": nothing was offered.
 """
 
 from __future__ import annotations
@@ -16,13 +17,18 @@ import copy
 import io
 import signal
 import sys
+import tempfile
 import warnings
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+import fuzz_stacks
 import numpy as np
 import torch
 from mmengine.config import Config
@@ -182,8 +188,10 @@ class Hang(Exception):
     """Tracing took longer than the limit."""
 
 
-def judge(spec: Spec, seed: int, limit_s: int) -> dict[str, Any]:
-    """What becomes of one network."""
+def judge(
+    spec: Spec, seed: int, limit_s: int, make: Callable[[Spec, int], nn.Module] = build, onnx: bool = False
+) -> dict[str, Any]:
+    """What becomes of one network, which ``make`` builds from the spec and a seed."""
 
     def late(*_: Any) -> None:
         raise Hang
@@ -191,7 +199,7 @@ def judge(spec: Spec, seed: int, limit_s: int) -> dict[str, Any]:
     signal.signal(signal.SIGALRM, late)
     signal.alarm(limit_s)
     try:
-        return _judge(spec, seed)
+        return _judge(spec, seed, make, onnx)
     except Hang:
         return {"verdict": "hang", "why": f"longer than {limit_s} s"}
     except Exception as error:  # whatever a network makes the line raise is what is being counted
@@ -200,9 +208,10 @@ def judge(spec: Spec, seed: int, limit_s: int) -> dict[str, Any]:
         signal.alarm(0)
 
 
-def _judge(spec: Spec, seed: int) -> dict[str, Any]:
-    model = build(spec, seed)
-    space = SingleGraph(Config({}), InputShape(0, *SIZE)).trace(model, SpaceOptions(4, 4, 4, 0.0, ()))
+def _judge(spec: Spec, seed: int, make: Callable[[Spec, int], nn.Module], onnx: bool) -> dict[str, Any]:
+    model = make(spec, seed)
+    adapter = SingleGraph(Config({}), InputShape(1, *SIZE))
+    space = adapter.trace(model, SpaceOptions(4, 4, 4, 0.0, ()))
     reasons = [f"{n.module}: {n.reason}" for n in space.not_prunable]
     if not space.dimensions and not space.blocks:
         return {"verdict": "alone", "why": "; ".join(reasons)[:300]}
@@ -216,7 +225,7 @@ def _judge(spec: Spec, seed: int) -> dict[str, Any]:
         stored = io.BytesIO()
         torch.save(pruned.state_dict(), stored)
         stored.seek(0)
-        again = apply_plan(build(spec, seed + 1), plan)
+        again = apply_plan(make(spec, seed + 1), plan)
         again.load_state_dict(torch.load(stored, weights_only=True))
         for found, expected, reloaded in zip(outputs(pruned, image), outputs(masked, image), outputs(again, image)):
             difference = float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-6))
@@ -224,15 +233,21 @@ def _judge(spec: Spec, seed: int) -> dict[str, Any]:
                 return {"verdict": "wrong", "why": f"pruned and masked differ by {difference:.1e}", "share": share}
             if not torch.equal(found, reloaded):
                 return {"verdict": "wrong", "why": "reloading changes the outputs", "share": share}
+    if onnx:
+        with tempfile.TemporaryDirectory() as folder:
+            adapter.export(pruned, Path(folder), plan_hash=plan.hash, weights="random")
+            difference = max(adapter.compare(masked, Path(folder), [image.numpy()]).values())
+        if not difference <= TOLERANCE:
+            return {"verdict": "wrong", "why": f"ONNX and masked differ by {difference:.1e}", "share": share}
     return {"verdict": "right", "share": share, "blocks": len(space.blocks), "dimensions": len(space.dimensions)}
 
 
-def shrink(spec: Spec, seed: int, verdict: str, limit_s: int) -> Spec:
+def shrink(spec: Spec, verdict: str, judged: Callable[[Spec], dict[str, Any]]) -> Spec:
     """The smallest list of layers, by leaving out one after the other, that is judged the same."""
     position = 0
     while position < len(spec):
         shorter = spec[:position] + spec[position + 1 :]
-        if judge(shorter, seed, limit_s)["verdict"] == verdict:
+        if judged(shorter)["verdict"] == verdict:
             spec = shorter
         else:
             position += 1
@@ -244,15 +259,19 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0, help="first seed")
     parser.add_argument("--limit", type=int, default=60, help="seconds per network (default 60)")
+    parser.add_argument("--stacks", action="store_true", help="transformers instead of convolutional networks")
+    parser.add_argument("--onnx", action="store_true", help="export each, and compare")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
+    draw, make = (fuzz_stacks.random_spec, fuzz_stacks.build) if args.stacks else (random_spec, build)
     warnings.simplefilter("ignore")
     rows = []
     for seed in range(args.seed, args.seed + args.count):
-        spec = random_spec(seed)
-        row = {"seed": seed, **judge(spec, seed, args.limit)}
+        spec = draw(seed)
+        judged = partial(judge, seed=seed, limit_s=args.limit, make=make, onnx=args.onnx)
+        row = {"seed": seed, **judged(spec)}
         if row["verdict"] in ("wrong", "crash", "hang"):
-            row["layers"] = shrink(spec, seed, row["verdict"], args.limit)
+            row["layers"] = shrink(spec, row["verdict"], judged)
         rows.append(row)
         share = f"{row['share']:.2f}" if "share" in row else "-"
         print(f"{seed:<5} {row['verdict']:<6} {share:<5} {row.get('why', '')} {row.get('layers', '')}", flush=True)

@@ -11,8 +11,9 @@ from mdp_mmdet3d.space.builder import InputShape, SpaceBuilder
 from mdp_mmdet3d.space.conv import add_conv_dimensions, record_conv_inputs
 from mdp_mmdet3d.space.fpn import add_fpn_terms
 from mdp_mmdet3d.space.mlp import add_fan_out, add_hidden, add_mlp
-from mdp_mmdet3d.space.residual import add_residual_blocks, add_residual_terms
+from mdp_mmdet3d.space.residual import FIXED, ConvShapes, add_conv_term, add_residual_blocks, add_residual_terms
 from mdp_mmdet3d.space.types import BlockKind, TensorAxis, Width
+from projects.streampetr.vovnet import EffectiveSqueezeExcitation, OneShotAggregation, VoVNet
 
 HEAD = "pts_bbox_head"
 
@@ -42,14 +43,21 @@ def add_streampetr(builder: SpaceBuilder, model: nn.Module, shape: InputShape) -
 
 def _add_encoder(builder: SpaceBuilder, model: nn.Module, shape: InputShape) -> Width:
     encoder = ImageEncoder(model.img_backbone, model.img_neck)
-    if not isinstance(model.img_backbone, ResNet):
-        builder.leave("img_backbone", f"no adapter for {type(model.img_backbone).__name__}")
+    backbone = model.img_backbone
+    if isinstance(backbone, ResNet):
+        add_residual_blocks(builder, backbone, "img_backbone")
+    elif isinstance(backbone, VoVNet):
+        _add_aggregation_blocks(builder, backbone, "img_backbone")
+    else:
+        builder.leave("img_backbone", f"no adapter for {type(backbone).__name__}")
         return int(model.img_neck.fpn_convs[0].conv.out_channels)
-    add_residual_blocks(builder, model.img_backbone, "img_backbone")
     add_conv_dimensions(builder, encoder)
     device = next(model.parameters()).device
     shapes = record_conv_inputs(encoder, torch.zeros(shape.num_cams, 3, shape.height, shape.width, device=device))
-    add_residual_terms(builder, model.img_backbone, "img_backbone", shapes, "image_encoder")
+    if isinstance(backbone, ResNet):
+        add_residual_terms(builder, backbone, "img_backbone", shapes, "image_encoder")
+    else:
+        _add_aggregation_terms(builder, backbone, "img_backbone", shapes, "image_encoder")
     add_fpn_terms(builder, model.img_neck, "img_neck", shapes, "image_encoder")
     output = builder.width_of("img_neck.fpn_convs.0.conv.weight", 0, model.img_neck.fpn_convs[0].conv.out_channels)
     builder.extend(output, [TensorAxis(f"{HEAD}.memory_embed.0.weight", 1)])
@@ -59,6 +67,27 @@ def _add_encoder(builder: SpaceBuilder, model: nn.Module, shape: InputShape) -> 
             output, [TensorAxis(f"img_roi_head.{tower}.0.weight", 1) for tower in ("shared_cls", "shared_reg")]
         )
     return output
+
+
+def _add_aggregation_blocks(builder: SpaceBuilder, backbone: VoVNet, path: str) -> None:
+    """One-shot aggregations that are added to their input can go."""
+    for name, module in backbone.named_modules(prefix=path):
+        if isinstance(module, OneShotAggregation) and module.identity:
+            last = next(n for n, m in module.concat.named_children() if isinstance(m, nn.BatchNorm2d))
+            builder.add_block(name, BlockKind.IDENTITY, last=f"concat.{last}")
+
+
+def _add_aggregation_terms(builder: SpaceBuilder, backbone: VoVNet, path: str, shapes: ConvShapes, engine: str) -> None:
+    """The cost of every convolution, by the sum of what it reads; gates and poolings count as fixed."""
+    for name, module in backbone.named_modules(prefix=path):
+        if isinstance(module, nn.Conv2d):
+            owner = builder.model.get_submodule(name.rpartition(".")[0])
+            relu = isinstance(owner, nn.Sequential)  # of convolution, norm and ReLU; a gate's convolution has none
+            add_conv_term(builder, name, module, shapes, engine, relu=relu)
+        elif isinstance(module, EffectiveSqueezeExcitation):
+            builder.leave(f"{name}.gate", f"its mean and its product have no cost term; {FIXED}")
+        elif isinstance(module, nn.MaxPool2d):
+            builder.leave(name, f"pools with ceil_mode; {FIXED}")
 
 
 def _add_embeddings(builder: SpaceBuilder, head: nn.Module, tokens: int, features: Width) -> None:

@@ -1,4 +1,4 @@
-"""Random CNNs (benchmarks/fuzz.py): what is offered is right; what tracing does not follow is left alone."""
+"""Random networks (benchmarks/fuzz.py): what is offered is right; what tracing does not follow is left alone."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import importlib.util
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 PROGRAM = Path(__file__).resolve().parents[2] / "benchmarks" / "fuzz.py"
@@ -21,10 +22,36 @@ def fuzz():
     return module
 
 
-@pytest.mark.parametrize("seed", range(10))
-def test_random_networks(seed, fuzz):
-    row = fuzz.judge(fuzz.random_spec(seed), seed, LIMIT_S)
+def test_random_networks_are_right_and_mostly_prunable(fuzz):
+    rows = [fuzz.judge(fuzz.random_spec(seed), seed, LIMIT_S) for seed in range(10)]
+    assert all(row["verdict"] in ("right", "alone") for row in rows), rows
+    assert np.median([row.get("share", 0.0) for row in rows]) >= 0.8, rows
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        [("concat", 16, "bn"), ("concat", 8, "gn"), ("conv", 16, "ln")],
+        [("grouped", 16, "gn"), ("concat", 8, "bn"), ("depthwise", 16, "ln")],
+    ],
+)
+def test_what_is_concatenated_and_grouped_is_right_in_onnx_too(spec, fuzz):
+    row = fuzz.judge(spec, 0, LIMIT_S, onnx=True)
+    assert row["verdict"] == "right" and row["share"] > 0.95, row
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_random_transformers(seed, fuzz):
+    stacks = fuzz.fuzz_stacks
+    row = fuzz.judge(stacks.random_spec(seed), seed, LIMIT_S, make=stacks.build, onnx=True)
     assert row["verdict"] in ("right", "alone"), row
+
+
+def test_attention_of_torch_has_an_onnx_form(fuzz):
+    """In evaluation mode it would run a fused operator that the exporter does not know."""
+    spec = [("ffn/packed", 32, "post"), ("self/torch", 4, "pre")]
+    row = fuzz.judge(spec, 0, LIMIT_S, make=fuzz.fuzz_stacks.build, onnx=True)
+    assert row["verdict"] == "right", row
 
 
 @pytest.mark.parametrize("spec", [[("split", 16, "none")], [("split", 16, "bn"), ("residual", 8, "bn")]])

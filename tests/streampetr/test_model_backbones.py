@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import copy
+
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from mmdet3d.registry import MODELS
 from torch import nn
 
+from mdp_mmdet3d.adapters import InputShape, trace_space
+from mdp_mmdet3d.space.types import WidthSum
+from mdp_mmdet3d.surgery.apply import apply_plan
+from mdp_mmdet3d.surgery.masking import mask_model
+from mdp_mmdet3d.surgery.plan import PruningPlan
 from projects.streampetr.cp_fpn import CPFPN
 from projects.streampetr.vovnet import VoVNet
 
@@ -60,3 +69,36 @@ def test_neck_adds_the_coarser_lateral() -> None:
     torch.testing.assert_close(outputs[1], lateral)
     with pytest.raises(ValueError, match="CPFPN takes 2 inputs but got 1"):
         neck([fine])
+
+
+def test_every_part_of_an_aggregation_is_prunable(monkeypatch, tiny_config, random_kept):
+    """Concatenations of a V2-99 in small: pruned equals masked, and a convolution behind one is priced by its sum."""
+    import projects.streampetr.vovnet as vovnet
+
+    small = vovnet.VoVNetSpec((16, 16, 32), (32, 32, 32, 48), (32, 64, 64, 96), (1, 2, 2, 1), 3)
+    monkeypatch.setitem(vovnet.SPECS, "V-99-eSE", small)
+    config = tiny_config()
+    config.img_backbone = dict(type="VoVNet", out_features=("stage4", "stage5"))
+    config.img_neck.in_channels = [64, 96]
+    torch.manual_seed(0)
+    model = MODELS.build(config).eval()
+    space = trace_space(model, InputShape(6, 64, 176))
+    weights = {n: t.numel() for n, t in model.img_backbone.named_parameters(prefix="img_backbone")}
+    members = {m.tensor for d in space.dimensions for m in d.members}
+    assert sum(n for name, n in weights.items() if name in members) > 0.95 * sum(weights.values())
+    blocks = [b.name for b in space.blocks if b.name.startswith("img_backbone")]
+    assert blocks == ["img_backbone.stage3.OSA3_2", "img_backbone.stage4.OSA4_2"]
+    term = next(t for t in space.terms if t.name.endswith("OSA3_2_concat/conv"))
+    assert isinstance(term.widths[0], WidthSum) and len(term.widths[0].parts) == 4 and term.widths[0].fixed == 0
+    assert term.counts({d.name: d.size for d in space.dimensions}) == (64 + 3 * 32, 64)
+    for seed in range(2):
+        kept, removed = random_kept(space, np.random.default_rng(seed), 0.3)
+        plan = PruningPlan.from_kept(space, kept, removed)
+        pruned, masked = apply_plan(copy.deepcopy(model), plan), mask_model(copy.deepcopy(model), plan)
+        x = torch.randn(1, 3, 64, 96)
+        with torch.no_grad():
+            found, expected = pruned.img_backbone(x), masked.img_backbone(x)
+        for ours, theirs in zip(found, expected, strict=True):
+            there = theirs.abs().amax((0, 2, 3)) > 0
+            assert ours.shape[1] >= int(there.sum())
+            torch.testing.assert_close(ours.sum(1), theirs.sum(1), rtol=0, atol=1e-4 * float(theirs.abs().max()))
