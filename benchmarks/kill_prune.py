@@ -2,27 +2,32 @@
 
     python benchmarks/kill_prune.py --json docs/results/kill_prune.json
 
-An undisturbed run and one that is killed again and again, each time a little further on, until the kills are spread
-over all its steps; then the same command to the end. Plan, weights and report must be equal, and no unit of work (the
-importance, a plan's loss, a repaired layer) that was written to the disk may be done again.
+An undisturbed run, and one in another work directory that is killed again and again: when its record of work has as
+many lines as a random place in that of the undisturbed run, however fast the machine is. Where a run that goes on has
+them already, the kill comes in its first second. Then the same command to the end. Plan, weights and report must be
+equal, and no unit of work (the importance, a plan's loss, a repaired layer) that was written to the disk may be done
+again.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import platform
 import random
 import shutil
+import signal
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from kill_resume import LATENCIES, ROOT, digest, make_config, run, settle_latencies
+from kill_resume import LATENCIES, ROOT, digest, make_config, settle_latencies, start
 from mmengine.config import Config
 
 from mdp_mmdet3d.errors import MdpError
@@ -35,6 +40,7 @@ from mdp_mmdet3d.surgery.plan import PruningPlan
 from mdp_mmdet3d.surgery.repair import RepairStore
 
 SCHEMA_VERSION = 1
+LONGEST_S = 1.0  # a kill comes so long after a line of the record, at most
 WORK_VARIABLE = "KILL_PRUNE_WORK"
 SAME = ("plan_hash", "budget", "importance_kept", "repair", "values", "weights", "interpolated_entries")
 """What of the report does not depend on how fast the machine is at the moment."""
@@ -136,10 +142,39 @@ class Job:
             shutil.copy(latencies / name, folder)
         self.command = [str(ROOT / "tools" / "prune.py"), str(config), "--work-dir", str(folder)]
 
-    def run(self, kill_after_s: float = float("inf")) -> tuple[float, bool]:
-        """Seconds, and whether it was killed."""
+    def run(self, kill_at: float = float("inf"), after_s: float = 0.0) -> tuple[float, bool]:
+        """Run it, and kill it ``after_s`` after ``kill_at`` different lines stand in the record of work.
+
+        Returns:
+            Seconds, and whether it was killed.
+
+        Raises:
+            MdpError: It failed.
+        """
         os.environ[WORK_VARIABLE] = str(self.work)
-        return run(self.command, self.log, kill_after_s)
+        began = time.perf_counter()
+        pid = start(self.command, self.log)
+        killed = False
+        try:
+            while True:
+                done, status = os.waitpid(pid, os.WNOHANG)
+                if done:
+                    break
+                if len(set(read_work(self.work))) >= kill_at:
+                    time.sleep(after_s)
+                    killed = True
+                    break
+                time.sleep(0.01)
+        finally:
+            if not done:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(pid, signal.SIGKILL)
+                _, status = os.waitpid(pid, 0)
+        code = os.waitstatus_to_exitcode(status)
+        killed = killed and code == -signal.SIGKILL
+        if not killed and code != 0:
+            raise MdpError(f"{' '.join(self.command)} failed; see {self.log}:\n{self.log.read_text()[-1500:]}")
+        return time.perf_counter() - began, killed
 
     def done_twice(self) -> list[str]:
         """Units of work that were finished more than once."""
@@ -147,22 +182,20 @@ class Job:
         return [f"{kind} {name}" for (kind, name), times in count.items() if times > 1]
 
 
-def kill_often(job: Job, kills: int, whole_s: float, seed: int) -> list[dict[str, Any]]:
-    """Kill run after run.
-
-    A resumed run skips what is finished, so the moment is drawn within what an undisturbed run takes; where it had
-    ended by then, the work directory is complete and the next run starts from an empty one.
-    """
-    generator, history = random.Random(seed), []
-    while len(history) < kills:
-        seconds, killed = job.run(generator.uniform(0.0, whole_s))
+def kill_often(job: Job, kills: int, total: int, seed: int) -> list[dict[str, Any]]:
+    """Kill run after run, at random places of the ``total`` lines that an undisturbed run's record of work has."""
+    generator = random.Random(seed)
+    history: list[dict[str, Any]] = []
+    for place in sorted(generator.sample(range(1, total + 1), kills)):
+        seconds, killed = job.run(place, generator.uniform(0.0, LONGEST_S))
         if not killed:
-            return history
+            raise MdpError(f"the run ended before kill {len(history) + 1} of {kills}; see {job.log}")
         work = read_work(job.work)
         step = next((name for kind, name in reversed(work) if kind == "step"), "start")
         units = len({unit for unit in work if unit[0] != "step"})
         history.append({"after_s": round(seconds, 2), "step": step, "units_finished": units})
-        print(f"kill after {seconds:.2f} s in {step!r}: {units} units of work finished", flush=True)
+        print(f"kill {len(history)} after {seconds:.2f} s in {step!r}: {units} units of work finished", flush=True)
+    job.run()
     return history
 
 
@@ -183,40 +216,29 @@ def main() -> int:
     twice_undisturbed = undisturbed.done_twice()
     print(f"undisturbed: {whole_s:.1f} s, {len(units)} units of work and steps", flush=True)
 
-    rounds: list[dict[str, Any]] = []
-    left = args.kills
-    while left > 0:
-        job = Job(config, latencies, folder / "killed")
-        history = kill_often(job, left, whole_s, args.seed + len(rounds))
-        if len(history) == left:
-            job.run()
-        left -= len(history)
-        found = result_of(job.folder)
-        rounds.append(
-            {
-                "kills": history,
-                "same": {key: found[key] == expected[key] for key in expected},
-                "lost": sorted(" ".join(unit) for unit in units - set(read_work(job.work))),
-                "done_twice": job.done_twice(),
-            }
-        )
-        print(f"run {len(rounds)}: same {rounds[-1]['same']}, done twice {rounds[-1]['done_twice']}", flush=True)
+    job = Job(config, latencies, folder / "killed")
+    history = kill_often(job, args.kills, len(units), args.seed)
+    found = result_of(job.folder)
+    same = {key: found[key] == expected[key] for key in expected}
+    lost = sorted(" ".join(unit) for unit in units - set(read_work(job.work)))
+    twice = job.done_twice()
     result = {
         "schema_version": SCHEMA_VERSION,
         "command": "python benchmarks/kill_prune.py",
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}",
-        "kills": sum(len(entry["kills"]) for entry in rounds),
         "seed": args.seed,
         "undisturbed_s": round(whole_s, 1),
         "units_of_work": dict(Counter(kind for kind, _ in units if kind != "step")),
         "undisturbed_done_twice": twice_undisturbed,
-        "kills_per_step": dict(Counter(kill["step"] for entry in rounds for kill in entry["kills"])),
-        "runs": rounds,
+        "kills": history,
+        "kills_per_step": dict(Counter(kill["step"] for kill in history)),
+        "same": same,
+        "lost": lost,
+        "done_twice": twice,
     }
     write_json(args.json or folder / "kill_prune.json", result)
-    good = all(all(entry["same"].values()) and not entry["lost"] + entry["done_twice"] for entry in rounds)
-    print(f"{result['kills']} kills in {len(rounds)} runs, per step: {result['kills_per_step']}; good: {good}")
-    return 0 if good and not twice_undisturbed else 1
+    print(f"{len(history)} kills, per step {result['kills_per_step']}; same: {same}; lost: {lost}; done twice: {twice}")
+    return 0 if all(same.values()) and not lost + twice + twice_undisturbed else 1
 
 
 if __name__ == "__main__":

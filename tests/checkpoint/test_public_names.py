@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import pytest
 import torch
-from mmengine.registry import MODELS, init_default_scope
+from mmengine.registry import MODELS, DefaultScope, init_default_scope
 
 from mdp_mmdet3d.checkpoint.load import load_checkpoint
 from mdp_mmdet3d.checkpoint.public_names import to_mmpretrain
 from mdp_mmdet3d.errors import StructureMismatchError
 
 pytest.importorskip("mmpretrain")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def default_scope():
+    """Leave the scope that MMEngine builds in as it was: it is the process's."""
+    before = DefaultScope.get_current_instance()
+    yield
+    init_default_scope(before.scope_name if before else "mmdet3d")
 
 
 def resnet(depth=50):
