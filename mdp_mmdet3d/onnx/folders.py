@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from mdp_mmdet3d.errors import DeploymentError
+from mdp_mmdet3d.errors import DeploymentError, MdpError
 from mdp_mmdet3d.files import check_target_file, write_error, writing
 from mdp_mmdet3d.runtime.manifest import MANIFEST_FILE
 from mdp_mmdet3d.together import replace_folder
@@ -28,6 +29,8 @@ OURS = (
     "engines.json",
     "*.engine",
     "*.timing.cache",
+    ".mdp-part/",
+    ".mdp-old/",
 )
 """What export and engine builder write into a deployment folder, whatever its manifest lists."""
 _PART = ".mdp-part"
@@ -43,7 +46,7 @@ def new_deployment(out_dir: str | Path) -> Iterator[Path]:
     """
     out_dir = Path(out_dir)
     check_target(out_dir)
-    with part_folder(out_dir) as part, writing(out_dir):
+    with part_folder(out_dir) as part:
         yield part
         replace_folder(part, out_dir)
 
@@ -51,6 +54,8 @@ def new_deployment(out_dir: str | Path) -> Iterator[Path]:
 @contextmanager
 def part_folder(out_dir: str | Path) -> Iterator[Path]:
     """Yield an empty folder beside ``out_dir`` for what is on the way there; removed at the end.
+
+    Errors name ``out_dir`` instead of it.
 
     Raises:
         WriteError: The folder cannot be written.
@@ -65,7 +70,11 @@ def part_folder(out_dir: str | Path) -> Iterator[Path]:
     except OSError as error:
         raise write_error(out_dir, error) from error
     try:
-        yield part
+        with writing(out_dir):
+            yield part
+    except MdpError as error:
+        error.args = tuple(re.sub(rf"{re.escape(str(part))}[^\s:,;]*", str(out_dir), str(text)) for text in error.args)
+        raise
     finally:
         shutil.rmtree(part, ignore_errors=True)
 

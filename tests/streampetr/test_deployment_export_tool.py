@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from mmengine import Config
 
+from mdp_mmdet3d.errors import DeploymentError
 from mdp_mmdet3d.runtime.manifest import DeploymentManifest
 from mdp_mmdet3d.runtime.stream import StreamRunner
 from mdp_mmdet3d.runtime.synthetic import synthetic_frames
@@ -52,6 +53,25 @@ def test_bad_input_is_status_two(monkeypatch, config, tmp_path, capsys):
     assert "pruned_config.py" in capsys.readouterr().err
     assert export(monkeypatch, config, "--out", tmp_path, "--frames", "synthetic") == 2
     assert "no deployment folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("failure", "status", "message"),
+    [
+        (KeyboardInterrupt(), 130, "stopped; nothing was written"),
+        (DeploymentError("differs"), 2, "error: differs"),
+    ],
+)
+def test_what_fails_or_is_stopped_after_the_graphs_leaves_nothing(
+    monkeypatch, config, tmp_path, capsys, failure, status, message
+):
+    def check(*_):
+        raise failure
+
+    monkeypatch.setattr("projects.streampetr.deployment.check_against_pytorch", check)
+    assert export(monkeypatch, config, "--out", tmp_path / "out", "--frames", "synthetic", "--num-frames", 1) == status
+    assert capsys.readouterr().err.strip().splitlines()[-1] == message
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny.py"]
 
 
 def test_int8_wants_frames_and_warns_where_boxes_are_gone(monkeypatch, config, tmp_path, capsys):
