@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -12,10 +11,10 @@ from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from mdp_mmdet3d.errors import DeploymentError, MdpError
-from mdp_mmdet3d.files import check_target_file, write_error, writing
+from mdp_mmdet3d.errors import DeploymentError
+from mdp_mmdet3d.files import check_target_file, write_error
 from mdp_mmdet3d.runtime.manifest import MANIFEST_FILE
-from mdp_mmdet3d.together import replace_folder
+from mdp_mmdet3d.together import about, replace_folder
 
 OURS = (
     MANIFEST_FILE,
@@ -70,11 +69,8 @@ def part_folder(out_dir: str | Path) -> Iterator[Path]:
     except OSError as error:
         raise write_error(out_dir, error) from error
     try:
-        with writing(out_dir):
+        with about(out_dir, part):
             yield part
-    except MdpError as error:
-        error.args = tuple(re.sub(rf"{re.escape(str(part))}[^\s:,;]*", str(out_dir), str(text)) for text in error.args)
-        raise
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
