@@ -17,6 +17,7 @@ from mdp_mmdet3d.runtime.manifest import DeploymentManifest
 from mdp_mmdet3d.runtime.pyz import RUNTIME_FILE, write_runtime
 from mdp_mmdet3d.runtime.stream import Frame
 from mdp_mmdet3d.runtime.synthetic import synthetic_frames
+from mdp_mmdet3d.together import replace_folder
 
 from .compare import check_against_pytorch
 from .deployed_accuracy import evaluate_deployment
@@ -41,7 +42,8 @@ def deploy(
         raise MdpError(f"--source-size {options.source_size} must be height and width of a camera image in pixels")
     check_target(folder)
     with part_folder(folder) as part:
-        float32 = folder if options.precision == "float32" else part / "float32"
+        made = part / "new"  # moves to its place when nothing can fail any more
+        float32 = made if options.precision == "float32" else part / "float32"
         adapter.export(
             model,
             float32,
@@ -62,9 +64,9 @@ def deploy(
         figures = ", ".join(f"{name} {check['teacher_forced'][name]:.1e}" for name in ("logits", "boxes", "memory"))
         say(f"against PyTorch over {len(frames)} frames: {figures} (teacher-forced)")
         if options.precision == "float32":
-            manifest = manifest.with_checks(folder, against_pytorch=check)
+            manifest = manifest.with_checks(made, against_pytorch=check)
         else:
-            manifest = _reduce(adapter, model, manifest, float32, folder, options, frames)
+            manifest = _reduce(adapter, model, manifest, float32, made, options, frames)
             found = manifest.checks["boxes_against_float32"]
             say(
                 f"{options.precision} against float32: {found['matched_share']:.1%} of {found['boxes']} boxes found "
@@ -72,10 +74,10 @@ def deploy(
             )
             if found["matched_share"] < FEW_MATCHES:
                 say(f"WARNING: {FEW_MATCHES_ADVICE}")
-            manifest = manifest.with_checks(folder, float32_against_pytorch=check)
+            manifest = manifest.with_checks(made, float32_against_pytorch=check)
         if options.evaluate:
             accuracy = {}
-            for precision, place in {"float32": float32, options.precision: folder}.items():
+            for precision, place in {"float32": float32, options.precision: made}.items():
                 on_frame = partial(options.on_progress, f"evaluate {precision}")
                 accuracy[precision] = evaluate_deployment(adapter.config, model.data_preprocessor, place, on_frame)
                 numbers = {k: v for k, v in accuracy[precision].items() if isinstance(v, float)}
@@ -83,8 +85,9 @@ def deploy(
                     f"{precision} on {accuracy[precision]['frames']} frames: "
                     + ", ".join(f"{key} {value:.4f}" for key, value in numbers.items())
                 )
-            manifest = manifest.with_checks(folder, accuracy=accuracy)
-    runtime = write_runtime(folder / RUNTIME_FILE)
+            manifest = manifest.with_checks(made, accuracy=accuracy)
+        runtime = write_runtime(made / RUNTIME_FILE)
+        replace_folder(made, folder)
     return f"{', '.join(spec.file for spec in manifest.engines.values())}, init_memory.npz, {runtime.name}"
 
 
