@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mdp_mmdet3d.datasets.conventions import LIDAR
-from mdp_mmdet3d.errors import MdpError
 from mdp_mmdet3d.simdata.mini_nuscenes.backdrop import Backdrop
 from mdp_mmdet3d.simdata.mini_nuscenes.geometry import placed, quaternion, rotation_matrix
 from mdp_mmdet3d.simdata.mini_nuscenes.ground import make_ground
@@ -131,11 +130,11 @@ class SceneWriter:
             shown.update(view.visible)
             silhouettes.update(view.silhouettes)
             path = self._add_data(sample, camera.name, fired_us, frame, calibrations, camera.image_size)
-            if not cv2.imwrite(str(path), view.image, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]):
-                raise MdpError(f"could not write {path}; is the disk full?")
+            # OpenCV and numpy would hide the disk's own error.
+            path.write_bytes(cv2.imencode(".jpg", view.image, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1].tobytes())
         lidar2global = self._ego(timestamp_us) @ self._rig.lidar2ego
         points = scan(self._solid_things(timestamp_us), lidar2global, self._rng)
-        points.tofile(self._add_data(sample, LIDAR, timestamp_us, frame, calibrations, (0, 0)))
+        self._add_data(sample, LIDAR, timestamp_us, frame, calibrations, (0, 0)).write_bytes(points.tobytes())
         self._annotate(sample, frame, timestamp_us, points, lidar2global, shown, silhouettes)
         return sample
 
