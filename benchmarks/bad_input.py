@@ -22,7 +22,8 @@ import warnings
 from collections import Counter
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT)]
 
 from bad_input_cases import GROUPS, TESTS, Assets, Case, make_assets  # noqa: E402
 
@@ -96,7 +97,7 @@ def _told(item: dict | None) -> str:
 def _cell(text: str) -> str:
     """One line of a table, without the folder of one machine."""
     text = (
-        re.sub(r"/tmp/\S*/", "", " ".join(text.split()))
+        re.sub(rf"/tmp/\S*/|{re.escape(str(ROOT))}/", "", " ".join(text.split()))
         .replace("|", "\\|")
         .replace("<", "&lt;")
         .replace("[", "\\[")

@@ -96,7 +96,7 @@ def disks(assets: Assets) -> Iterator[Case]:
     for size in ("2m", "5m"):
         yield case(f"export float16: {size} in all", size, empty, lambda place: (*export, place / "out", *float16))
     yield case("export over an earlier one: 100k left", "+100", deployed, lambda p: (*export, p / "deployment"))
-    for size in ("+16", "+600", None):
+    for size in ("+16", "+10000", None):  # the head, the last one, needs 20 MB
         what = "read-only" if size is None else f"{size[1:]}k left"
         yield case(
             f"build_engine: {what}",
