@@ -48,6 +48,9 @@ def main() -> int:
     except MdpError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("stopped; run the same command again", file=sys.stderr)
+        return 130
     for split, path in written.items():
         print(f"wrote {path} ({split})")
     return 0

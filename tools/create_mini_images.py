@@ -44,6 +44,9 @@ def main() -> int:
     except (MdpError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("stopped; nothing was written", file=sys.stderr)
+        return 130
     print(f"wrote {args.out} in the format of {args.format}: {args.images} images to train on")
     return 0
 

@@ -35,6 +35,9 @@ def main() -> int:
     except MdpError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("stopped; nothing was written", file=sys.stderr)
+        return 130
     print(f"written to {args.out}: {', '.join(files)}")
     return 0
 

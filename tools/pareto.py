@@ -41,6 +41,9 @@ def main() -> int:
     except MdpError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("stopped; nothing was written", file=sys.stderr)
+        return 130
     print(f"{front.metric:>14}  of dense  importance  blocks removed  status       gap")
     for row in front.rows():
         print(

@@ -31,6 +31,9 @@ def main() -> int:
     except MdpError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("stopped; run the same command again", file=sys.stderr)
+        return 130
     print(f"wrote {path}")
     return 0
 

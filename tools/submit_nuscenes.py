@@ -61,6 +61,9 @@ def main() -> int:
     except MdpError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("stopped; nothing was written", file=sys.stderr)
+        return 130
     print(f"wrote {out} and {archive}: {len(tokens)} samples, checked with the devkit's loader")
     return 0
 

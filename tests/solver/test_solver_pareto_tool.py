@@ -34,6 +34,17 @@ def test_without_matplotlib_the_front_is_written(tool, tmp_path, monkeypatch, ca
     assert f"wrote pareto.json to {tmp_path}" in out and "'matplotlib', which is not installed here" in err
 
 
+def test_a_stop_is_one_line_and_writes_nothing(tool, tmp_path, monkeypatch, capsys) -> None:
+    def stop(*_, **__) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tool, "pareto", stop)
+    monkeypatch.setattr(sys, "argv", ["pareto.py", str(tmp_path)])
+    assert tool.main() == 130
+    assert capsys.readouterr().err == "stopped; nothing was written\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["problem.npz"]
+
+
 def test_front_and_picture_are_written_both_or_neither(tool, tmp_path, monkeypatch, capsys) -> None:
     pytest.importorskip("matplotlib")
     monkeypatch.setattr(sys, "argv", ["pareto.py", str(tmp_path), "--points", "5"])
