@@ -62,7 +62,7 @@ def render(files: RunFiles, found: Front | str) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(num=number, ms=milliseconds, percent=percent, change=change)
+    environment.filters.update(num=number, ms=milliseconds, percent=percent, change=change, above=above, signed=signed)
     report = files.report
     rows = compared(files)
     return environment.get_template("report.html.j2").render(
@@ -83,7 +83,6 @@ def render(files: RunFiles, found: Front | str) -> str:
         accuracy=_accuracy(report),
         metrics=list(dict.fromkeys(m for figures in (report.get("accuracy") or {}).values() for m in figures)),
         provenance=report.get("provenance") or {},
-        numbers=_numbers,
     )
 
 
@@ -103,6 +102,8 @@ def milliseconds(value: float | None) -> str:
     """As many decimals as a latency of that size deserves."""
     if value is None:
         return "–"
+    if value == 0:
+        return "0"
     return f"{value:.{0 if value >= 1000 else 1 if value >= 100 else 2 if value >= 1 else 3}f}"
 
 
@@ -113,7 +114,21 @@ def percent(value: float | None, digits: int = 1) -> str:
 
 def change(value: float, digits: int = 1) -> str:
     """A relative difference in per cent with its sign."""
-    return f"{100 * value:+.{digits}f}\u00a0%".replace("-", "−")
+    text = f"{100 * value:+.{digits}f}"
+    if float(text) == 0:
+        text = text[1:]
+    return f"{text}\u00a0%".replace("-", "−")
+
+
+def signed(value: float, error: float | None = None) -> str:
+    """A difference with its sign and, where there is one, its standard error."""
+    text = f"{value:+.3f}" + ("" if error is None else f" ± {error:.3f}")
+    return text.replace("-", "−")
+
+
+def above(value: float, digits: int = 1) -> str:
+    """A relative difference in words: so many per cent above or below."""
+    return f"{percent(abs(value), digits)} {'above' if value >= 0 else 'below'}"
 
 
 def _dense_ms(report: Mapping[str, Any], measured: bool) -> float:
@@ -208,12 +223,6 @@ def _compared_chart(rows: list[Compared]) -> str:
         diagonal=True,
         title="Predicted over measured latency of networks that were measured whole",
     )
-
-
-def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
-    return {
-        name: value for name, value in values.items() if isinstance(value, (int, float)) and not isinstance(value, bool)
-    }
 
 
 def _device(device: Mapping[str, Any]) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from mdp_mmdet3d.report.html_inputs import RunFiles, plan_indices
+from mdp_mmdet3d.report.html_order import first_uses, runs_after
 from mdp_mmdet3d.solver.build import LATENCY
 from mdp_mmdet3d.space.types import BlockKind, CostTerm, PruningSpace, width_at, width_dimensions
 
@@ -84,7 +85,7 @@ class Engine:
 
 
 def structure(files: RunFiles) -> list[Engine]:
-    """Engines, modules and cards in the order of the space's cost terms."""
+    """Engines, modules and cards in the order of the space's cost terms; what runs after its children after them."""
     places = _Places(files.space)
     widths, removed = files.widths, files.removed
     sizes = {dimension.name: dimension.size for dimension in files.space.dimensions}
@@ -115,7 +116,31 @@ def structure(files: RunFiles) -> list[Engine]:
         dense_ms, pruned_ms = costs.get(term.name, (0.0, 0.0))
         card.dense_ms += dense_ms
         card.pruned_ms += pruned_ms
+    for engine in engines.values():
+        children_first(engine, first_uses(files.work_dir, engine.name))
     return list(engines.values())
+
+
+def children_first(engine: Engine, uses: dict[str, int]) -> None:
+    """Split modules of which a part runs after the modules inside of them, as a head's branches after its decoder.
+
+    Args:
+        engine: Changed in place.
+        uses: Position of the first use of each parameter in the engine's graph; empty leaves the order as it is.
+    """
+    order = list(engine.modules.values())
+    for module in list(order):
+        children = [other for other in order if other.path.startswith(f"{module.path}.")]
+        later = runs_after(uses, list(module.cards.values()), [child.path for child in children])
+        if not later:
+            continue
+        rest = Module(module.path, removed=module.removed)
+        for card in later:
+            rest.cards[card.path] = module.cards.pop(card.path)
+        order.insert(order.index(children[-1]) + 1, rest)
+        if not module.cards:
+            order.remove(module)
+    engine.modules = {f"{module.path}#{index}": module for index, module in enumerate(order)}
 
 
 class _Places:

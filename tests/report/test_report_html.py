@@ -7,14 +7,18 @@ import shutil
 import subprocess
 from html.parser import HTMLParser
 
+import onnx
 import pytest
+from onnx import TensorProto, helper
 
 from mdp_mmdet3d.errors import FileFormatError, MdpError, StructureMismatchError
+from mdp_mmdet3d.report.html import change as relative
 from mdp_mmdet3d.report.html import number, write_html
 from mdp_mmdet3d.report.html_front import front
 from mdp_mmdet3d.report.html_inputs import RunFiles
 from mdp_mmdet3d.report.html_latency import compared
-from mdp_mmdet3d.report.html_structure import structure
+from mdp_mmdet3d.report.html_order import first_uses
+from mdp_mmdet3d.report.html_structure import Card, Engine, Module, children_first, structure
 
 VOID = {"meta", "link", "br", "img", "input", "hr"}
 
@@ -115,6 +119,50 @@ def test_structure_follows_the_network_and_shows_every_width(run):
     assert drawn + fixed == pytest.approx(files.report["solver"]["costs"]["latency_ms"])
 
 
+def test_what_runs_after_a_modules_children_is_drawn_after_them(tmp_path):
+    """A head whose branches follow its decoder in the graph, though the space lists them first."""
+    weights = ("head.embed.weight", "head.decoder.layers.0.bias", "head.branches.0.weight")
+    nodes = [helper.make_node("Add", [x, w], [y], w) for x, w, y in zip("abc", weights, "bcd")]
+    floats = {name: helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "ad"}
+    values = [helper.make_tensor(name, TensorProto.FLOAT, [1], [1.0]) for name in weights]
+    graph = helper.make_graph(nodes, "head", [floats["a"]], [floats["d"]], values)
+    (tmp_path / "onnx" / "dense").mkdir(parents=True)
+    onnx.save(helper.make_model(graph), tmp_path / "onnx" / "dense" / "head.onnx")
+
+    def engine() -> Engine:
+        paths = {"head": ("head.embed", "head.branches"), "head.decoder.layers": ("head.decoder.layers.0",)}
+        return Engine("head", False, {p: Module(p, {c: Card(c, c) for c in cards}) for p, cards in paths.items()})
+
+    drawn, unknown = engine(), engine()
+    children_first(drawn, first_uses(tmp_path, "head"))
+    cards = [card for module in drawn.modules.values() for card in module.cards]
+    assert cards == ["head.embed", "head.decoder.layers.0", "head.branches"]
+    children_first(unknown, first_uses(tmp_path, "image_encoder"))
+    cards = [card for module in unknown.modules.values() for card in module.cards]
+    assert cards == ["head.embed", "head.branches", "head.decoder.layers.0"]
+
+
+def test_repair_and_loss_are_told_in_words(run):
+    def with_values(report):
+        first = {"how": "by single cuts", "plan": "a", "predicted": 0.25, "measured": 1.5, "error": 0.125}
+        second = {"how": "corrected", "plan": "b", "predicted": 0.5, "measured": 0.75, "error": 0.0625}
+        report["repair"] = {"refitted": 49, "left": 45, "median_held_out_error": {"before": 0.385, "after": 0.2}}
+        report["values"] = {**second, "candidates": [first, second], "dense_loss": 1.25, "frames": 4}
+        report["values"] |= {"reliability": 0.875, "delivered": -0.125, "delivered_error": 0.03125}
+
+    change(run, with_values)
+    _, page = page_of(run, front_limit_s=0)
+    for part in (
+        "49 of 94 layers",
+        "0.385 before, 0.2 after",
+        "+1.500 ± 0.125",
+        "corrected (chosen)",
+        "−0.125 ± 0.031",
+    ):
+        assert part in page.text, part
+    assert "after repair" not in page.text  # these plans were not repaired
+
+
 def test_front_is_exact_bounded_and_holds_the_plan(run):
     files = RunFiles.load(run)
     found = front(files)
@@ -201,6 +249,7 @@ def test_unfinished_foreign_and_damaged_folders(run, tmp_path):
 
 def test_numbers_for_people():
     assert [number(v) for v in (None, 0, 12345.6, 0.12345, 1e-7)] == ["–", "0", "12346", "0.123", "1.00e-07"]
+    assert [relative(v) for v in (-1e-7, 1e-7, -0.02)] == ["0.0\u00a0%", "0.0\u00a0%", "−2.0\u00a0%"]
 
 
 def test_chromium_renders_it(run, tmp_path):
@@ -225,6 +274,7 @@ def test_chromium_renders_it(run, tmp_path):
         'onload="document.title = this.contentDocument.title"></iframe>'
     )
     options = ["--headless", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files", "--dump-dom"]
+    options += ["--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
     done = subprocess.run(
         [browser, *options, f"--user-data-dir={tmp_path / 'profile'}", frame.as_uri()],
         capture_output=True,
