@@ -77,6 +77,7 @@ def render(files: RunFiles, found: Front | str) -> str:
         breakdown=breakdown(files),
         front=found,
         front_chart=None if isinstance(found, str) else Markup(_front_chart(found)),
+        front_rows=[] if isinstance(found, str) else _front_rows(found),
         share=_share,
         compared=rows,
         compared_chart=Markup(_compared_chart(rows)) if len(rows) > 1 else None,
@@ -176,6 +177,26 @@ def _accuracy(report: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _share(point: FrontPoint, found: Front) -> float:
     """Importance that a plan keeps, relative to the dense model's."""
     return point.value / found.dense.value if found.dense.value else 1.0
+
+
+def _front_rows(found: Front) -> list[tuple[str, FrontPoint]]:
+    """Names and plans for the table: budgets with the same best plan share a row."""
+    groups: dict[tuple[float, float], list[FrontPoint]] = {}
+    for point in found.points:
+        groups.setdefault((round(point.latency_ms, 6), round(point.value, 9)), []).append(point)
+    rows = []
+    for points in groups.values():
+        near = sorted(point.of_budget for point in points if point.of_budget not in (None, 1.0))
+        names = [change(of_budget - 1, 0) for of_budget in near]
+        if not names:
+            names = [f"{milliseconds(max(point.budget_ms for point in points))} ms"]
+        for special, name in ((found.chosen, "chosen"), (found.dense, "dense")):
+            if special in points:
+                rows.append((", ".join([name, *(names if near else [])]), special))
+                break
+        else:
+            rows.append((f"budget {', '.join(names)}", points[0]))
+    return rows
 
 
 def _front_chart(found: Front) -> str:
