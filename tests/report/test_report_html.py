@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import onnx
 import pytest
@@ -18,7 +19,7 @@ from mdp_mmdet3d.report.html_front import front
 from mdp_mmdet3d.report.html_inputs import RunFiles
 from mdp_mmdet3d.report.html_latency import compared
 from mdp_mmdet3d.report.html_order import first_uses
-from mdp_mmdet3d.report.html_structure import Card, Engine, Module, children_first, structure
+from mdp_mmdet3d.report.html_structure import Card, Engine, Module, Places, children_first, structure
 
 VOID = {"meta", "link", "br", "img", "input", "hr"}
 
@@ -149,6 +150,18 @@ def test_what_runs_after_a_modules_children_is_drawn_after_them(tmp_path):
     children_first(unknown, first_uses(tmp_path, "image_encoder"))
     cards = [card for module in unknown.modules.values() for card in module.cards]
     assert cards == ["head.embed", "head.branches", "head.decoder.layers.0"]
+
+
+def test_a_crowded_card_is_drawn_as_its_parts():
+    """DenseNet's stages are no blocks and have dozens of layers; a short row of convolutions stays one card."""
+    conv = SimpleNamespace(kind="conv")
+    names = [f"backbone.stages.0.block.{i}.conv{j}" for i in range(5) for j in (1, 2)]
+    names += ["backbone.stages.1.conv", "backbone.transitions.0.conv", "backbone.transitions.1.conv"]
+    terms = [SimpleNamespace(name=name, block=None, signature=conv) for name in names]
+    places = Places(SimpleNamespace(blocks=(), terms=terms))
+    assert places.of(names[3], None) == ("backbone.stages.0", "backbone.stages.0.block.1")
+    assert places.of("backbone.stages.1.conv", None) == ("backbone.stages", "backbone.stages.1")
+    assert places.of("backbone.transitions.1.conv", None) == ("backbone", "backbone.transitions")
 
 
 def test_repair_and_loss_are_told_in_words(run):
