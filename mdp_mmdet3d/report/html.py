@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from mdp_mmdet3d import __version__
 from mdp_mmdet3d.device import Device
@@ -62,7 +62,9 @@ def render(files: RunFiles, found: Front | str) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(num=number, ms=milliseconds, percent=percent, change=change, above=above, signed=signed)
+    environment.filters.update(
+        num=number, ms=milliseconds, percent=percent, change=change, above=above, signed=signed, breakable=breakable
+    )
     report = files.report
     rows = compared(files)
     return environment.get_template("report.html.j2").render(
@@ -125,6 +127,12 @@ def signed(value: float, error: float | None = None) -> str:
     """A difference with its sign and, where there is one, its standard error."""
     text = f"{value:+.3f}" + ("" if error is None else f" ± {error:.3f}")
     return text.replace("-", "−")
+
+
+def breakable(name: str) -> Markup:
+    """A module's name that may go on in the next line after a dot or underscore."""
+    text = str(escape(name))
+    return Markup(text.replace("_", "_<wbr>").replace(".", ".<wbr>"))
 
 
 def above(value: float, digits: int = 1) -> str:

@@ -21,7 +21,7 @@ from mdp_mmdet3d.report.html_latency import compared
 from mdp_mmdet3d.report.html_order import first_uses
 from mdp_mmdet3d.report.html_structure import Card, Engine, Module, Places, children_first, structure
 
-VOID = {"meta", "link", "br", "img", "input", "hr"}
+VOID = {"meta", "link", "br", "img", "input", "hr", "wbr"}
 
 
 class Page(HTMLParser):
