@@ -23,6 +23,8 @@ SECTION = re.compile(
 )
 LINK = re.compile(r"\]\(([^)#\s]+)(#[^)]*)?\)")
 PLACE = re.compile(r"(?<![\w/.-])((?:tools|configs|benchmarks|checkpoints|projects|tests)/[\w./-]*\w)")
+COMMAND = re.compile(r"((?:tools|benchmarks)/\w+\.py|\bmdp-[a-z-]+)([^\n`]*)")
+OPTION = re.compile(r"(?<!\S)--[a-z][\w-]*")
 NOT_HERE = ("README.md", "table.md", "SUMMARY.md", "FILE.md")  # names that a user chooses or that are written elsewhere
 
 
@@ -70,3 +72,26 @@ def test_tools_and_configs_that_documents_name_exist(path):
         return  # history names what has moved since
     for name in PLACE.findall(path.read_text(encoding="utf-8")):
         assert (ROOT / name).exists(), f"{path.relative_to(ROOT)} names {name}"
+
+
+def options_without_a_tool(text: str) -> list[str]:
+    """Options on a command line of ``text`` that the tool of that line does not have."""
+    wrong = []
+    for tool, rest in COMMAND.findall(text.replace("\\\n", " ")):
+        name = tool if "/" in tool else f"tools/{tool.removeprefix('mdp-').replace('-', '_')}.py"
+        if (ROOT / name).is_file():
+            source = (ROOT / name).read_text(encoding="utf-8")
+            wrong += [f"{tool} {option}" for option in OPTION.findall(rest) if f'"{option}"' not in source]
+    return wrong
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_options_that_documents_use_exist(path):
+    if path.name != "CHANGELOG.md":
+        assert options_without_a_tool(path.read_text(encoding="utf-8")) == []
+
+
+def test_a_mistyped_option_is_found():
+    text = "python tools/prune.py x.py --budgets 1 and `mdp-export w --no` but --budget of\n"
+    text += "tools/prune.py x.py \\\n --budget 1"
+    assert options_without_a_tool(text) == ["tools/prune.py --budgets", "mdp-export --no"]

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 import numpy as np
+from rich import get_console
 from rich.progress import Progress, TimeRemainingColumn
 
 from mdp_mmdet3d.importance.loss_probe import LossProbe
@@ -106,7 +107,8 @@ def measure_plans(
 ) -> dict[Key, np.ndarray]:
     """Loss change per frame of every plan; a progress bar for those that are not known yet."""
     found = {key: probe.change(plan) for key, plan in plans.items() if probe.measured(plan)}
-    with Progress(*Progress.get_default_columns()[:-1], TimeRemainingColumn(), disable=not progress) as bar:
+    disable = not (progress and get_console().is_terminal)  # a finished bar would stay as a line of a log
+    with Progress(*Progress.get_default_columns()[:-1], TimeRemainingColumn(), disable=disable) as bar:
         task = bar.add_task(title, total=len(plans), completed=len(found))
         plain = PlainProgress(bar.console, title, len(plans), "cuts", len(found))
         for key, plan in plans.items():

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from mdp_mmdet3d import __version__
 from mdp_mmdet3d.device import Device
@@ -62,7 +62,9 @@ def render(files: RunFiles, found: Front | str) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(num=number, ms=milliseconds, percent=percent, change=change)
+    environment.filters.update(
+        num=number, ms=milliseconds, percent=percent, change=change, above=above, signed=signed, breakable=breakable
+    )
     report = files.report
     rows = compared(files)
     return environment.get_template("report.html.j2").render(
@@ -77,13 +79,13 @@ def render(files: RunFiles, found: Front | str) -> str:
         breakdown=breakdown(files),
         front=found,
         front_chart=None if isinstance(found, str) else Markup(_front_chart(found)),
+        front_rows=[] if isinstance(found, str) else _front_rows(found),
         share=_share,
         compared=rows,
         compared_chart=Markup(_compared_chart(rows)) if len(rows) > 1 else None,
         accuracy=_accuracy(report),
         metrics=list(dict.fromkeys(m for figures in (report.get("accuracy") or {}).values() for m in figures)),
         provenance=report.get("provenance") or {},
-        numbers=_numbers,
     )
 
 
@@ -103,6 +105,8 @@ def milliseconds(value: float | None) -> str:
     """As many decimals as a latency of that size deserves."""
     if value is None:
         return "–"
+    if value == 0:
+        return "0"
     return f"{value:.{0 if value >= 1000 else 1 if value >= 100 else 2 if value >= 1 else 3}f}"
 
 
@@ -113,7 +117,27 @@ def percent(value: float | None, digits: int = 1) -> str:
 
 def change(value: float, digits: int = 1) -> str:
     """A relative difference in per cent with its sign."""
-    return f"{100 * value:+.{digits}f}\u00a0%".replace("-", "−")
+    text = f"{100 * value:+.{digits}f}"
+    if float(text) == 0:
+        text = text[1:]
+    return f"{text}\u00a0%".replace("-", "−")
+
+
+def signed(value: float, error: float | None = None) -> str:
+    """A difference with its sign and, where there is one, its standard error."""
+    text = f"{value:+.3f}" + ("" if error is None else f" ± {error:.3f}")
+    return text.replace("-", "−")
+
+
+def breakable(name: str) -> Markup:
+    """A module's name that may go on in the next line after a dot or underscore."""
+    text = str(escape(name))
+    return Markup(text.replace("_", "_<wbr>").replace(".", ".<wbr>"))
+
+
+def above(value: float, digits: int = 1) -> str:
+    """A relative difference in words: so many per cent above or below."""
+    return f"{percent(abs(value), digits)} {'above' if value >= 0 else 'below'}"
 
 
 def _dense_ms(report: Mapping[str, Any], measured: bool) -> float:
@@ -163,6 +187,26 @@ def _share(point: FrontPoint, found: Front) -> float:
     return point.value / found.dense.value if found.dense.value else 1.0
 
 
+def _front_rows(found: Front) -> list[tuple[str, FrontPoint]]:
+    """Names and plans for the table: budgets with the same best plan share a row."""
+    groups: dict[tuple[float, float], list[FrontPoint]] = {}
+    for point in found.points:
+        groups.setdefault((round(point.latency_ms, 6), round(point.value, 9)), []).append(point)
+    rows = []
+    for points in groups.values():
+        near = sorted(point.of_budget for point in points if point.of_budget not in (None, 1.0))
+        names = [change(of_budget - 1, 0) for of_budget in near]
+        if not names:
+            names = [f"{milliseconds(max(point.budget_ms for point in points))} ms"]
+        for special, name in ((found.chosen, "chosen"), (found.dense, "dense")):
+            if special in points:
+                rows.append((", ".join([name, *(names if near else [])]), special))
+                break
+        else:
+            rows.append((f"budget {', '.join(names)}", points[0]))
+    return rows
+
+
 def _front_chart(found: Front) -> str:
     marks = []
     for point in found.points:
@@ -208,12 +252,6 @@ def _compared_chart(rows: list[Compared]) -> str:
         diagonal=True,
         title="Predicted over measured latency of networks that were measured whole",
     )
-
-
-def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
-    return {
-        name: value for name, value in values.items() if isinstance(value, (int, float)) and not isinstance(value, bool)
-    }
 
 
 def _device(device: Mapping[str, Any]) -> str:

@@ -106,7 +106,8 @@ def scatter(
             (point,) = axes.plot(mark.x, mark.y, mark.marker, color=mark.colour, markersize=mark.size)
             point.set_gid(f"mark-{index}")
             if mark.label:
-                right = mark.x > (min(xs) + max(xs)) / 2
+                # Away from the line: a point above the diagonal has its name to the left, above it.
+                right = mark.y > mark.x if diagonal else mark.x > (min(xs) + max(xs)) / 2
                 axes.annotate(
                     mark.label,
                     (mark.x, mark.y),

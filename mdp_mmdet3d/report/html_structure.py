@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from mdp_mmdet3d.report.html_inputs import RunFiles, plan_indices
+from mdp_mmdet3d.report.html_order import first_uses, runs_after
 from mdp_mmdet3d.solver.build import LATENCY
 from mdp_mmdet3d.space.types import BlockKind, CostTerm, PruningSpace, width_at, width_dimensions
 
@@ -18,6 +19,7 @@ OWN_ROLES = {
     "attention": {0: "heads", 1: "q/k width", 2: "v width"},
     "ffn": {0: "hidden"},
 }
+CROWDED = 6  # a card of more layers that is no block is drawn as cards of its parts
 REPLACED = {
     BlockKind.IDENTITY: "its input is passed on",
     BlockKind.RESIDUAL_BRANCH: "the shortcut stays",
@@ -84,8 +86,8 @@ class Engine:
 
 
 def structure(files: RunFiles) -> list[Engine]:
-    """Engines, modules and cards in the order of the space's cost terms."""
-    places = _Places(files.space)
+    """Engines, modules and cards in the order of the space's cost terms; what runs after its children after them."""
+    places = Places(files.space)
     widths, removed = files.widths, files.removed
     sizes = {dimension.name: dimension.size for dimension in files.space.dimensions}
     costs = _term_ms(files)
@@ -115,19 +117,57 @@ def structure(files: RunFiles) -> list[Engine]:
         dense_ms, pruned_ms = costs.get(term.name, (0.0, 0.0))
         card.dense_ms += dense_ms
         card.pruned_ms += pruned_ms
+    for engine in engines.values():
+        children_first(engine, first_uses(files.work_dir, engine.name))
     return list(engines.values())
 
 
-class _Places:
+def children_first(engine: Engine, uses: dict[str, int]) -> None:
+    """Split modules of which a part runs after the modules inside of them, as a head's branches after its decoder.
+
+    Args:
+        engine: Changed in place.
+        uses: Position of the first use of each parameter in the engine's graph; empty leaves the order as it is.
+    """
+    order = list(engine.modules.values())
+    for module in list(order):
+        children = [other for other in order if other.path.startswith(f"{module.path}.")]
+        later = runs_after(uses, list(module.cards.values()), [child.path for child in children])
+        if not later:
+            continue
+        rest = Module(module.path, removed=module.removed)
+        for card in later:
+            rest.cards[card.path] = module.cards.pop(card.path)
+        order.insert(order.index(children[-1]) + 1, rest)
+        if not module.cards:
+            order.remove(module)
+    engine.modules = {f"{module.path}#{index}": module for index, module in enumerate(order)}
+
+
+class Places:
     """Which module and card a layer is drawn in."""
 
     def __init__(self, space: PruningSpace) -> None:
         names = [block.name for block in space.blocks]
         self.layers = {p for name in names for p in _prefixes(name)[:-1] if p.rpartition(".")[2].isdigit()}
         self.parents = {name.rpartition(".")[0] for name in names}
+        found: dict[str, set[str]] = {}
+        for term in space.terms:
+            name = term.name.partition("#")[0]
+            if term.block is None and term.signature.kind in OWN_ROLES:
+                found.setdefault(self._at(name, None)[1], set()).add(name)
+        self.crowded = {card for card, layers in found.items() if len(layers) > CROWDED}
 
     def of(self, name: str, block: str | None) -> tuple[str, str]:
         """Paths of module and card of the layer ``name`` in ``block``."""
+        module, card = self._at(name, block)
+        if block is not None or card not in self.crowded or name == card:
+            return module, card
+        parts = name.removeprefix(f"{card}.").split(".")
+        module = f"{card}.{parts[0]}" if parts[0].isdigit() and len(parts) > 2 else card
+        return module, _unit(name, module)
+
+    def _at(self, name: str, block: str | None) -> tuple[str, str]:
         prefixes = _prefixes(name)
         module = next((p for p in reversed(prefixes) if p in self.layers), None)
         module = module or next((p for p in reversed(prefixes) if p in self.parents and p), None)

@@ -229,8 +229,9 @@ class PruneJob:
         budget = budget_ms(self.settings.budget, reference_ms)
         with steps("latency table"):
             backend = OnnxRuntimeBackend()
+            known = (self.work_dir / TABLE_FILE).exists()
             table = measure_latency(space, backend, self.work_dir / TABLE_FILE, policy=self.settings.sampling)
-            self._say(f"{len(table)} entries ({TABLE_FILE})")
+            self._say(f"{len(table)} entries ({TABLE_FILE}{'; those that it had are reused' if known else ''})")
         latency = self._explained(LatencyModel.fit(space, table, networks))
         identity = {
             "budget": str(self.settings.budget),

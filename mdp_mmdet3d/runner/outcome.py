@@ -22,6 +22,26 @@ from mdp_mmdet3d.runtime.measure import LatencyStats, session_device, speedup
 from mdp_mmdet3d.space.types import PruningSpace
 from mdp_mmdet3d.surgery.plan import PruningPlan
 
+# What each step does, for who reads the log.
+ABOUT = {
+    "model": "build it, load its weights, read frames of the data",
+    "pruning space": "trace what can be cut",
+    "importance": "gradients of the training loss over frames of the data",
+    "loss changes": "the training loss with one part cut, part after part",
+    "export dense": "ONNX graphs of the model as it is",
+    "whole networks": "dense and a few pruned networks, measured end to end",
+    "latency table": "every operator at every width, measured by itself",
+    "latency model of the target": "predictions from its table",
+    "solve": "the best plan within the budget",
+    "cut and export": "build the pruned model, write its weights and ONNX graphs",
+    "measure": "dense and pruned model end to end, in turns",
+    "repair": "refit the layers that are left to what the dense model computes",
+    "check": "ONNX graphs against PyTorch, on frames of the data",
+    "evaluate": "accuracy on the test data",
+    "fine-tune": "train the pruned model",
+    "report": "solve for other budgets, write report.html",
+}
+
 
 class Steps:
     """Announces the steps, says how long they took and keeps their times."""
@@ -33,7 +53,8 @@ class Steps:
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
         """Time the block under ``name``."""
-        self.console.print(f"[bold]{name}[/bold]")
+        about = ABOUT.get(name)
+        self.console.print(f"[bold]{name}[/bold]" + (f": {about}" if about else ""), highlight=False)
         start = time.perf_counter()
         try:
             yield

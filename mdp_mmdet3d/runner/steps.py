@@ -65,7 +65,7 @@ def find_importance(
             say(f"reused: {table.batches} frames")
             return table
         say("collected again: other weights, data or number of frames")
-    return collect_importance(
+    found = collect_importance(
         dense,
         space,
         adapter.importance_batches(),
@@ -75,6 +75,8 @@ def find_importance(
         weights=weights,
         data=data,
     )
+    say(f"{found.batches} frames ({path.name})")
+    return found
 
 
 def export_model(

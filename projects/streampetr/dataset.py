@@ -244,7 +244,8 @@ def _require_dataset(data_root: str, ann_file: str) -> None:
         return
     remedies = (
         f"Either write the miniature data set with `python tools/create_mini_nuscenes.py {data_root}` (--easy for "
-        "configs/streampetr_mini*.py), or point the environment variable NUSCENES_ROOT at your own nuScenes"
+        "configs/streampetr_mini*.py), or point the environment variable NUSCENES_ROOT "
+        "(MINI_NUSCENES_ROOT for configs/streampetr_mini*.py) at your own nuScenes"
     )
     if Path(data_root).is_dir():
         raise MissingDatasetError(

@@ -6,17 +6,22 @@ import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
+import onnx
 import pytest
+from onnx import TensorProto, helper
 
 from mdp_mmdet3d.errors import FileFormatError, MdpError, StructureMismatchError
+from mdp_mmdet3d.report.html import change as relative
 from mdp_mmdet3d.report.html import number, write_html
 from mdp_mmdet3d.report.html_front import front
 from mdp_mmdet3d.report.html_inputs import RunFiles
 from mdp_mmdet3d.report.html_latency import compared
-from mdp_mmdet3d.report.html_structure import structure
+from mdp_mmdet3d.report.html_order import first_uses
+from mdp_mmdet3d.report.html_structure import Card, Engine, Module, Places, children_first, structure
 
-VOID = {"meta", "link", "br", "img", "input", "hr"}
+VOID = {"meta", "link", "br", "img", "input", "hr", "wbr"}
 
 
 class Page(HTMLParser):
@@ -48,6 +53,15 @@ class Page(HTMLParser):
     def handle_data(self, data):
         if self.open and self.open[-1] not in ("style", "script"):
             self.text += f" {data}"
+
+
+def with_values(report):
+    """Add what a run with values of the loss and repair reports."""
+    first = {"how": "by single cuts", "plan": "a", "predicted": 0.25, "measured": 1.5, "error": 0.125}
+    second = {"how": "corrected", "plan": "b", "predicted": 0.5, "measured": 0.75, "error": 0.0625}
+    report["repair"] = {"refitted": 49, "left": 45, "median_held_out_error": {"before": 0.385, "after": 0.2}}
+    report["values"] = {**second, "candidates": [first, second], "dense_loss": 1.25, "frames": 4}
+    report["values"] |= {"reliability": 0.875, "delivered": -0.125, "delivered_error": 0.03125}
 
 
 def page_of(run, **options):
@@ -113,6 +127,55 @@ def test_structure_follows_the_network_and_shows_every_width(run):
     drawn = sum(m.pruned_ms for e in engines for m in e.modules.values())
     fixed = json.loads((run / "report.json").read_text())["not_prunable_ms"]
     assert drawn + fixed == pytest.approx(files.report["solver"]["costs"]["latency_ms"])
+
+
+def test_what_runs_after_a_modules_children_is_drawn_after_them(tmp_path):
+    """A head whose branches follow its decoder in the graph, though the space lists them first."""
+    weights = ("head.embed.weight", "head.decoder.layers.0.bias", "head.branches.0.weight")
+    nodes = [helper.make_node("Add", [x, w], [y], w) for x, w, y in zip("abc", weights, "bcd")]
+    floats = {name: helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "ad"}
+    values = [helper.make_tensor(name, TensorProto.FLOAT, [1], [1.0]) for name in weights]
+    graph = helper.make_graph(nodes, "head", [floats["a"]], [floats["d"]], values)
+    (tmp_path / "onnx" / "dense").mkdir(parents=True)
+    onnx.save(helper.make_model(graph), tmp_path / "onnx" / "dense" / "head.onnx")
+
+    def engine() -> Engine:
+        paths = {"head": ("head.embed", "head.branches"), "head.decoder.layers": ("head.decoder.layers.0",)}
+        return Engine("head", False, {p: Module(p, {c: Card(c, c) for c in cards}) for p, cards in paths.items()})
+
+    drawn, unknown = engine(), engine()
+    children_first(drawn, first_uses(tmp_path, "head"))
+    cards = [card for module in drawn.modules.values() for card in module.cards]
+    assert cards == ["head.embed", "head.decoder.layers.0", "head.branches"]
+    children_first(unknown, first_uses(tmp_path, "image_encoder"))
+    cards = [card for module in unknown.modules.values() for card in module.cards]
+    assert cards == ["head.embed", "head.branches", "head.decoder.layers.0"]
+
+
+def test_a_crowded_card_is_drawn_as_its_parts():
+    """DenseNet's stages are no blocks and have dozens of layers; a short row of convolutions stays one card."""
+    conv = SimpleNamespace(kind="conv")
+    names = [f"backbone.stages.0.block.{i}.conv{j}" for i in range(5) for j in (1, 2)]
+    names += ["backbone.stages.1.conv", "backbone.transitions.0.conv", "backbone.transitions.1.conv"]
+    terms = [SimpleNamespace(name=name, block=None, signature=conv) for name in names]
+    places = Places(SimpleNamespace(blocks=(), terms=terms))
+    assert places.of(names[3], None) == ("backbone.stages.0", "backbone.stages.0.block.1")
+    assert places.of("backbone.stages.1.conv", None) == ("backbone.stages", "backbone.stages.1")
+    assert places.of("backbone.transitions.1.conv", None) == ("backbone", "backbone.transitions")
+
+
+def test_repair_and_loss_are_told_in_words(run):
+    change(run, with_values)
+    _, page = page_of(run, front_limit_s=0)
+    for part in (
+        "49 of 94 layers",
+        "0.385 before, 0.2 after",
+        "+1.500 ± 0.125",
+        "corrected (chosen)",
+        "−0.125 ± 0.031",
+    ):
+        assert part in page.text, part
+    assert "−0.125 ± 0.031" in page.text
 
 
 def test_front_is_exact_bounded_and_holds_the_plan(run):
@@ -201,6 +264,7 @@ def test_unfinished_foreign_and_damaged_folders(run, tmp_path):
 
 def test_numbers_for_people():
     assert [number(v) for v in (None, 0, 12345.6, 0.12345, 1e-7)] == ["–", "0", "12346", "0.123", "1.00e-07"]
+    assert [relative(v) for v in (-1e-7, 1e-7, -0.02)] == ["0.0\u00a0%", "0.0\u00a0%", "−2.0\u00a0%"]
 
 
 def test_chromium_renders_it(run, tmp_path):
@@ -210,6 +274,7 @@ def test_chromium_renders_it(run, tmp_path):
     )
     if browser is None:
         pytest.skip("no chromium or google-chrome on the path, and MDP_CHROMIUM is not set")
+    change(run, with_values)
     path = write_html(run)
     probe = """<script>
     document.querySelector("#milliseconds th:nth-child(4)").click();
@@ -225,6 +290,7 @@ def test_chromium_renders_it(run, tmp_path):
         'onload="document.title = this.contentDocument.title"></iframe>'
     )
     options = ["--headless", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files", "--dump-dom"]
+    options += ["--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
     done = subprocess.run(
         [browser, *options, f"--user-data-dir={tmp_path / 'profile'}", frame.as_uri()],
         capture_output=True,
