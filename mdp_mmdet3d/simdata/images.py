@@ -35,6 +35,7 @@ COCO_CLASSES = [
 # VOC has no names of shapes; these are of its 20 classes, in the order of `SHAPES`.
 VOC_NAMES = ("bicycle", "boat", "tvmonitor", "car")
 _UNUSED_IDS = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
+MOST_IMAGES = 1_000_000
 
 
 def write_image_folder(
@@ -205,6 +206,8 @@ def _new_folder(root: str | Path, count: int) -> Iterator[Path]:
         raise MdpError(f"{path} exists and is not empty; name another folder or delete it")
     if count < len(SHAPES) * len(COLOURS):
         raise MdpError(f"{count} images are too few: at least {len(SHAPES) * len(COLOURS)}, one per class")
+    if count > MOST_IMAGES:
+        raise MdpError(f"{count} images are too many: {MOST_IMAGES} at most")
     with new_folder(path) as part:
         yield part
 

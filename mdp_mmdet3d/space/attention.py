@@ -16,6 +16,7 @@ def add_attention(
     v: int,
     *,
     packed: tuple[str, ...] = ("in_proj_weight", "in_proj_bias"),
+    separate: tuple[tuple[str, ...], ...] = (),
     out: str = "out_proj.weight",
 ) -> tuple[str | int, str | int, str | int]:
     """Add the three dimensions of one attention.
@@ -27,6 +28,7 @@ def add_attention(
         qk: Dense width of a query and a key.
         v: Dense width of a value.
         packed: Tensors below ``path`` whose rows are those of q, then k, then v, each head after head.
+        separate: In place of ``packed``, the tensors of q, those of k and those of v.
         out: Weight below ``path`` of the output projection, whose columns are those of v.
 
     With `SpaceOptions.tie_head_widths`, q/k and v have one dimension, ``path.width``: an equal number of channels, each
@@ -35,10 +37,11 @@ def add_attention(
     Returns:
         Dimension (or dense count, where frozen) of heads, q/k width and v width.
     """
-    k_rows, v_rows = heads * qk, 2 * heads * qk
+    starts = (0, heads * qk, 2 * heads * qk)
 
-    def in_rows(offset: int, width: int = 1, first: int = 0, copies: int | None = None) -> list[TensorAxis]:
-        return [TensorAxis(f"{path}.{leaf}", 0, offset, width, first, copies) for leaf in packed]
+    def in_rows(part: int, width: int = 1, first: int = 0, copies: int | None = None) -> list[TensorAxis]:
+        leaves, start = (separate[part], 0) if separate else (packed, starts[part])
+        return [TensorAxis(f"{path}.{leaf}", 0, start, width, first, copies) for leaf in leaves]
 
     def out_columns(width: int = 1, first: int = 0) -> TensorAxis:
         return TensorAxis(f"{path}.{out}", 1, 0, width, first)
@@ -48,7 +51,7 @@ def add_attention(
         f"{path}.heads",
         DimensionKind.HEADS,
         heads,
-        [*in_rows(0, qk), *in_rows(k_rows, qk), *in_rows(v_rows, v), out_columns(v)],
+        [*in_rows(0, qk), *in_rows(1, qk), *in_rows(2, v), out_columns(v)],
         [],
         multiple=1,
     )
@@ -63,8 +66,8 @@ def add_attention(
         f"{path}.qk",
         DimensionKind.QK_WIDTH,
         qk,
-        [*in_rows(0), *in_rows(k_rows)],
-        [[*in_rows(0), *in_rows(k_rows)]],
+        [*in_rows(0), *in_rows(1)],
+        [[*in_rows(0), *in_rows(1)]],
         multiple=multiple,
         copies=heads,
         within=within,
@@ -74,8 +77,8 @@ def add_attention(
         f"{path}.v",
         DimensionKind.V_WIDTH,
         v,
-        [*in_rows(v_rows), out_columns()],
-        [[*in_rows(v_rows), out_columns()]],
+        [*in_rows(2), out_columns()],
+        [[*in_rows(2), out_columns()]],
         multiple=multiple,
         copies=heads,
         within=within,
@@ -94,8 +97,7 @@ def _add_tied(
     within: str | None,
 ) -> str | int:
     """One width with two copies per head: those of q and k of all heads, then those of v."""
-    step = heads * size
-    q, k, v = in_rows(0, 1, 0, heads), in_rows(step, 1, 0, heads), in_rows(2 * step, 1, heads, None)
+    q, k, v = in_rows(0, 1, 0, heads), in_rows(1, 1, 0, heads), in_rows(2, 1, heads, None)
     out = out_columns(1, heads)
     return builder.add_dimension(
         f"{path}.width",

@@ -25,6 +25,7 @@ from .export import image_transform
 from .normalisation import converted
 
 FEW_MATCHES = 0.9
+MOST_FRAMES = 10_000  # all are kept
 FEW_MATCHES_ADVICE = (
     "many boxes are gone in this precision. With random weights that is chance; with trained ones do not deploy it "
     "before --evaluate says what it costs: calibrate on more frames (--calibration-frames), leave layers out "
@@ -36,8 +37,9 @@ def deploy(
     adapter: Adapter, model: nn.Module, folder: Path, options: DeployOptions, say: Callable[[str], None], **facts: Any
 ) -> str:
     """See `Adapter.deploy`; ``facts`` are plan hash and weights."""
-    if options.num_frames < 1:
-        raise MdpError(f"--num-frames must be at least 1, got {options.num_frames}")
+    for name, count in (("--num-frames", options.num_frames), ("--calibration-frames", options.calibration_frames)):
+        if not 1 <= count <= MOST_FRAMES:
+            raise MdpError(f"{name} must be in 1..{MOST_FRAMES}, got {count}")
     if options.source_size is not None and min(options.source_size) < 1:
         raise MdpError(f"--source-size {options.source_size} must be height and width of a camera image in pixels")
     check_target(folder)

@@ -199,10 +199,14 @@ def test_pareto_front_is_exact_and_monotone(random_problem, brute_force):
 
 
 def test_pareto_refuses_nonsense(random_problem):
-    with pytest.raises(MdpError, match="at least 2 points"):
+    with pytest.raises(MdpError, match="2 to 100000 points"):
         pareto(random_problem(5), 1)
     with pytest.raises(MdpError, match="step"):
         pareto(random_problem(5), 10, step=0.0)
+    with pytest.raises(MdpError, match="2 to 100000 points"):
+        pareto(random_problem(5), 10**12)
+    with pytest.raises(MdpError, match="more than 100000 points between"):
+        pareto(random_problem(5), step=1e-15)
 
 
 @pytest.mark.parametrize("share", [0.7, 0.5])

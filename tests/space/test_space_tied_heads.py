@@ -55,6 +55,35 @@ class Packed(nn.Module):
         return self.attn(x)
 
 
+class Projected(nn.Module):
+    """An attention with a linear layer each for queries, keys and values."""
+
+    def __init__(self):
+        super().__init__()
+        self.num_heads = HEADS
+        self.q, self.k, self.v, self.out = (nn.Linear(SIZE, SIZE) for _ in range(4))
+
+    def forward(self, x):
+        q, k, v = (layer(x).unflatten(-1, (HEADS, -1)).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        return self.out(nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+class Separate(nn.Module):
+    """One that is replaced when it is cut."""
+
+    names: ClassVar[dict] = {
+        "separate": tuple((f"{part}.weight", f"{part}.bias") for part in "qkv"),
+        "out": "out.weight",
+    }
+
+    def __init__(self):
+        super().__init__()
+        self.attn = Projected()
+
+    def forward(self, x):
+        return self.attn(x)
+
+
 def space_of(net, tied):
     builder = SpaceBuilder(net, SpaceOptions(head_width_multiple=2, tie_head_widths=tied))
     widths = add_attention(builder, "attn", HEADS, WIDTH, WIDTH, **net.names)
@@ -62,7 +91,7 @@ def space_of(net, tied):
     return builder.finish("Net", model_digest(net))
 
 
-@pytest.fixture(params=[Cross, Packed])
+@pytest.fixture(params=[Cross, Packed, Separate])
 def net(request):
     torch.manual_seed(0)
     return request.param().eval()

@@ -52,6 +52,8 @@ def test_bad_input_is_status_two(monkeypatch, config, tmp_path, capsys):
     assert "pruned_config.py" in capsys.readouterr().err
     assert export(monkeypatch, config, "--out", tmp_path, "--frames", "synthetic") == 2
     assert "no deployment folder" in capsys.readouterr().err
+    assert export(monkeypatch, config, "--out", tmp_path / "o", "--num-frames", 10**12, "--frames", "synthetic") == 2
+    assert "--num-frames must be in 1..10000" in capsys.readouterr().err
 
 
 def test_a_stop_after_the_graphs_leaves_nothing(monkeypatch, config, tmp_path, capsys):
