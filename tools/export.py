@@ -55,6 +55,12 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--prev-exists", action="store_true", help="give the head an input that starts a stream")
     parser.add_argument(
+        "--encoder-batch",
+        type=int,
+        metavar="N",
+        help="images that one run of StreamPETR's image encoder takes: 1, camera by camera; default: all at once",
+    )
+    parser.add_argument(
         "--frames",
         choices=["dataset", "synthetic"],
         default="dataset",
@@ -143,6 +149,7 @@ def main() -> int:
                 camera_encoding=args.camera_encoding,
                 levels=args.levels,
                 prev_exists=args.prev_exists,
+                encoder_batch=args.encoder_batch,
                 on_progress=lambda what, done, total: bar.update(
                     task, description=what, completed=done, total=total, visible=True
                 ),

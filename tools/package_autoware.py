@@ -22,6 +22,12 @@ def main() -> int:
     )
     parser.add_argument("--compressed", action="store_true", help="subscribe to compressed images")
     parser.add_argument("--distorted", action="store_true", help="let the node undistort the images")
+    parser.add_argument(
+        "--encoder-batch",
+        type=int,
+        metavar="N",
+        help="images per run of the image encoder, as exported; 1 is for a node that runs it camera by camera",
+    )
     args = parser.parse_args()
     try:
         settings = NodeSettings(
@@ -30,6 +36,7 @@ def main() -> int:
             anchor_camera=args.anchor_camera,
             compressed=args.compressed,
             distorted=args.distorted,
+            encoder_batch=args.encoder_batch,
         )
         files = package_autoware(args.deployment, args.out, args.node, settings)
     except MdpError as error:

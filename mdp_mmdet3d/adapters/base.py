@@ -57,6 +57,7 @@ class DeployOptions:
         camera_encoding: Of its camera images.
         levels: Decoder levels in the outputs, ``"last"`` or ``"all"``.
         prev_exists: Give a streaming head an input that starts a stream.
+        encoder_batch: Images that one run of the image encoder takes, 1 or all; None: all.
         on_progress: Called with (what is done, steps done, steps in all) during long work.
     """
 
@@ -74,6 +75,7 @@ class DeployOptions:
     camera_encoding: str = "rgb8"
     levels: str = "last"
     prev_exists: bool = False
+    encoder_batch: int | None = None
     on_progress: Callable[[str, int, int], None] = lambda what, done, total: None
 
 

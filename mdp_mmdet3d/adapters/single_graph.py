@@ -141,8 +141,8 @@ class SingleGraph(Adapter):
         say: Callable[[str], None],
     ) -> str:
         """One graph in float32 or float16, compared with PyTorch on noise."""
-        if options.layout != "native" or options.node is not None:
-            raise MdpError("--layout and --node are for StreamPETR; a single graph has the outputs of its heads")
+        if options.layout != "native" or options.node is not None or options.encoder_batch is not None:
+            raise MdpError("--layout, --node and --encoder-batch are for StreamPETR, not for a single graph")
         if options.evaluate:
             raise MdpError("--evaluate runs a streaming runtime, which a single graph does not have; use tools/test.py")
         self.export(

@@ -160,5 +160,8 @@ def _score(dimension: Dimension, source: ScoreSource, terms: Mapping[tuple[str, 
 
 
 def _region(dimension: Dimension, axis: TensorAxis, values: Tensor) -> Tensor:
-    length = dimension.copies * dimension.size * axis.width
-    return values[axis.offset : axis.offset + length].reshape(dimension.copies, dimension.size, axis.width).sum(dim=2)
+    copies = axis.copies_here(dimension.copies)
+    length = len(copies) * dimension.size * axis.width
+    found = values[axis.offset : axis.offset + length].reshape(len(copies), dimension.size, axis.width).sum(dim=2)
+    # Copies that do not lie here score 0.
+    return torch.nn.functional.pad(found, (0, 0, copies.start, dimension.copies - copies.stop))

@@ -71,10 +71,10 @@ class SeparateAttention(nn.Module):
         super().__init__()
         for name, child in original.named_children():
             self.add_module(name, child)
-        self.inputs, self.out = projections.inputs, projections.out
+        self._projections = projections  # its children may have any name, `out` among them
         self.num_heads, self.qk_head_dim, self.v_head_dim = projections.heads, projections.qk, projections.v
         self.scale = projections.qk**-0.5  # a pruned head keeps that of the dense one
-        self.arguments = tuple(inspect.signature(original.forward).parameters)
+        self._arguments = tuple(inspect.signature(original.forward).parameters)
 
     def forward(self, *inputs: Tensor, **named: Tensor | None) -> Tensor:
         """(B, T, C), or with (B, S, C) to look at, to (B, T, C).
@@ -82,13 +82,13 @@ class SeparateAttention(nn.Module):
         Raises:
             TypeError: There are more inputs than queries, keys and values.
         """
-        given = [*inputs, *(named[name] for name in self.arguments[len(inputs) :] if name in named)]
+        given = [*inputs, *(named[name] for name in self._arguments[len(inputs) :] if name in named)]
         found = [value for value in given if value is not None]
         if not 1 <= len(found) <= 3 or any(not isinstance(value, Tensor) or value.ndim != 3 for value in found):
             raise TypeError(f"an attention takes queries, keys and values of shape (B, T, C), not {len(found)} inputs")
         query, key, value = (found * 3)[:3] if len(found) == 1 else (found[0], found[1], found[-1])
-        projected = [self.get_submodule(name)(x) for name, x in zip(self.inputs, (query, key, value))]
-        mixed: Tensor = self.get_submodule(self.out)(_attend(projected, self.num_heads, self.scale))
+        projected = [self.get_submodule(name)(x) for name, x in zip(self._projections.inputs, (query, key, value))]
+        mixed: Tensor = self.get_submodule(self._projections.out)(_attend(projected, self.num_heads, self.scale))
         return mixed
 
 

@@ -75,7 +75,8 @@ def reduce_precision(
         for name, spec in manifest.engines.items():
             graph = onnx.load(str(source / spec.file))
             if name == "image_encoder" and precision == "int8":
-                graph = _int8(graph, quantised, calibration or [frame.img for frame in frames], exclude)
+                images = calibration or [frame.img for frame in frames]
+                graph = _int8(graph, quantised, images, exclude, manifest.encoder_batch)
             else:
                 graph, widened = pad_attention(graph)
                 padded += widened
@@ -106,10 +107,17 @@ def halve(folder: str | Path) -> None:
 
 
 def _int8(
-    graph: onnx.ModelProto, quantised: str | Path | None, images: Sequence[np.ndarray], exclude: Sequence[str]
+    graph: onnx.ModelProto,
+    quantised: str | Path | None,
+    images: Sequence[np.ndarray],
+    exclude: Sequence[str],
+    batch: int,
 ) -> onnx.ModelProto:
     if quantised is None:
-        return to_int8(graph, [{"img": image[None]} for image in images], exclude)
+        # One frame stays one, so that it is refused, if the encoder takes its cameras one by one.
+        parts = [image[i : i + batch] for image in images for i in range(0, len(image), batch)]
+        feeds = [{"img": part[None]} for part in (parts if len(images) > 1 else parts[:1])]
+        return to_int8(graph, feeds, exclude)
     taken = load_onnx(quantised)
     check_replaces(taken, graph)
     return taken

@@ -14,7 +14,14 @@ from mdp_mmdet3d.files import atomic_path
 from mdp_mmdet3d.space.types import Dimension, PruningSpace
 from mdp_mmdet3d.surgery.plan import PruningPlan
 
-COLOURS = {"channels": "#3b6fb6", "hidden": "#4a9b6e", "heads": "#c8743c", "qk_width": "#d9a25f", "v_width": "#e3c08f"}
+COLOURS = {
+    "channels": "#3b6fb6",
+    "hidden": "#4a9b6e",
+    "heads": "#c8743c",
+    "qk_width": "#d9a25f",
+    "v_width": "#e3c08f",
+    "head_width": "#d9a25f",
+}
 
 
 def plot_structure(path: str | Path, space: PruningSpace, plan: PruningPlan) -> None:

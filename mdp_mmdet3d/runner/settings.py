@@ -105,6 +105,8 @@ class PruneSettings:
         max_options: Counts per dimension at most.
         channel_multiple: Smallest step of channels and hidden widths.
         head_width_multiple: Step of the q/k and v width of a head.
+        tie_head_widths: One number of channels for q/k and v of an attention, each its own best: what TensorRT's fused
+            attention takes without padding.
         min_keep: Smallest share of a dimension that may stay.
         precision: In which the model will run: ``"float32"``, or ``"float16"`` with a latency table of the target.
         freeze: Shell patterns of dimensions and blocks that stay as they are.
@@ -132,6 +134,7 @@ class PruneSettings:
     max_options: int = 8
     channel_multiple: int = 16
     head_width_multiple: int = 8
+    tie_head_widths: bool = False
     min_keep: float = 0.0
     freeze: tuple[str, ...] = ()
     precision: str = "float32"
@@ -160,7 +163,12 @@ class PruneSettings:
     def space_options(self) -> SpaceOptions:
         """How finely and deeply may be pruned."""
         return SpaceOptions(
-            self.max_options, self.channel_multiple, self.head_width_multiple, self.min_keep, tuple(self.freeze)
+            self.max_options,
+            self.channel_multiple,
+            self.head_width_multiple,
+            self.min_keep,
+            tuple(self.freeze),
+            self.tie_head_widths,
         )
 
     @property

@@ -209,6 +209,11 @@ class DeploymentManifest(Manifest):
             "on it run StreamPETR only; run model.onnx with ONNX Runtime or TensorRT itself"
         )
 
+    @property
+    def encoder_batch(self) -> int:
+        """Images that one run of the image encoder takes: those of all cameras, or 1."""
+        return self.engines["image_encoder"].inputs[0].shape[1]
+
     def _files(self) -> set[str]:
         return {*super()._files(), self.memory.init_file}
 

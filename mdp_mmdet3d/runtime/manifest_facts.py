@@ -110,8 +110,9 @@ def _signature_complaints(m: Any) -> Iterator[str]:
         "native": lambda size: (m.levels, 1, m.num_queries, size),
         "autoware": lambda size: (1, size, rows),
     }[m.layout]
+    batch = 1 if inputs.get("img", ())[1:2] == (1,) else cameras  # an image encoder may take one camera at a time
     expected: Mapping[str, tuple] = {
-        "img": (1, cameras, 3, *m.image.size),
+        "img": (1, batch, 3, *m.image.size),
         "all_cls_scores": of_last(classes),
         "all_bbox_preds": of_last(10),
     }

@@ -17,6 +17,7 @@ from mdp_mmdet3d.errors import DeploymentError
 from mdp_mmdet3d.plausible import intrinsics_fault, pose_fault, projection_fault, step_fault, time_fault
 from mdp_mmdet3d.runtime.decode import Detections, decode, last_level
 from mdp_mmdet3d.runtime.manifest import DeploymentManifest, EngineSpec
+from mdp_mmdet3d.runtime.per_camera import PerCamera
 
 BACKENDS = ("onnxruntime", "tensorrt")
 BRIGHTEST = 2.0
@@ -365,14 +366,22 @@ class StreamRunner:
                 raise DeploymentError(
                     f"{engine.path} has {sorted(found)}, deployment.json lists {listed}; export again"
                 )
+        if name == "image_encoder" and self._camera_by_camera:
+            return PerCamera(engine, len(self.manifest.camera_names))
         return engine
+
+    @property
+    def _camera_by_camera(self) -> bool:
+        return self.manifest.encoder_batch < len(self.manifest.camera_names)
 
     def _open(self, name: str, spec: EngineSpec) -> Any:
         # Imported here: a vehicle has one of the two.
         if self.backend == "tensorrt":
             from mdp_mmdet3d.trt.engine import TrtEngine
 
-            return TrtEngine(self.folder, name, self.manifest.checksums[spec.file], ON_DEVICE[name])
+            gathered = name == "image_encoder" and self._camera_by_camera  # on the host
+            kept = () if gathered else ON_DEVICE[name]
+            return TrtEngine(self.folder, name, self.manifest.checksums[spec.file], kept)
         from mdp_mmdet3d.runtime.ort_engine import OrtEngine
 
         return OrtEngine(self.folder / spec.file, self.threads)

@@ -67,7 +67,11 @@ def _scores(
     """Score per copy and element; a dimension without sources (heads) adds up what lies within its elements."""
     if dimension.sources:
         return importance.total(dimension.name, kept_blocks)
-    inner = [importance.total(d.name, kept_blocks).sum(axis=1) for d in space.dimensions if d.within == dimension.name]
+    inner = [
+        importance.total(d.name, kept_blocks).sum(axis=1).reshape(-1, dimension.size).sum(axis=0)
+        for d in space.dimensions
+        if d.within == dimension.name
+    ]
     return np.sum(inner, axis=0)[None] if inner else np.zeros((1, dimension.size))
 
 
@@ -174,6 +178,7 @@ def _value(
     if dimension.within is None:
         return (dimension.name,), per_copy.sum(axis=0)
     heads = space.by_name[dimension.within]
+    per_copy = per_copy.reshape(-1, heads.size, len(dimension.options)).sum(axis=0)  # q/k and v of one head
     per_count = np.cumsum(per_copy[ranking.order[heads.name][0]], axis=0)[np.array(heads.options) - 1]
     return (heads.name, dimension.name), per_count
 

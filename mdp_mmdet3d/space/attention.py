@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from mdp_mmdet3d.space.builder import SpaceBuilder
 from mdp_mmdet3d.space.types import DimensionKind, TensorAxis
 
@@ -29,17 +31,20 @@ def add_attention(
         separate: In place of ``packed``, the tensors of q, those of k and those of v.
         out: Weight below ``path`` of the output projection, whose columns are those of v.
 
+    With `SpaceOptions.tie_head_widths`, q/k and v have one dimension, ``path.width``: an equal number of channels, each
+    the best by their own ranking, so that as little value as possible is lost.
+
     Returns:
         Dimension (or dense count, where frozen) of heads, q/k width and v width.
     """
     starts = (0, heads * qk, 2 * heads * qk)
 
-    def in_rows(part: int, width: int = 1) -> list[TensorAxis]:
+    def in_rows(part: int, width: int = 1, first: int = 0, copies: int | None = None) -> list[TensorAxis]:
         leaves, start = (separate[part], 0) if separate else (packed, starts[part])
-        return [TensorAxis(f"{path}.{leaf}", 0, start, width) for leaf in leaves]
+        return [TensorAxis(f"{path}.{leaf}", 0, start, width, first, copies) for leaf in leaves]
 
-    def out_columns(width: int = 1) -> TensorAxis:
-        return TensorAxis(f"{path}.{out}", 1, 0, width)
+    def out_columns(width: int = 1, first: int = 0) -> TensorAxis:
+        return TensorAxis(f"{path}.{out}", 1, 0, width, first)
 
     multiple = builder.options.head_width_multiple
     head_count = builder.add_dimension(
@@ -51,6 +56,11 @@ def add_attention(
         multiple=1,
     )
     within = head_count if isinstance(head_count, str) else None
+    if builder.options.tie_head_widths and qk == v:
+        width = _add_tied(builder, path, heads, v, in_rows, out_columns, within)
+        return head_count, width, width
+    if builder.options.tie_head_widths:
+        builder.leave(f"{path}.width", f"not tied: the dense q/k width is {qk}, that of v {v}")
     # A gate on a pair of q and k rows (or a v row and its output column) is seen from both sides: half of each.
     qk_width = builder.add_dimension(
         f"{path}.qk",
@@ -75,3 +85,28 @@ def add_attention(
         scale=0.5,
     )
     return head_count, qk_width, v_width
+
+
+def _add_tied(
+    builder: SpaceBuilder,
+    path: str,
+    heads: int,
+    size: int,
+    in_rows: Callable[[int, int, int, int | None], list[TensorAxis]],
+    out_columns: Callable[[int, int], TensorAxis],
+    within: str | None,
+) -> str | int:
+    """One width with two copies per head: those of q and k of all heads, then those of v."""
+    q, k, v = in_rows(0, 1, 0, heads), in_rows(1, 1, 0, heads), in_rows(2, 1, heads, None)
+    out = out_columns(1, heads)
+    return builder.add_dimension(
+        f"{path}.width",
+        DimensionKind.HEAD_WIDTH,
+        size,
+        [*q, *k, *v, out],
+        [[*q, *k], [*v, out]],
+        multiple=builder.options.head_width_multiple,
+        copies=2 * heads,
+        within=within,
+        scale=0.5,
+    )

@@ -35,6 +35,7 @@ class SpaceOptions:
         max_options: Counts per dimension at most; the step grows with the dense count.
         channel_multiple: Smallest step of channels and hidden widths: the device's staircase (8, 16 or 32).
         head_width_multiple: Step of the q/k and v width of a head.
+        tie_head_widths: One width for q/k and v of an attention, as TensorRT's fused kernel wants it.
         min_keep: Smallest share of a dimension that may stay.
         freeze: Shell patterns of dimension and block names that stay as they are.
     """
@@ -44,6 +45,7 @@ class SpaceOptions:
     head_width_multiple: int = 8
     min_keep: float = 0.0
     freeze: tuple[str, ...] = ()
+    tie_head_widths: bool = False
 
     def counts(self, size: int, multiple: int) -> tuple[int, ...]:
         """Allowed counts of a dimension: multiples of a step, at most `max_options`, the last is ``size``."""
@@ -188,7 +190,7 @@ class SpaceBuilder:
     def width_of(self, tensor: str, axis: int, dense: int) -> Width:
         """How long an axis of a tensor is: a dimension, where it is that long; a sum; or the dense count."""
         found = [
-            (member.offset, dimension, member.width)
+            (member.offset, dimension, member)
             for dimension in self.dimensions.values()
             for member in dimension.members
             if member.tensor == tensor and member.axis == axis
@@ -197,11 +199,12 @@ class SpaceBuilder:
             return dense
         parts: dict[str, int] = {}
         fixed = dense
-        for _, dimension, width in sorted(found, key=lambda part: part[0]):  # in the order of the concatenation
-            parts[dimension.name] = parts.get(dimension.name, 0) + dimension.copies * width
-            fixed -= dimension.copies * dimension.size * width
-        _, first, width = found[0]
-        alone = len(parts) == 1 and width == 1 and first.copies * first.size == dense
+        for _, dimension, member in sorted(found, key=lambda part: part[0]):  # in the order of the concatenation
+            times = len(member.copies_here(dimension.copies)) * member.width
+            parts[dimension.name] = parts.get(dimension.name, 0) + times
+            fixed -= dimension.size * times
+        _, first, member = found[0]
+        alone = len(parts) == 1 and member.width == 1 and first.copies * first.size == dense
         if alone or fixed < 0:  # several dimensions of one attention cut the same axis
             return first.name
         return WidthSum(tuple(parts.items()), fixed)
@@ -281,7 +284,8 @@ class SpaceBuilder:
                         f"{dimension.name!r} slices {member.tensor!r}, which is not in the model; an adapter is wrong"
                     )
                 shape = tuple(tensors[member.tensor].shape)
-                end = member.offset + dimension.copies * dimension.size * member.width
+                copies = len(member.copies_here(dimension.copies))
+                end = member.offset + copies * dimension.size * member.width
                 if end > shape[member.axis]:
                     raise MdpError(
                         f"{dimension.name!r} needs {end} entries along axis {member.axis} of "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from mdp_mmdet3d.space.types import PruningSpace
+from mdp_mmdet3d.space.types import DimensionKind, PruningSpace
 
 
 def describe(space: PruningSpace) -> str:
@@ -12,7 +12,8 @@ def describe(space: PruningSpace) -> str:
     lines = [f"pruning space of {space.model} ({space.model_digest})", "", f"{len(space.dimensions)} dimensions:"]
     width = max((len(d.name) for d in space.dimensions), default=0)
     for d in space.dimensions:
-        copies = f" in each of {d.copies} heads" if d.copies > 1 else ""
+        heads = d.copies // 2 if d.kind is DimensionKind.HEAD_WIDTH else d.copies
+        copies = f" in each of {heads} heads" if d.copies > 1 else ""
         blocks = sorted({s.block for s in d.sources if s.block})
         where = f", in {blocks[0]}" if len(blocks) == 1 else f", shared by {len(blocks)} blocks" if blocks else ""
         lines.append(

@@ -23,6 +23,7 @@ class DimensionKind(str, Enum):
     HEADS = "heads"
     QK_WIDTH = "qk_width"
     V_WIDTH = "v_width"
+    HEAD_WIDTH = "head_width"  # of q, k and v alike
     HIDDEN = "hidden"
 
 
@@ -44,19 +45,27 @@ SHORTCUT = ("downsample", "relu")
 class TensorAxis:
     """Where the elements of a dimension lie in one tensor.
 
-    Element ``e`` of copy ``c`` covers the indices ``offset + (c * size + e) * width + [0, width)`` of ``axis``.
+    Element ``e`` of copy ``first + c`` covers the indices ``offset + (c * size + e) * width + [0, width)`` of ``axis``.
 
     Attributes:
         tensor: Path of the parameter or buffer, e.g. ``"img_backbone.layer1.0.bn1.weight"``.
         axis: Axis of that tensor.
         offset: Index of the first element.
         width: Consecutive indices per element (the head dimension for attention heads, else 1).
+        first: First copy of the dimension that lies here.
+        copies: How many do; None: all from ``first`` on.
     """
 
     tensor: str
     axis: int
     offset: int = 0
     width: int = 1
+    first: int = 0
+    copies: int | None = None
+
+    def copies_here(self, copies: int) -> range:
+        """Which of a dimension's ``copies`` lie here."""
+        return range(self.first, copies if self.copies is None else self.first + self.copies)
 
 
 @dataclass(frozen=True)
@@ -86,7 +95,8 @@ class Dimension:
         members: Tensor axes that are sliced together.
         sources: Where the importance of its elements comes from.
         copies: Independent rankings that share one count (the heads of an attention for its q/k and v width).
-        within: Dimension that counts the copies: the heads, for q/k and v width.
+        within: Dimension that counts the copies: the heads, for q/k and v width. A width of both has two copies per
+            head, first those of q/k of all heads, then those of v.
     """
 
     name: str
@@ -279,8 +289,10 @@ class PruningSpace:
         return digest(data)
 
 
-def _axis(axis: TensorAxis) -> list[Any]:
-    return [axis.tensor, axis.axis, axis.offset, axis.width]
+def axis_to_json(axis: TensorAxis) -> list[Any]:
+    """JSON form, the arguments of `TensorAxis`; copies appear where not all lie there."""
+    partial = [] if (axis.first, axis.copies) == (0, None) else [axis.first, axis.copies]
+    return [axis.tensor, axis.axis, axis.offset, axis.width, *partial]
 
 
 def _width(width: Width) -> Any:
@@ -324,9 +336,9 @@ def to_dict(space: PruningSpace) -> dict[str, Any]:
                 "options": list(d.options),
                 "copies": d.copies,
                 "within": d.within,
-                "members": [_axis(m) for m in d.members],
+                "members": [axis_to_json(m) for m in d.members],
                 "sources": [
-                    {"axes": [_axis(a) for a in s.axes], "block": s.block, "scale": s.scale} for s in d.sources
+                    {"axes": [axis_to_json(a) for a in s.axes], "block": s.block, "scale": s.scale} for s in d.sources
                 ],
             }
             for d in space.dimensions

@@ -14,11 +14,12 @@ from mdp_mmdet3d.layers import RemovedBranch, RemovedSubLayer, TorchAttention, w
 from mdp_mmdet3d.space.types import Block, BlockKind, DimensionKind
 from mdp_mmdet3d.surgery.plan import PruningPlan
 
-# Attribute of the owning module that holds the count, for dimensions that are not visible in a tensor's shape alone.
+# Attributes of the owning module that hold the count, for dimensions that are not visible in a tensor's shape alone.
 COUNT_ATTRIBUTES = {
-    DimensionKind.HEADS: "num_heads",
-    DimensionKind.QK_WIDTH: "qk_head_dim",
-    DimensionKind.V_WIDTH: "v_head_dim",
+    DimensionKind.HEADS: ("num_heads",),
+    DimensionKind.QK_WIDTH: ("qk_head_dim",),
+    DimensionKind.V_WIDTH: ("v_head_dim",),
+    DimensionKind.HEAD_WIDTH: ("qk_head_dim", "v_head_dim"),
 }
 
 
@@ -69,7 +70,8 @@ def apply_plan(model: nn.Module, plan: PruningPlan) -> nn.Module:
         for name, masks in keep_masks(model, plan).items():
             _slice(model, name, masks)
     for name, cut in counted.items():
-        setattr(model.get_submodule(name.rpartition(".")[0]), COUNT_ATTRIBUTES[cut.kind], cut.count)
+        for attribute in COUNT_ATTRIBUTES[cut.kind]:
+            setattr(model.get_submodule(name.rpartition(".")[0]), attribute, cut.count)
     # Removed blocks leave their own cuts behind, so a removed parent makes its children's replacement a no-op.
     for name, removed in plan.removed.items():
         if not any(name.startswith(f"{other}.") for other in plan.removed):
@@ -80,7 +82,7 @@ def apply_plan(model: nn.Module, plan: PruningPlan) -> nn.Module:
 def _allow_unequal_widths(model: nn.Module, path: str) -> None:
     """Replace a dense attention whose class has one width for q, k and v."""
     found = model.get_submodule(path)
-    if not hasattr(found, COUNT_ATTRIBUTES[DimensionKind.QK_WIDTH]):
+    if not hasattr(found, COUNT_ATTRIBUTES[DimensionKind.QK_WIDTH][0]):
         parent, _, leaf = path.rpartition(".")
         model.get_submodule(parent)._modules[leaf] = widened(found)
 
@@ -92,7 +94,7 @@ def check_fits(model: nn.Module, plan: PruningPlan) -> None:
     tensors = dict(model.state_dict(keep_vars=True))
     for name, cut in plan.cuts.items():
         for member in cut.members:
-            needed = member.offset + cut.size * len(cut.kept) * member.width
+            needed = member.offset + cut.size * len(member.copies_here(len(cut.kept))) * member.width
             if member.tensor not in tensors:
                 raise StructureMismatchError(
                     f"the plan was made for another model: it cuts {name!r} in {member.tensor!r}, "
@@ -118,8 +120,9 @@ def keep_masks(model: nn.Module, plan: PruningPlan) -> dict[str, dict[int, Tenso
         for member in cut.members:
             length = tensors[member.tensor].shape[member.axis]
             mask = masks[member.tensor].setdefault(member.axis, torch.ones(length, dtype=torch.bool))
-            region = torch.zeros(len(cut.kept) * cut.size, dtype=torch.bool)
-            region[[copy * cut.size + e for copy, kept in enumerate(cut.kept) for e in kept]] = True
+            copies = member.copies_here(len(cut.kept))
+            region = torch.zeros(len(copies) * cut.size, dtype=torch.bool)
+            region[[place * cut.size + e for place, copy in enumerate(copies) for e in cut.kept[copy]]] = True
             start = member.offset
             mask[start : start + region.numel() * member.width] &= region.repeat_interleave(member.width)
     return dict(masks)

@@ -10,7 +10,15 @@ from typing import Any
 
 from mdp_mmdet3d.errors import FileFormatError, StructureMismatchError
 from mdp_mmdet3d.files import digest, read_json, write_json
-from mdp_mmdet3d.space.types import SHORTCUT, Block, BlockKind, DimensionKind, PruningSpace, TensorAxis
+from mdp_mmdet3d.space.types import (
+    SHORTCUT,
+    Block,
+    BlockKind,
+    DimensionKind,
+    PruningSpace,
+    TensorAxis,
+    axis_to_json,
+)
 
 SCHEMA_VERSION = 1
 
@@ -117,7 +125,7 @@ class PruningPlan:
                     "size": c.size,
                     "count": c.count,
                     "kept": [list(k) for k in c.kept],
-                    "members": [[m.tensor, m.axis, m.offset, m.width] for m in c.members],
+                    "members": [axis_to_json(m) for m in c.members],
                 }
                 for name, c in self.cuts.items()
             },

@@ -55,6 +55,7 @@ def deploy(
             camera_encoding=options.camera_encoding,
             levels=options.levels,
             prev_exists=options.prev_exists,
+            encoder_batch=options.encoder_batch,
             simplify=options.simplify,
             on_engine=lambda engine: say(f"export {engine}"),
             **facts,

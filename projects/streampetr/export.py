@@ -102,6 +102,7 @@ def export_streampetr(
     camera_encoding: str = "rgb8",
     levels: Levels = "last",
     prev_exists: bool = False,
+    encoder_batch: int | None = None,
     simplify: bool = True,
     plan_hash: str | None = None,
     weights: str = "unknown",
@@ -128,6 +129,8 @@ def export_streampetr(
         levels: Which decoder levels are in the outputs; only the last one is evaluated.
         prev_exists: Give the head an input ``prev_exists`` (1) float32; at 0 the graph makes the first frame's
             memory itself and ignores ``pre_memory_*``.
+        encoder_batch: Images that one run of the image encoder takes: 1, for a host that runs it as each image comes;
+            None: those of all cameras.
         simplify: See `export_onnx`.
         plan_hash: Hash of the pruning plan, None for a dense model.
         weights: Where the weights came from, for the manifest.
@@ -144,6 +147,9 @@ def export_streampetr(
     head = model.pts_bbox_head
     check_target(out_dir)
     _check_arguments(model, class_names, input_size, layout, levels)
+    cameras = len(camera_names)
+    if encoder_batch not in (None, 1, cameras):
+        raise DeploymentError(f"encoder_batch={encoder_batch!r}: the image encoder takes 1 image or all {cameras}")
     trained = image_transform(model.data_preprocessor, input_size, source_size)
     image = trained
     if node is not None:
@@ -153,7 +159,14 @@ def export_streampetr(
     encoder = ImageEncoder(model, conversion(image, trained))
     with new_deployment(out_dir) as part:
         graphs = _export_graphs(
-            encoder, part, len(camera_names), input_size, Head(head, layout, levels, prev_exists), simplify, on_engine
+            encoder,
+            part,
+            cameras,
+            encoder_batch or cameras,
+            input_size,
+            Head(head, layout, levels, prev_exists),
+            simplify,
+            on_engine,
         )
         shapes = {key: tuple(value.shape) for key, value in model.state_dict().items()}
         for graph in graphs.values():
@@ -221,6 +234,7 @@ def _export_graphs(
     encoder: ImageEncoder,
     folder: Path,
     num_cams: int,
+    encoder_batch: int,
     input_size: tuple[int, int],
     detector: Head,
     simplify: bool,
@@ -238,7 +252,7 @@ def _export_graphs(
         return graph, {spec.name: torch.zeros(spec.shape, device=device) for spec in tensor_specs(graph.graph.output)}
 
     identity = torch.eye(4, device=device)
-    images = torch.zeros(1, num_cams, 3, *input_size, device=device)
+    images = torch.zeros(1, encoder_batch, 3, *input_size, device=device)
     features_graph, features = export("image_encoder", encoder, {"img": images}, ["img_feats"])
     rig = {
         "img_metas_pad": torch.tensor([*input_size, 3], dtype=torch.float32, device=device),
@@ -248,7 +262,7 @@ def _export_graphs(
     position, tokens = export("position_embedding", PositionEmbedding(head), rig, ["pos_embed", "cone"])
     memory = head.initial_memory(identity[None])._asdict()
     inputs = {
-        "x": features["img_feats"],
+        "x": features["img_feats"][:, :1].repeat(1, num_cams, 1, 1, 1),
         **tokens,
         "data_ego_pose": identity[None],
         "data_ego_pose_inv": identity[None],

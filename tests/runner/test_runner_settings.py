@@ -81,6 +81,7 @@ def test_unknown_key_names_the_nearest():
         {"min_keep": "0.5"},
         {"channel_multiple": 8.5},
         {"input_size": [256]},
+        {"tie_head_widths": "auto"},
         {"input_size": "256x704"},
     ],
 )

@@ -15,8 +15,10 @@ import torch
 import yaml
 
 from mdp_mmdet3d.errors import DeploymentError, WriteError
+from mdp_mmdet3d.onnx.reduce import reduce_precision
 from mdp_mmdet3d.runtime.decode import decode
 from mdp_mmdet3d.runtime.manifest import DeploymentManifest
+from mdp_mmdet3d.runtime.stream import StreamRunner
 from projects.streampetr.autoware import NodeSettings, node_generation, package, package_autoware
 from projects.streampetr.autoware.parameters import all_parameters
 from projects.streampetr.autoware.shapes import check_shapes
@@ -363,6 +365,45 @@ def test_pruned_attention_of_unequal_heads_is_padded_where_the_node_builds_float
     for (label, score, box), (other_label, other_score, other_box) in zip(found["fp16"], found["fp32"]):
         assert label == other_label and score == pytest.approx(other_score, abs=1e-4)
         np.testing.assert_allclose(box, other_box, atol=1e-3)
+
+
+def test_an_encoder_of_one_camera_is_packaged_only_where_it_is_asked_for(packages, deployed_model, tmp_path):
+    """It gives, image by image, the features of the encoder of all; the runtime gets the same boxes from both."""
+    source = tmp_path / "deploy"
+    export_streampetr(deployed_model, source, class_names=CLASS_NAMES, input_size=INPUT_SIZE, layout="autoware",
+                      node="0.53", encoder_batch=1)  # fmt: skip
+    with pytest.raises(DeploymentError, match=r"takes 1 of 6 images at a time, asked for is 6: .*--encoder-batch"):
+        package_autoware(source, tmp_path / "out", "0.53")
+    with pytest.raises(DeploymentError, match="takes 6 of 6 images at a time, asked for is 1"):
+        package_autoware(packages / "deploy-0.53", tmp_path / "out", "0.53", NodeSettings(encoder_batch=1))
+    with pytest.raises(DeploymentError, match="takes 1 image or all 6"):
+        export_streampetr(deployed_model, tmp_path / "out", class_names=CLASS_NAMES, input_size=INPUT_SIZE,
+                          encoder_batch=2)  # fmt: skip
+    assert not (tmp_path / "out").exists()
+    package_autoware(source, tmp_path / "out", "0.53", NodeSettings(encoder_batch=1))
+    assert "**One camera per run**" in (tmp_path / "out" / "README.md").read_text()
+    assert "All cameras in one run" in (packages / "0.53" / "README.md").read_text()
+
+    frames = make_frames(3)
+    one, all_cameras = (
+        ort.InferenceSession(str(folder / "simplify_extract_img_feat.onnx"), providers=["CPUExecutionProvider"])
+        for folder in (tmp_path / "out", packages / "0.53")
+    )
+    assert one.get_inputs()[0].shape == [1, 1, 3, *INPUT_SIZE]
+    images = frames[0].img[None]
+    expected = all_cameras.run(None, {"img": images})[0]
+    found = np.concatenate([one.run(None, {"img": images[:, i : i + 1]})[0] for i in range(6)], axis=1)
+    assert np.abs(found - expected).max() < 1e-5 * np.abs(expected).max()
+
+    assert DeploymentManifest.load(source).encoder_batch == 1
+    runners = StreamRunner(source), StreamRunner(packages / "deploy-0.53")
+    for frame in frames:
+        ours, theirs = (runner.run(frame) for runner in runners)
+        assert np.abs(ours.cls_scores - theirs.cls_scores).max() < 1e-3
+    with pytest.raises(DeploymentError, match="the model has 6 cameras"):
+        runners[0].run(replace(frames[2], img=frames[2].img[:5], timestamp=frames[2].timestamp + 1))
+    with pytest.raises(DeploymentError, match="int8 needs at least"):
+        reduce_precision(source, tmp_path / "int8", "int8", frames[:1])
 
 
 def test_a_package_that_cannot_be_written_is_not_there(packages, tmp_path, monkeypatch):

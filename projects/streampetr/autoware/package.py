@@ -47,10 +47,10 @@ def package_autoware(
     generation = node_generation(node)
     manifest = DeploymentManifest.load(source)
     settings.check(len(manifest.camera_names))
-    encodings = _check(manifest, source, generation)
+    encodings = _check(manifest, source, generation, settings)
     graphs = {name: onnx.load(str(source / spec.file)) for name, spec in manifest.engines.items()}
     parameters = all_parameters(manifest, settings, generation)
-    check_shapes(graphs, parameters)
+    check_shapes(graphs, parameters, settings.encoder_batch)
     if not _starts_from_zeros(graphs["head"]):
         raise DeploymentError(
             f"the head of {source} does not know a memory of zeros, from which the node starts: it was exported by an "
@@ -79,7 +79,9 @@ def package_autoware(
     return sorted(path.name for path in out_dir.iterdir())
 
 
-def _check(manifest: DeploymentManifest, source: Path, generation: NodeGeneration) -> tuple[str, ...]:
+def _check(
+    manifest: DeploymentManifest, source: Path, generation: NodeGeneration, settings: NodeSettings
+) -> tuple[str, ...]:
     """Raise unless the node can run the deployment; the encodings that the cameras may have."""
     if manifest.layout != "autoware":
         raise DeploymentError(f"{source} has the layout {manifest.layout!r}; export with --layout autoware")
@@ -87,6 +89,14 @@ def _check(manifest: DeploymentManifest, source: Path, generation: NodeGeneratio
         raise DeploymentError(f"{source} is {manifest.precision}; the node reduces precision itself: export float32")
     if any(spec.name == "prev_exists" for spec in manifest.engines["head"].inputs):
         raise DeploymentError(f"{source} has a prev_exists input, which the node does not feed; export without it")
+    found, cameras = manifest.encoder_batch, len(manifest.camera_names)
+    wanted = cameras if settings.encoder_batch is None else settings.encoder_batch
+    if found != wanted:
+        raise DeploymentError(
+            f"the image encoder of {source} takes {found} of {cameras} images at a time, asked for is {wanted}: the "
+            "released nodes copy all images in at once (export without --encoder-batch); "
+            "for a node that runs it camera by camera give --encoder-batch 1 to both tools"
+        )
     image = manifest.image
     encodings = tuple(code for code in ENCODINGS if conversion(generation.normalised(image, code), image) is None)
     if not encodings:

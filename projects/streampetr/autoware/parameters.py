@@ -35,6 +35,8 @@ class NodeSettings:
         iou_nms_search_distance_2d: Metres.
         iou_nms_threshold: Overlap on the ground of two boxes of which one is dropped; 0 turns it off.
         max_camera_time_diff_s: Cameras further apart are no frame.
+        encoder_batch: Images that one run of the image encoder takes; 1 is for a node that runs it camera by camera,
+            which no release listed here does. None: those of all cameras.
         multithreading: Whether images are preprocessed in parallel.
         anchor_camera: Slot of the camera whose image starts a frame: the one that comes last.
         debug_mode: Whether the node publishes its latencies.
@@ -54,6 +56,7 @@ class NodeSettings:
     iou_nms_search_distance_2d: float = 10.0
     iou_nms_threshold: float = 0.5
     max_camera_time_diff_s: float = 0.15
+    encoder_batch: int | None = None
     multithreading: bool = True
     anchor_camera: int = 0
     debug_mode: bool = False

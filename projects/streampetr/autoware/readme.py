@@ -43,6 +43,13 @@ def readme(
         if padded
         else "All have heads of one width."
     )
+    cameras_at_once = (
+        "All cameras in one run."
+        if manifest.encoder_batch == len(manifest.camera_names)
+        else f"**One camera per run**: `img` (1, 1, 3, H, W) to `img_feats` (1, 1, C, h, w), which the node has to put "
+        f"at its slot of the head's `x`. Node {generation.name} as released copies all {len(manifest.camera_names)} "
+        "images in at once and cannot use it: this is for a build that runs the encoder camera by camera."
+    )
     return f"""# StreamPETR for autoware_camera_streampetr {" and ".join(generation.releases)}
 
 Plan {manifest.plan_hash or "none (dense model)"}, weights {manifest.weights}.
@@ -54,6 +61,7 @@ Plan {manifest.plan_hash or "none (dense model)"}, weights {manifest.weights}.
 
 {cameras}
 
+* **Image encoder.** {cameras_at_once}
 * **Colours.** {colour} Mean and deviation of the node are compiled in; what the model was trained with is in the graph.
 * **Resize filter.** The model was trained with PIL's bicubic filter with antialiasing, to {image.resized_size[1]} x
   {image.resized_size[0]} pixels, then cut at row {image.crop_offset[0]}, column {image.crop_offset[1]} to

@@ -26,12 +26,15 @@ BOX_ROWS = 8
 """Rows of the box output that the node reads at least."""
 
 
-def check_shapes(graphs: Mapping[str, onnx.ModelProto], parameters: Mapping[str, Any]) -> None:
+def check_shapes(
+    graphs: Mapping[str, onnx.ModelProto], parameters: Mapping[str, Any], encoder_batch: int | None = None
+) -> None:
     """Compare graphs with the parameters that describe them.
 
     Args:
         graphs: By engine.
         parameters: Dotted key -> value.
+        encoder_batch: Images that one run of the image encoder takes; None: those of all cameras.
 
     Raises:
         DeploymentError: A binding is missing, is one that the node does not feed, is not float32, or has another size.
@@ -51,12 +54,16 @@ def check_shapes(graphs: Mapping[str, onnx.ModelProto], parameters: Mapping[str,
             sizes |= {f"{engine}.{spec.name}": prod(spec.shape) for spec in specs}
     model = {key.partition(".")[2]: value for key, value in parameters.items() if key.startswith("model_params.")}
     proposals, cameras = model["num_proposals"], model["rois_number"]
+    batch, batch_name = (cameras, "rois_number") if encoder_batch is None else (encoder_batch, str(encoder_batch))
     expected_sizes = {
         "image_encoder.img": (
-            cameras * 3 * model["input_image_height"] * model["input_image_width"],
-            "rois_number x 3 x input_image_height x input_image_width",
+            batch * 3 * model["input_image_height"] * model["input_image_width"],
+            f"{batch_name} x 3 x input_image_height x input_image_width",
         ),
-        "head.x": (sizes["image_encoder.img_feats"], "the image encoder's img_feats"),
+        "head.x": (
+            sizes["image_encoder.img_feats"] * cameras // batch,
+            "the image encoder's img_feats" + (" of all cameras" if batch != cameras else ""),
+        ),
         "head.pos_embed": (sizes["position_embedding.pos_embed"], "the position embedding's pos_embed"),
         "head.cone": (sizes["position_embedding.cone"], "the position embedding's cone"),
         "position_embedding.intrinsics": (cameras * 16, "rois_number x 16"),
