@@ -17,6 +17,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
+from mdp_mmdet3d.adapters import adapter_of
 from mdp_mmdet3d.checkpoint.check import meta_of, plan_hash_of
 from mdp_mmdet3d.errors import FileFormatError, MdpError, StructureMismatchError
 from mdp_mmdet3d.files import read_json
@@ -24,8 +25,10 @@ from mdp_mmdet3d.importance.table import ImportanceTable
 from mdp_mmdet3d.latency.predict import LatencyModel, MeasuredNetwork
 from mdp_mmdet3d.latency.table import LatencyTable
 from mdp_mmdet3d.runner.importance_hook import Collection, space_of, unwrapped
+from mdp_mmdet3d.runner.live_repair import repair_live
 from mdp_mmdet3d.runner.optimise import PlanSearch
 from mdp_mmdet3d.runner.outputs import CHECKPOINT_FILE, CONFIG_FILE, PLAN_FILE, new_pruned_model
+from mdp_mmdet3d.runner.repairing import sentence
 from mdp_mmdet3d.runner.settings import PruneSettings, budget_ms
 from mdp_mmdet3d.space.types import BlockKind, PruningSpace
 from mdp_mmdet3d.surgery.apply import apply_plan, keep_masks
@@ -136,8 +139,9 @@ class MDPPruneHook(Hook):
     """Find the plan of a latency budget during training, in one pass or along a falling budget.
 
     Step k of a schedule collects importance over ``steps_each`` optimizer steps and solves for the budget
-    ``dense * (target / dense) ** (k / num_prunings)``. What the plan cuts is masked (kept at zero) while training goes
-    on. After the last one the hook writes ``plan.json``, ``pruned.pth`` and ``pruned_config.py`` to the work directory;
+    ``dense * (target / dense) ** (k / num_prunings)``. What the plan leaves is repaired: refitted to what the model
+    computed before, where ``prune.repair`` is not False. What it cuts is masked (kept at zero) while training goes on.
+    After the last one the hook writes ``plan.json``, ``pruned.pth`` and ``pruned_config.py`` to the work directory;
     the live model is never reshaped. Fine-tune with ``tools/train.py WORK_DIR/pruned_config.py``.
 
     Args:
@@ -187,6 +191,10 @@ class MDPPruneHook(Hook):
         self._settings = PruneSettings.from_config(runner.cfg.get("prune", {}))
         self._space = space_of(runner.model, runner.cfg, self._settings)
         self._latency, self._dense_ms = load_latency(self.latency_dir, self._space)
+        self._adapter = None
+        if self._settings.repairing is not None:
+            self._adapter = adapter_of(runner.cfg, self._settings.input_shape, self._settings.adapter)
+            self._adapter.importance_loader()  # data that is not there must not show only after hours of training
         self._target_ms = budget_ms(self.budget if self.budget is not None else self._settings.budget, self._dense_ms)
         # An impossible budget must not show only after the importance was collected.
         solve_plan(self._space, _uniform(self._space), self._latency, self._target_ms, self._settings.time_limit_s)
@@ -236,6 +244,10 @@ class MDPPruneHook(Hook):
         broadcast_object_list(shared)
         self._done += 1
         plan = PruningPlan.from_dict(shared[0])
+        repairing = self._settings.repairing
+        if repairing is not None and self._adapter is not None:
+            report = repair_live(unwrapped(runner.model), plan, self._adapter, repairing)
+            runner.logger.info(f"repair: {sentence(report)}")
         self._set_plan(runner, plan)
         runner.logger.info(
             f"pruning {self._done} of {self.num_prunings}: {plan.info['predicted_ms']:.1f} of "
