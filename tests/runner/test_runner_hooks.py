@@ -417,6 +417,30 @@ def test_a_schedule_repairs_what_it_leaves_and_draws_none_of_the_trainings_numbe
     assert errors["repaired"] < 0.9 * errors["raw"]
 
 
+def test_a_schedule_by_loss_values_asks_for_them_with_the_weights_of_the_moment(
+    make_config, latency_dir, tmp_path, monkeypatch
+) -> None:
+    from mdp_mmdet3d.runner import prune_hook as module
+
+    asked = []
+
+    def found(live, search, adapter, settings, folder, weights, say, repairing):
+        asked.append((settings.frames, folder.name, weights, search.budget_ms, repairing, type(adapter).__name__))
+        assert not any(p.is_meta for p in live.parameters()) and search.importance.batches == 2
+        return search.solve()
+
+    monkeypatch.setattr(module, "find_live_plan", found)
+    loss = dict(type="loss", frames=4, max_frames=4)
+    run = train(make_config(tmp_path / "w", [prune_hook(latency_dir, importance=loss)], 9))
+    budgets = [run._hooks[[type(h).__name__ for h in run._hooks].index("MDPPruneHook")].budget_of(k) for k in (1, 2)]
+    assert asked == [
+        (4, f"pruning_{k}", f"iteration {2 * k}", budget, None, "StreamPETRAdapter")
+        for k, budget in zip((1, 2), budgets)
+    ]
+    with pytest.raises(MdpError, match=r"prune\.importance"):
+        train(make_config(tmp_path / "x", [prune_hook(latency_dir, importance="fisher")], 1))
+
+
 def test_masks_of_removed_layers_silence_their_parts(make_config, tmp_path) -> None:
     from mmdet3d.registry import MODELS
     from mmengine.registry import init_default_scope

@@ -9,6 +9,7 @@ import torch
 
 from mdp_mmdet3d.importance.collect import collect_importance
 from mdp_mmdet3d.importance.loss_changes import spearman
+from mdp_mmdet3d.runner.live import find_live_plan
 from mdp_mmdet3d.runner.loss_search import find_loss_search, put_back, undecided
 from mdp_mmdet3d.runner.optimise import PlanSearch
 from mdp_mmdet3d.runner.settings import LossSettings
@@ -145,6 +146,23 @@ def test_more_frames_are_taken_only_while_plans_cannot_be_told_apart(nouns, tmp_
     assert loss.report["compared_frames"] == frames
     assert plan.hash == min(record, key=lambda each: record[each]["compared"])
     assert probe.frames == 8 and loss.values.changes is first
+
+
+def test_a_model_in_training_is_measured_as_it_is_and_left_as_it_is(nouns, make, tmp_path):
+    net, _, _ = nouns
+    loss, _ = make(tmp_path / "job")
+    expected = loss.solve(plan_search(nouns, 80.0))
+    live = copy.deepcopy(net).train()
+    before = {name: tensor.clone() for name, tensor in live.state_dict().items()}
+    torch.manual_seed(3)
+    drawn = torch.rand(2)
+    torch.manual_seed(3)
+    settings, said = LossSettings(frames=8, max_frames=8), []
+    plan = find_live_plan(live, plan_search(nouns, 80.0), Adapter(), settings, tmp_path / "live", "w", said.append)
+    assert torch.equal(torch.rand(2), drawn)
+    assert plan.hash == expected.hash and any("by single cuts" in line for line in said)
+    assert live.training and all(torch.equal(before[name], tensor) for name, tensor in live.state_dict().items())
+    assert (tmp_path / "live" / "loss_changes.json").is_file()
 
 
 def test_plans_that_may_be_the_best():
