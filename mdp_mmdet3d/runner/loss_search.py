@@ -16,7 +16,7 @@ from mdp_mmdet3d.files import write_json
 from mdp_mmdet3d.importance.loss_changes import measure_loss_changes, measure_plans
 from mdp_mmdet3d.importance.loss_probe import LossProbe
 from mdp_mmdet3d.importance.table import ImportanceTable
-from mdp_mmdet3d.importance.values import LossChange, LossValues
+from mdp_mmdet3d.importance.values import LossChange, LossValues, standard_error
 from mdp_mmdet3d.runner.optimise import PlanSearch
 from mdp_mmdet3d.runner.settings import LossSettings
 from mdp_mmdet3d.solver.build import Ranking, build_problem, kept_elements
@@ -33,7 +33,6 @@ LARGEST_FACTOR = 4.0
 
 UNDECIDED = 2.0
 """Standard errors of the difference within which two plans are not told apart."""
-LEAST_PIECES = 4  # whose means have a spread to speak of
 
 
 @dataclass(frozen=True)
@@ -132,7 +131,7 @@ class LossSearch:
 
     def delivered(self, model: nn.Module) -> dict[str, float]:
         """Loss change of a pruned model as it is, for the report."""
-        change = LossChange.of(self.probe.change_of(model))
+        change = LossChange.of(self.probe.change_of(model), self.probe.pieces)
         return {"delivered": change.mean, "delivered_error": change.error}
 
     def _candidate(self, search: PlanSearch, values: LossValues | None, how: str) -> Candidate:
@@ -144,14 +143,14 @@ class LossSearch:
             ranking = Ranking.by_importance(search.space, search.importance)
             problem = build_problem(search.space, search.importance, search.latency, ranking, self.values)
         predicted = problem.dense.value - problem.evaluate(solution.result.plan).value
-        change = LossChange.of(self.probe.change(plan))
+        change = LossChange.of(self.probe.change(plan), self.probe.pieces)
         record = {"how": how, "plan": plan.hash, "predicted": predicted, "measured": change.mean, "error": change.error}
         changes = partial(self.probe.change, plan)
         line = f"{how}: loss {predicted:+.3f} predicted, {change.mean:+.3f} +- {change.error:.3f} measured"
         build = self.repaired
         if build is not None:
             changes = partial(self.probe.change_finished, plan, self.repaired_as, partial(build, plan))
-            after = LossChange.of(changes())
+            after = LossChange.of(changes(), self.probe.pieces)
             record |= {"repaired": after.mean, "repaired_error": after.error}
             line += f", {after.mean:+.3f} +- {after.error:.3f} repaired"
         self.say(line)
@@ -189,7 +188,7 @@ def undecided(losses: Sequence[np.ndarray], pieces: np.ndarray) -> list[int]:
 
     Args:
         losses: Per plan, loss changes of the same frames, (frames,).
-        pieces: (frames,) piece of a stream that a frame is of; frames of one piece are alike.
+        pieces: (frames,) as for `standard_error`.
     """
     means = [float(each.mean()) for each in losses]
     best = int(np.argmin(means))
@@ -198,10 +197,7 @@ def undecided(losses: Sequence[np.ndarray], pieces: np.ndarray) -> list[int]:
         difference = each - losses[best]
         if i == best or not difference.any():
             continue
-        groups = [difference[pieces == piece].mean() for piece in np.unique(pieces)]
-        independent = np.array(groups) if len(groups) >= LEAST_PIECES else difference
-        error = float(independent.std(ddof=1)) / len(independent) ** 0.5
-        if means[i] - means[best] < UNDECIDED * error:
+        if means[i] - means[best] < UNDECIDED * standard_error(difference, pieces):
             found.append(i)
     return found
 
