@@ -96,9 +96,9 @@ def measure_loss_changes(
     counts: dict[str, dict[int, LossChange]] = {dimension.name: {} for dimension in space.dimensions}
     for (name, count), changes in found.items():
         if count is None:
-            blocks[name] = LossChange.of(changes)
+            blocks[name] = LossChange.of(changes, probe.pieces)
         else:
-            counts[name][count] = LossChange.of(changes)
+            counts[name][count] = LossChange.of(changes, probe.pieces)
     return LossChanges(blocks, counts, probe.dense_loss, probe.frames, reliability)
 
 

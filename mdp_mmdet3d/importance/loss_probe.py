@@ -92,8 +92,8 @@ class LossProbe:
             "stream_frames": STREAM_FRAMES,
         }
         self._rounds = _rounds(stream_pieces(batches), round_frames, max_frames)
-        self.frames = 0
-        self.pieces = np.zeros(0, dtype=int)
+        self.rounds = 0
+        self._pieces = np.zeros(0, dtype=int)
         self._batches: list[list[Batch]] = []
         self._statistics: list[Statistics] = []
         self._known = self._read()
@@ -109,15 +109,37 @@ class LossProbe:
                 f"has {self.frames}; give it more, or set prune.importance='taylor'"
             )
 
+    @property
+    def frames(self) -> int:
+        """Frames that are measured on: those of the first `rounds`."""
+        return sum(map(len, self._batches[: self.rounds]))
+
+    @property
+    def pieces(self) -> np.ndarray:
+        """(frames,) piece of a stream that each frame is of."""
+        return self._pieces[: self.frames]
+
+    @contextmanager
+    def same_frames_afterwards(self) -> Iterator[None]:
+        """What `more_frames` takes in the block is given back behind it, and costs nothing to take again."""
+        rounds = self.rounds
+        try:
+            yield
+        finally:
+            self.rounds = rounds
+
     def more_frames(self) -> bool:
         """Take another round of frames; False where the data or the limit is at its end."""
+        if self.rounds < len(self._batches):
+            self.rounds += 1
+            return True
         with seeded(len(self._batches)):  # augmentation too must not depend on what was measured in between
             found = next(self._rounds, None)
         if found is None:
             return False
         batches = [batch for piece in found for batch in piece]
-        last = int(self.pieces[-1]) + 1 if len(self.pieces) else 0
-        self.pieces = np.append(self.pieces, [last + i for i, piece in enumerate(found) for _ in piece])
+        last = int(self._pieces[-1]) + 1 if len(self._pieces) else 0
+        self._pieces = np.append(self._pieces, [last + i for i, piece in enumerate(found) for _ in piece])
         if not self._batches:
             self._order = _call_order(self.model, lambda: self._forward(self.model, batches[0]))
             self._ends_early = self._may_end_early(batches)
@@ -133,7 +155,7 @@ class LossProbe:
                 f"the loss of the dense model is {dense[bad[0]]} on frame {self.frames + bad[0]} of the importance "
                 "data; check the checkpoint and the data set"
             )
-        self.frames += len(batches)
+        self.rounds += 1
         self._found[DENSE] = np.append(self._found.get(DENSE, np.zeros(0)), dense)
         known = self._known.get(DENSE, np.zeros(0))[: self.frames]
         if not np.allclose(known, self._found[DENSE][: len(known)], rtol=_SAME, atol=_SAME):
@@ -142,9 +164,13 @@ class LossProbe:
         return True
 
     @property
+    def _dense(self) -> np.ndarray:
+        return self._found[DENSE][: self.frames]
+
+    @property
     def dense_loss(self) -> float:
         """Mean over the frames."""
-        return float(self._found[DENSE].mean())
+        return float(self._dense.mean())
 
     def change(self, plan: PruningPlan) -> np.ndarray:
         """Loss of the pruned model minus that of the dense model, (frames,); measured where it is not known yet.
@@ -159,7 +185,7 @@ class LossProbe:
                 with seeded(0):
                     self.repair(pruned, plan)
             start = 0
-            for batches, statistics in zip(self._batches, self._statistics):
+            for batches, statistics in zip(self._batches[: self.rounds], self._statistics):
                 if start >= len(found):
                     if self.repair is None:
                         self._set_statistics(pruned, plan, batches, statistics)
@@ -167,7 +193,7 @@ class LossProbe:
                 start += len(batches)
             self._check(plan, found)
         self._keep(plan.hash, found)
-        return found - self._found[DENSE]
+        return found - self._dense
 
     def change_finished(self, plan: PruningPlan, how: str, build: Callable[[], nn.Module]) -> np.ndarray:
         """As `change`, of a pruned model as ``build`` returns it, which is called only where that is not known yet.
@@ -183,15 +209,22 @@ class LossProbe:
         key = f"{plan.hash} {how}"
         found = self._kept(key)
         if len(found) < self.frames:
-            found = self.change_of(build()) + self._found[DENSE]
+            found = np.append(found, self._losses_of(build(), len(found)))
             self._check(plan, found)
         self._keep(key, found)
-        return found - self._found[DENSE]
+        return found - self._dense
 
     def change_of(self, model: nn.Module) -> np.ndarray:
         """Loss of a pruned model as it is, batch norms included, minus that of the dense model, (frames,)."""
+        return self._losses_of(model, 0) - self._dense
+
+    def _losses_of(self, model: nn.Module, first: int) -> np.ndarray:
+        """Loss of the frames from ``first`` on, where a round begins."""
         model.eval()
-        return np.concatenate([self._run(model, batches) for batches in self._batches]) - self._found[DENSE]
+        starts = np.cumsum([0, *map(len, self._batches)])
+        return np.concatenate(
+            [self._run(model, each) for each, at in zip(self._batches[: self.rounds], starts) if at >= first]
+        )
 
     def measured(self, plan: PruningPlan) -> bool:
         """Whether `change` has nothing to do."""
@@ -202,9 +235,10 @@ class LossProbe:
         return known[: self.frames]
 
     def _keep(self, key: str, losses: np.ndarray) -> None:
-        self._found[key] = losses
+        self._found[key] = max(self._found.get(key, losses), losses, key=len)
         if len(self._known.get(key, ())) < len(losses):
-            self._known = {**self._known, **self._found}
+            longer = {name: found for name, found in self._found.items() if len(found) > len(self._known.get(name, ()))}
+            self._known = {**self._known, **longer}
             self._write()
 
     def _check(self, plan: PruningPlan, losses: np.ndarray) -> None:

@@ -10,6 +10,9 @@ import numpy as np
 
 from mdp_mmdet3d.space.types import Dimension, PruningSpace
 
+LEAST_PIECES = 4
+"""Fewer pieces of streams have no spread to speak of."""
+
 
 @dataclass(frozen=True)
 class LossChange:
@@ -24,9 +27,24 @@ class LossChange:
     error: float = 0.0
 
     @classmethod
-    def of(cls, changes: np.ndarray) -> LossChange:
-        """Of the change per frame, (frames,)."""
-        return cls(float(changes.mean()), float(changes.std(ddof=1) / np.sqrt(len(changes))))
+    def of(cls, changes: np.ndarray, pieces: np.ndarray | None = None) -> LossChange:
+        """Of the change per frame, (frames,); ``pieces`` as for `standard_error`."""
+        return cls(float(changes.mean()), standard_error(changes, pieces))
+
+
+def standard_error(changes: np.ndarray, pieces: np.ndarray | None = None) -> float:
+    """Of the mean of (frames,) changes.
+
+    Args:
+        changes: Per frame.
+        pieces: (frames,) piece of a stream that each frame is of. Frames of one piece are alike: 32 of four scenes are
+            four observations. With fewer than `LEAST_PIECES`, or None, frames count by themselves.
+    """
+    if pieces is not None:
+        means = [changes[pieces == piece].mean() for piece in np.unique(pieces)]
+        if len(means) >= LEAST_PIECES:
+            changes = np.array(means)
+    return float(changes.std(ddof=1) / np.sqrt(len(changes)))
 
 
 @dataclass(frozen=True)

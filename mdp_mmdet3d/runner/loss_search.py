@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from mdp_mmdet3d.files import write_json
 from mdp_mmdet3d.importance.loss_changes import measure_loss_changes, measure_plans
 from mdp_mmdet3d.importance.loss_probe import LossProbe
 from mdp_mmdet3d.importance.table import ImportanceTable
-from mdp_mmdet3d.importance.values import LossChange, LossValues
+from mdp_mmdet3d.importance.values import LossChange, LossValues, standard_error
 from mdp_mmdet3d.runner.optimise import PlanSearch
 from mdp_mmdet3d.runner.settings import LossSettings
 from mdp_mmdet3d.solver.build import Ranking, build_problem, kept_elements
@@ -30,6 +31,10 @@ LARGEST_FACTOR = 4.0
 """A loss change is not corrected by more: one width within one plan says little about the others."""
 
 
+UNDECIDED = 2.0
+"""Standard errors of the difference within which two plans are not told apart."""
+
+
 @dataclass(frozen=True)
 class Candidate:
     """A plan that was measured, and what led to it.
@@ -38,16 +43,13 @@ class Candidate:
         record: For the report: plan hash, predicted and measured loss change, ``repaired`` where that was measured.
         values: Values that it was solved with; None: first-order importance.
         solution: Of the solver.
+        changes: Measures the loss change per frame of what would be delivered, on the probe's frames of the time.
     """
 
     record: dict[str, Any]
     values: LossValues | None
     solution: RankedSolution
-
-    @property
-    def loss(self) -> float:
-        """Measured loss change of what would be delivered."""
-        return float(self.record.get("repaired", self.record["measured"]))
+    changes: Callable[[], np.ndarray]
 
 
 @dataclass
@@ -96,21 +98,40 @@ class LossSearch:
                 break
         if self.repaired is not None:
             candidates.append(self._candidate(search, None, "first order"))
-        best = min(candidates, key=lambda candidate: candidate.loss)
+        best, compared = self._best(candidates)
         search.values, search.solution = best.values, best.solution
         changes = self.values.changes
         self.report = {
             **best.record,
             "candidates": [candidate.record for candidate in candidates],
+            "compared_frames": compared,
             "dense_loss": changes.dense_loss,
             "frames": changes.frames,
             "reliability": changes.reliability,
         }
         return search.plan()
 
+    def _best(self, candidates: list[Candidate]) -> tuple[Candidate, int]:
+        """The candidate of the lowest loss, and the frames that it took to tell.
+
+        While others are within `UNDECIDED` standard errors of the difference to it, those are measured on another round
+        of frames; the values, which many more measurements make, keep theirs.
+        """
+        left = candidates
+        with self.probe.same_frames_afterwards():
+            while True:
+                losses = [candidate.changes() for candidate in left]
+                for candidate, found in zip(left, losses):
+                    candidate.record["compared"] = float(found.mean())
+                left = [left[i] for i in undecided(losses, self.probe.pieces)]
+                frames = self.probe.frames
+                if len(left) == 1 or not self.probe.more_frames():
+                    return left[0], frames
+                self.say(f"{len(left)} plans cannot be told apart over {frames} frames: more frames")
+
     def delivered(self, model: nn.Module) -> dict[str, float]:
         """Loss change of a pruned model as it is, for the report."""
-        change = LossChange.of(self.probe.change_of(model))
+        change = LossChange.of(self.probe.change_of(model), self.probe.pieces)
         return {"delivered": change.mean, "delivered_error": change.error}
 
     def _candidate(self, search: PlanSearch, values: LossValues | None, how: str) -> Candidate:
@@ -122,16 +143,18 @@ class LossSearch:
             ranking = Ranking.by_importance(search.space, search.importance)
             problem = build_problem(search.space, search.importance, search.latency, ranking, self.values)
         predicted = problem.dense.value - problem.evaluate(solution.result.plan).value
-        change = LossChange.of(self.probe.change(plan))
+        change = LossChange.of(self.probe.change(plan), self.probe.pieces)
         record = {"how": how, "plan": plan.hash, "predicted": predicted, "measured": change.mean, "error": change.error}
+        changes = partial(self.probe.change, plan)
         line = f"{how}: loss {predicted:+.3f} predicted, {change.mean:+.3f} +- {change.error:.3f} measured"
         build = self.repaired
         if build is not None:
-            after = LossChange.of(self.probe.change_finished(plan, self.repaired_as, lambda: build(plan)))
+            changes = partial(self.probe.change_finished, plan, self.repaired_as, partial(build, plan))
+            after = LossChange.of(changes(), self.probe.pieces)
             record |= {"repaired": after.mean, "repaired_error": after.error}
             line += f", {after.mean:+.3f} +- {after.error:.3f} repaired"
         self.say(line)
-        return Candidate(record, values, solution)
+        return Candidate(record, values, solution, changes)
 
     def _corrected(self, search: PlanSearch, last: Candidate) -> LossValues:
         """Values in which every part that the last plan cuts costs what putting it back gains."""
@@ -158,6 +181,25 @@ class LossSearch:
         names = [*(b.name for b in space.blocks), *(d.name for d in space.dimensions)]
         alike = {name: float(np.median(kinds.get(_kind(space, name), [everywhere]))) for name in names}
         return (last.values or self.values).corrected({**alike, **factors})
+
+
+def undecided(losses: Sequence[np.ndarray], pieces: np.ndarray) -> list[int]:
+    """Which of several plans may be the best: that of the lowest mean, and those not clearly worse.
+
+    Args:
+        losses: Per plan, loss changes of the same frames, (frames,).
+        pieces: (frames,) as for `standard_error`.
+    """
+    means = [float(each.mean()) for each in losses]
+    best = int(np.argmin(means))
+    found = [best]
+    for i, each in enumerate(losses):
+        difference = each - losses[best]
+        if i == best or not difference.any():
+            continue
+        if means[i] - means[best] < UNDECIDED * standard_error(difference, pieces):
+            found.append(i)
+    return found
 
 
 def put_back(space: PruningSpace, problem: PruningProblem, plan: ProblemStructure) -> dict[str, ProblemStructure]:

@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from mmengine.dist import broadcast_object_list, is_main_process
+from mmengine.dist import broadcast_object_list, get_world_size, is_main_process
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
+from mdp_mmdet3d.adapters import adapter_of
 from mdp_mmdet3d.checkpoint.check import meta_of, plan_hash_of
 from mdp_mmdet3d.errors import FileFormatError, MdpError, StructureMismatchError
 from mdp_mmdet3d.files import read_json
@@ -24,9 +25,11 @@ from mdp_mmdet3d.importance.table import ImportanceTable
 from mdp_mmdet3d.latency.predict import LatencyModel, MeasuredNetwork
 from mdp_mmdet3d.latency.table import LatencyTable
 from mdp_mmdet3d.runner.importance_hook import Collection, space_of, unwrapped
+from mdp_mmdet3d.runner.live import find_live_plan, repair_live
 from mdp_mmdet3d.runner.optimise import PlanSearch
 from mdp_mmdet3d.runner.outputs import CHECKPOINT_FILE, CONFIG_FILE, PLAN_FILE, new_pruned_model
-from mdp_mmdet3d.runner.settings import PruneSettings, budget_ms
+from mdp_mmdet3d.runner.repairing import sentence
+from mdp_mmdet3d.runner.settings import LossSettings, PruneSettings, budget_ms
 from mdp_mmdet3d.space.types import BlockKind, PruningSpace
 from mdp_mmdet3d.surgery.apply import apply_plan, keep_masks
 from mdp_mmdet3d.surgery.masking import silence_block
@@ -136,8 +139,9 @@ class MDPPruneHook(Hook):
     """Find the plan of a latency budget during training, in one pass or along a falling budget.
 
     Step k of a schedule collects importance over ``steps_each`` optimizer steps and solves for the budget
-    ``dense * (target / dense) ** (k / num_prunings)``. What the plan cuts is masked (kept at zero) while training goes
-    on. After the last one the hook writes ``plan.json``, ``pruned.pth`` and ``pruned_config.py`` to the work directory;
+    ``dense * (target / dense) ** (k / num_prunings)``. What the plan leaves is repaired: refitted to what the model
+    computed before, where ``prune.repair`` is not False. What it cuts is masked (kept at zero) while training goes on.
+    After the last one the hook writes ``plan.json``, ``pruned.pth`` and ``pruned_config.py`` to the work directory;
     the live model is never reshaped. Fine-tune with ``tools/train.py WORK_DIR/pruned_config.py``.
 
     Args:
@@ -147,6 +151,8 @@ class MDPPruneHook(Hook):
         num_prunings: Prunings of the schedule; 1 prunes in one pass.
         begin: Iteration from which on importance is collected.
         stop: End the training after the last pruning.
+        importance: As ``prune.importance``: ``"loss"``, or a dict with this type, measures what every part costs the
+            loss at each pruning, which takes minutes, on the first process while others wait.
     """
 
     priority = "NORMAL"
@@ -160,6 +166,7 @@ class MDPPruneHook(Hook):
         num_prunings: int = 1,
         begin: int = 0,
         stop: bool = True,
+        importance: str | Mapping[str, Any] = "taylor",
     ) -> None:
         if steps_each < 1 or num_prunings < 1 or begin < 0:
             raise MdpError(
@@ -172,6 +179,7 @@ class MDPPruneHook(Hook):
         self.num_prunings = num_prunings
         self.begin = begin
         self.stop = stop
+        self._loss_settings = LossSettings.from_config(importance)
         self.plan: PruningPlan | None = None
         self._done = 0
         self._collection: Collection | None = None
@@ -187,6 +195,10 @@ class MDPPruneHook(Hook):
         self._settings = PruneSettings.from_config(runner.cfg.get("prune", {}))
         self._space = space_of(runner.model, runner.cfg, self._settings)
         self._latency, self._dense_ms = load_latency(self.latency_dir, self._space)
+        self._adapter = None
+        if self._settings.repairing is not None or self._loss_settings is not None:
+            self._adapter = adapter_of(runner.cfg, self._settings.input_shape, self._settings.adapter)
+            self._adapter.importance_loader()  # data that is not there must not show only after hours of training
         self._target_ms = budget_ms(self.budget if self.budget is not None else self._settings.budget, self._dense_ms)
         # An impossible budget must not show only after the importance was collected.
         solve_plan(self._space, _uniform(self._space), self._latency, self._target_ms, self._settings.time_limit_s)
@@ -232,10 +244,14 @@ class MDPPruneHook(Hook):
         shared: list[Any] = [None]
         if is_main_process():
             budget = self.budget_of(self._done + 1)
-            shared = [solve_plan(self._space, importance, self._latency, budget, self._settings.time_limit_s).to_dict()]
+            shared = [self._solve(runner, importance, budget).to_dict()]
         broadcast_object_list(shared)
         self._done += 1
         plan = PruningPlan.from_dict(shared[0])
+        repairing = self._settings.repairing
+        if repairing is not None and self._adapter is not None:
+            report = repair_live(unwrapped(runner.model), plan, self._adapter, repairing)
+            runner.logger.info(f"repair: {sentence(report)}")
         self._set_plan(runner, plan)
         runner.logger.info(
             f"pruning {self._done} of {self.num_prunings}: {plan.info['predicted_ms']:.1f} of "
@@ -247,6 +263,22 @@ class MDPPruneHook(Hook):
                 self._write(runner, plan)
             if self.stop:
                 runner.train_loop.stop_training = True
+
+    def _solve(self, runner: Runner, importance: ImportanceTable, budget: float) -> PruningPlan:
+        limit = self._settings.time_limit_s
+        if self._loss_settings is None or self._adapter is None:
+            return solve_plan(self._space, importance, self._latency, budget, limit)
+        return find_live_plan(
+            unwrapped(runner.model),
+            PlanSearch(self._space, importance, self._latency, None, None, budget, limit),
+            self._adapter,
+            self._loss_settings,
+            Path(runner.work_dir) / f"pruning_{self._done + 1}",
+            f"iteration {runner.iter + 1}",
+            runner.logger.info,
+            # Repair takes all processes, and only one is here.
+            self._settings.repairing if get_world_size() == 1 else None,
+        )
 
     def _set_plan(self, runner: Runner, plan: PruningPlan) -> None:
         self.plan = plan

@@ -7,7 +7,7 @@ import pytest
 
 from mdp_mmdet3d.importance.loss_changes import single_cuts, spearman
 from mdp_mmdet3d.importance.table import ImportanceTable
-from mdp_mmdet3d.importance.values import LossChange, LossChanges, LossValues, dimension_homes
+from mdp_mmdet3d.importance.values import LossChange, LossChanges, LossValues, dimension_homes, standard_error
 from mdp_mmdet3d.operators import OperatorSignature
 from mdp_mmdet3d.solver.build import LATENCY, Ranking, build_problem
 from mdp_mmdet3d.solver.problem import ProblemStructure
@@ -194,3 +194,14 @@ def test_rank_correlation():
     assert spearman([1, 2, 3, 4], [4, 3, 2, 1]) == pytest.approx(-1.0)
     assert spearman([1, 1, 2, 2], [1, 1, 5, 9]) == pytest.approx(0.943, abs=1e-3)
     assert spearman([0, 0], [1, 2]) == 1.0
+
+
+def test_the_standard_error_is_that_of_scenes_whose_frames_are_alike():
+    rng = np.random.default_rng(0)
+    pieces = np.repeat(np.arange(8), 4)
+    drawn = [np.repeat(rng.normal(size=8), 4) + 0.1 * rng.normal(size=32) for _ in range(2000)]
+    spread = np.std([changes.mean() for changes in drawn])  # what the error stands for
+    assert np.mean([standard_error(changes, pieces) for changes in drawn]) == pytest.approx(spread, rel=0.1)
+    assert np.mean([standard_error(changes) for changes in drawn]) < 0.6 * spread
+    few = np.repeat(np.arange(2), 16)  # two pieces have no spread to speak of
+    assert standard_error(drawn[0], few) == standard_error(drawn[0])

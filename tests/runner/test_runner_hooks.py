@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import importlib
 import json
@@ -20,6 +21,7 @@ from mmengine.runner import Runner
 
 import mdp_mmdet3d.runner  # noqa: F401
 import projects.streampetr  # noqa: F401
+from mdp_mmdet3d.adapters import adapter_of
 from mdp_mmdet3d.errors import InfeasibleBudgetError, MdpError, StructureMismatchError, WriteError
 from mdp_mmdet3d.files import write_json
 from mdp_mmdet3d.importance.collect import collect_importance
@@ -31,6 +33,7 @@ from mdp_mmdet3d.runner.importance_hook import space_of
 from mdp_mmdet3d.runner.prune_hook import LiveMask, load_latency, solve_plan
 from mdp_mmdet3d.runner.settings import PruneSettings
 from mdp_mmdet3d.space.types import BlockKind
+from mdp_mmdet3d.surgery.apply import apply_plan, keep_masks
 from mdp_mmdet3d.surgery.plan import PruningPlan
 
 from ..numerics import EPS, NETWORK
@@ -38,7 +41,7 @@ from ..numerics import EPS, NETWORK
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(Path(__file__).parent))  # for runner_frames, which configs import by name
 importlib.import_module("runner_frames")
-PRUNE = dict(budget=0.6, input_size=(64, 192), max_options=4, channel_multiple=8)
+PRUNE = dict(budget=0.6, input_size=(64, 192), max_options=4, channel_multiple=8, repair=False)
 
 
 @pytest.fixture
@@ -366,6 +369,76 @@ def test_a_plan_and_its_checkpoint_appear_together_and_are_repaired_on_resuming(
     (tmp_path / "w" / "pruned.pth").write_bytes((tmp_path / "w" / "pruned.pth").read_bytes()[:1000])
     resume(4)
     assert_pair()
+
+
+def test_a_schedule_repairs_what_it_leaves_and_draws_none_of_the_trainings_numbers(
+    make_config, latency_dir, tmp_path
+) -> None:
+    """At rate 0 the training changes nothing, so all that differs from the cut model is the repair."""
+
+    def trained(name: str, **repair) -> tuple[Runner, dict, torch.Tensor]:
+        config = make_config(tmp_path / name, [prune_hook(latency_dir, num_prunings=1)], 9)
+        config.prune.update(repair)
+        runner = train(config)
+        return runner, torch.load(tmp_path / name / "pruned.pth", weights_only=True)["state_dict"], torch.rand(3)
+
+    (_, raw, drawn), (run, repaired, drawn_too) = (
+        trained("raw"),
+        trained("repaired", repair=dict(frames=3), num_cams=6),
+    )
+    assert torch.equal(drawn, drawn_too)
+    plan = PruningPlan.load(tmp_path / "repaired" / "plan.json")
+    assert plan.hash == PruningPlan.load(tmp_path / "raw" / "plan.json").hash
+    cut = [name for name in raw if not torch.equal(raw[name], repaired[name])]
+    assert cut and all(repaired[name].isfinite().all() for name in cut)
+    # The live model holds the repaired weights where they stay, and 0 where the plan cuts.
+    masks = keep_masks(run.model, plan)
+    assert len(masks) > 20
+    for name, kept in run.model.named_parameters():
+        if name not in repaired:
+            continue
+        for axis, mask in masks.get(name, {}).items():
+            kept = kept.index_select(axis, mask.nonzero().flatten())
+        torch.testing.assert_close(kept, repaired[name])
+    # What the dense model computes is nearer.
+    dense = train(make_config(tmp_path / "dense", [], 1)).model.eval()
+    adapter = adapter_of(run.cfg, PruneSettings.from_config(run.cfg.prune).input_shape, None)
+    frame = adapter.calibration_frames(dense, 1)[0]
+    models = {name: apply_plan(copy.deepcopy(dense), plan).eval() for name in ("raw", "repaired")}
+    models["raw"].load_state_dict(raw)
+    models["repaired"].load_state_dict(repaired)
+
+    def memory(model: torch.nn.Module) -> torch.Tensor:
+        with torch.no_grad():
+            return frame(model)[1].embedding
+
+    expected = memory(dense)
+    errors = {name: float((memory(model) - expected).norm()) for name, model in models.items()}
+    assert errors["repaired"] < 0.9 * errors["raw"]
+
+
+def test_a_schedule_by_loss_values_asks_for_them_with_the_weights_of_the_moment(
+    make_config, latency_dir, tmp_path, monkeypatch
+) -> None:
+    from mdp_mmdet3d.runner import prune_hook as module
+
+    asked = []
+
+    def found(live, search, adapter, settings, folder, weights, say, repairing):
+        asked.append((settings.frames, folder.name, weights, search.budget_ms, repairing, type(adapter).__name__))
+        assert not any(p.is_meta for p in live.parameters()) and search.importance.batches == 2
+        return search.solve()
+
+    monkeypatch.setattr(module, "find_live_plan", found)
+    loss = dict(type="loss", frames=4, max_frames=4)
+    run = train(make_config(tmp_path / "w", [prune_hook(latency_dir, importance=loss)], 9))
+    budgets = [run._hooks[[type(h).__name__ for h in run._hooks].index("MDPPruneHook")].budget_of(k) for k in (1, 2)]
+    assert asked == [
+        (4, f"pruning_{k}", f"iteration {2 * k}", budget, None, "StreamPETRAdapter")
+        for k, budget in zip((1, 2), budgets)
+    ]
+    with pytest.raises(MdpError, match=r"prune\.importance"):
+        train(make_config(tmp_path / "x", [prune_hook(latency_dir, importance="fisher")], 1))
 
 
 def test_masks_of_removed_layers_silence_their_parts(make_config, tmp_path) -> None:

@@ -9,7 +9,8 @@ import torch
 
 from mdp_mmdet3d.importance.collect import collect_importance
 from mdp_mmdet3d.importance.loss_changes import spearman
-from mdp_mmdet3d.runner.loss_search import find_loss_search, put_back
+from mdp_mmdet3d.runner.live import find_live_plan
+from mdp_mmdet3d.runner.loss_search import find_loss_search, put_back, undecided
 from mdp_mmdet3d.runner.optimise import PlanSearch
 from mdp_mmdet3d.runner.settings import LossSettings
 from mdp_mmdet3d.solver.build import Ranking, build_problem, kept_elements
@@ -22,8 +23,10 @@ from tests.importance.loss_nets import batches, losses, net_space, trained
 class Adapter:
     """As much of an adapter as values need."""
 
+    count = 8
+
     def importance_batches(self):
-        return iter(batches(8))
+        return iter(batches(self.count))
 
     def deployed_loss(self, model, batch):
         return losses(model, batch)
@@ -114,6 +117,65 @@ def test_where_plans_are_repaired_the_best_one_after_repair_is_kept(nouns, make)
     assert all("repaired" in line for line in said if "measured" in line)
     count = len(built)
     assert loss.solve(plan_search(nouns, 80.0)).hash == taylor.hash and len(built) == count  # known by now
+
+
+@pytest.mark.parametrize(("errors", "frames"), [(0.0, 8), (1e9, 24)])
+def test_more_frames_are_taken_only_while_plans_cannot_be_told_apart(nouns, tmp_path, monkeypatch, errors, frames):
+    net, space, importance = nouns
+    monkeypatch.setattr(Adapter, "count", 24)
+    monkeypatch.setattr("mdp_mmdet3d.runner.loss_search.UNDECIDED", errors)
+    settings, said = LossSettings(frames=8, max_frames=24, corrections=0), []
+    loss = find_loss_search(Adapter(), net, space, importance, "w", settings, tmp_path, said.append)
+    probe = loss.probe
+    while probe.frames > 8:  # the values may have taken more
+        probe.rounds -= 1
+    first = loss.values.changes
+
+    def repaired(plan):
+        """The dense model, disturbed differently per plan."""
+        model = copy.deepcopy(net)
+        with torch.no_grad():
+            model.head.bias += 1e-3 if plan.hash == taylor.hash else -1e-3
+        return model
+
+    taylor = plan_search(nouns, 80.0).solve()
+    loss.repaired, loss.repaired_as = repaired, "test"
+    plan = loss.solve(plan_search(nouns, 80.0))
+    record = {candidate["plan"]: candidate for candidate in loss.report["candidates"]}
+    assert len(record) == 2
+    assert loss.report["compared_frames"] == frames
+    assert plan.hash == min(record, key=lambda each: record[each]["compared"])
+    assert probe.frames == 8 and loss.values.changes is first
+
+
+def test_a_model_in_training_is_measured_as_it_is_and_left_as_it_is(nouns, make, tmp_path):
+    net, _, _ = nouns
+    loss, _ = make(tmp_path / "job")
+    expected = loss.solve(plan_search(nouns, 80.0))
+    live = copy.deepcopy(net).train()
+    before = {name: tensor.clone() for name, tensor in live.state_dict().items()}
+    torch.manual_seed(3)
+    drawn = torch.rand(2)
+    torch.manual_seed(3)
+    settings, said = LossSettings(frames=8, max_frames=8), []
+    plan = find_live_plan(live, plan_search(nouns, 80.0), Adapter(), settings, tmp_path / "live", "w", said.append)
+    assert torch.equal(torch.rand(2), drawn)
+    assert plan.hash == expected.hash and any("by single cuts" in line for line in said)
+    assert live.training and all(torch.equal(before[name], tensor) for name, tensor in live.state_dict().items())
+    assert (tmp_path / "live" / "loss_changes.json").is_file()
+
+
+def test_plans_that_may_be_the_best():
+    rng = np.random.default_rng(0)
+    pieces = np.repeat(np.arange(8), 8)
+    common, scene = rng.normal(size=64), np.repeat(rng.normal(size=8), 8)
+    worse = common + 0.5 + 0.1 * rng.normal(size=64)
+    assert undecided([worse, common], pieces) == [1]
+    # Frames of one scene are alike: 64 of them that differ by scene are only eight observations.
+    alike = common + 0.5 + 1.0 * (scene - scene.mean())
+    assert undecided([alike, common], pieces) == [1, 0]
+    assert undecided([alike, common], np.zeros(64, dtype=int)) == [1]
+    assert undecided([common, common], pieces) == [0]  # the same plan twice
 
 
 def test_the_same_again_from_the_files(nouns, make, tmp_path):
