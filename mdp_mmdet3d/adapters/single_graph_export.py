@@ -60,6 +60,7 @@ def export_single_graph(
     *,
     input_size: tuple[int, int],
     num_cams: int = 1,
+    channels: int = 3,
     class_names: Sequence[str] = (),
     precision: str = "float32",
     simplify: bool = True,
@@ -76,6 +77,7 @@ def export_single_graph(
         out_dir: Folder to write; an earlier deployment there is replaced once the new one is complete.
         input_size: (H, W) of the network image in pixels.
         num_cams: Camera images per frame; more than one makes the input (1, N, 3, H, W).
+        channels: Of the input; other than 3 for a part of a model that takes features.
         class_names: In the order of the score columns.
         precision: ``"float32"`` or ``"float16"`` (learned layers in float16; see `to_float16`).
         simplify: See `export_onnx`.
@@ -94,7 +96,7 @@ def export_single_graph(
         raise DeploymentError(f"precision={precision!r}: a single graph is float32 or float16 (int8: StreamPETR only)")
     _check_takes_images(model)
     wrapper = TensorMode(model, (input_size[0], input_size[1]))
-    shape = (1, 3, *input_size) if num_cams == 1 else (1, num_cams, 3, *input_size)
+    shape = (1, channels, *input_size) if num_cams == 1 else (1, num_cams, channels, *input_size)
     images = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in range(COMPARED_IMAGES)]
     modes = {module: module.training for module in model.modules()}
     try:
