@@ -62,6 +62,15 @@ def test_frames_are_the_maps_that_the_model_computes_itself(monkeypatch):
     np.testing.assert_allclose(frame, seen[0].numpy(), rtol=1e-5, atol=1e-6)
     assert frame.shape == (1, 64, 512, 512) and np.abs(frame).max() > 0
 
+    (calibration,) = adapter.calibration_frames(model, 1)
+    monkeypatch.setattr(adapter, "importance_batches", lambda: iter([]))
+    seen.clear()
+    model.pts_bbox_head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    with torch.no_grad():
+        calibration(model)
+    assert len(seen) == 2  # backbone and head ran, without data and without encoders
+    np.testing.assert_allclose(seen[0].numpy(), frame, rtol=1e-5, atol=1e-6)
+
 
 def test_a_detector_with_cameras_as_well_is_refused():
     adapter = adapter_of(read_config(CONFIGS / NAMES[0], SMALL), InputShape(0, *GRID))
