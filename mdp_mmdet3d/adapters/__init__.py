@@ -4,6 +4,7 @@ from mdp_mmdet3d.adapters.base import RANDOM, Adapter, DeployOptions, register_a
 from mdp_mmdet3d.adapters.bird_eye import BirdEye
 from mdp_mmdet3d.adapters.find import adapter_of, trace_space
 from mdp_mmdet3d.adapters.single_graph import SingleGraph
+from mdp_mmdet3d.adapters.training_loss import TrainingLoss
 from mdp_mmdet3d.space.builder import InputShape
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "DeployOptions",
     "InputShape",
     "SingleGraph",
+    "TrainingLoss",
     "adapter_of",
     "register_adapter",
     "trace_space",
