@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +110,8 @@ def export_single_graph(
     with new_deployment(out_dir) as part:
         path = part / GRAPH_FILE
         try:
-            graph = export_onnx(wrapper, {"img": images[0]}, wrapper.output_names, path, simplify=simplify)
+            with _constant_shapes():
+                graph = export_onnx(wrapper, {"img": images[0]}, wrapper.output_names, path, simplify=simplify)
         except DeploymentError as error:
             raise DeploymentError(f"{type(model).__name__}: {error}{_where(wrapper, images[0], str(error))}") from error
         check_initializers(graph, {key: tuple(value.shape) for key, value in model.state_dict().items()})
@@ -162,6 +164,20 @@ def compare(
                 f"{largest[name]:.2e}): do not deploy it; the ONNX Runtime or PyTorch release may be at fault"
             )
     return {"images": len(images), "difference": worst, "largest": largest}
+
+
+@contextmanager
+def _constant_shapes() -> Iterator[None]:
+    """Let sizes of feature maps be constants of the graph where a model asks for them as tensors.
+
+    Deformable DETR does; kept as operators, they leave every later shape unknown to the exporter.
+    """
+    before = torch._shape_as_tensor
+    torch._shape_as_tensor = lambda x: torch.tensor([int(size) for size in x.shape])
+    try:
+        yield
+    finally:
+        torch._shape_as_tensor = before
 
 
 def _check_takes_images(model: nn.Module) -> None:

@@ -1,15 +1,17 @@
-"""Deformable DETR's loss, which asks for the training mode of the detector, is had without that of its parts."""
+"""Deformable DETR: its loss, which asks for the training mode of the detector alone, and its export."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 from mmdet.structures import DetDataSample
 from mmengine.structures import InstanceData
 
 from mdp_mmdet3d.adapters import InputShape, TrainingLoss, adapter_of
 from mdp_mmdet3d.config_file import read_config
+from mdp_mmdet3d.runtime.graph_manifest import GraphManifest
 
 CONFIG = Path(__file__).resolve().parents[2] / "configs/deformable_detr/deformable-detr_r50_mdp.py"
 SMALL = {
@@ -19,6 +21,15 @@ SMALL = {
     "model.decoder.num_layers": 2,
     "model.num_queries": 20,
 }
+
+
+@pytest.mark.slow
+def test_its_sizes_of_levels_are_constants_of_the_graph(tmp_path):
+    adapter = adapter_of(read_config(CONFIG, SMALL), InputShape(0, 64, 64))
+    model, _ = adapter.build(None)
+    adapter.export(model, tmp_path / "out", plan_hash=None, weights="random")
+    outputs = GraphManifest.load(tmp_path / "out").engines["model"].outputs
+    assert [tuple(spec.shape) for spec in outputs[:2]] == [(2, 1, 20, 80), (2, 1, 20, 4)]
 
 
 def test_the_loss_is_that_of_training_with_every_part_in_evaluation_mode():
