@@ -39,4 +39,11 @@ importance_dataloader = dict(
     ),
 )
 
-prune = dict(budget=0.6, frames=8, input_size=(320, 512), max_options=8, channel_multiple=16)
+prune = dict(
+    budget=0.6,
+    frames=8,
+    input_size=(320, 512),
+    max_options=8,
+    channel_multiple=16,
+    freeze=["decoder.layers.0.cross_attn"],  # queries have to see the image somewhere
+)

@@ -38,11 +38,16 @@ class SingleGraph(Adapter):
     residual blocks. Every one is verified by itself before it is offered; what fails is left alone with the reason.
     """
 
+    def deployed(self, model: nn.Module) -> nn.Module:
+        """What of a model is traced, exported and compared, its modules under the model's names: all of it."""
+        return model
+
     def add_to_space(self, builder: SpaceBuilder, model: nn.Module) -> None:
         """Trace channels and blocks at a small size, and price what ran at the deployed one."""
+        model = self.deployed(model)
         deployed = TensorMode(model, (self.shape.height, self.shape.width))
         size = self._small_size(model, TRACE_SIZE)
-        small, small_image = TensorMode(model, size), self._image(*size)
+        small, small_image = TensorMode(model, size), self._image(model, *size)
         calls = [
             call
             for call in record_calls(model, lambda: self._run(small, small_image))
@@ -50,11 +55,11 @@ class SingleGraph(Adapter):
         ]
         blocks = add_residual_branches(builder, calls)
         try:
-            add_conv_dimensions(builder, small, size=size, outputs_are_read=False)
+            add_conv_dimensions(builder, small, _input_channels(model), size=size, outputs_are_read=False)
         except Exception as error:  # torch-pruning raises anything on a graph that it cannot follow
             builder.leave("", f"channels cannot be traced ({type(error).__name__}: {error})")
         with torch.no_grad():
-            image = self._image(self.shape.height, self.shape.width)
+            image = self._image(model, self.shape.height, self.shape.width)
             shapes = record_input_shapes(model, lambda: self._run(deployed, image))
         kept = [block for block in blocks if block.name in builder.blocks or block.name in builder.left_alone]
         attentions = find_attentions(builder, model, lambda: self._run(small, small_image), shapes)
@@ -71,11 +76,12 @@ class SingleGraph(Adapter):
             MdpError: Also where all are right by themselves and not together.
         """
         space = super().trace(model, options)
-        size = self._small_size(model, VERIFY_SIZE)
-        image = self._image(*size)
+        part = self.deployed(model)
+        size = self._small_size(part, VERIFY_SIZE)
+        image = self._image(part, *size)
 
         def forward(candidate: nn.Module) -> Sequence[Tensor]:
-            return TensorMode(candidate, size)(image)
+            return TensorMode(self.deployed(candidate), size)(image)
 
         if failures := verify_space(space, model, forward):
             self.refused = {**self.refused, **failures}
@@ -119,11 +125,13 @@ class SingleGraph(Adapter):
         """One ``model.onnx`` with the raw outputs of the heads; ``options`` as in `export_single_graph`."""
         if on_engine:
             on_engine(ENGINE)
+        part = self.deployed(model)
         export_single_graph(
-            model,
+            part,
             folder,
             input_size=(self.shape.height, self.shape.width),
             num_cams=self.shape.num_cams,
+            channels=_input_channels(part),
             class_names=self.class_names,
             plan_hash=plan_hash,
             weights=weights,
@@ -157,7 +165,7 @@ class SingleGraph(Adapter):
     def compare(self, model: nn.Module, folder: Path, frames: Sequence[np.ndarray]) -> dict[str, float]:
         """Largest difference of an output, relative to the output's largest value where that is above 1."""
         runner = GraphRunner(folder)
-        wrapper = TensorMode(model.eval(), (self.shape.height, self.shape.width))
+        wrapper = TensorMode(self.deployed(model.eval()), (self.shape.height, self.shape.width))
         worst = 0.0
         for frame in frames:
             found = runner.run(frame).tensors
@@ -168,15 +176,16 @@ class SingleGraph(Adapter):
                 worst = float(np.maximum(worst, gap / max(1.0, float(np.abs(values).max()))))
         return {"outputs": worst}
 
-    def _image(self, height: int, width: int) -> Tensor:
-        shape = (1, 3, height, width) if self.shape.num_cams == 1 else (1, self.shape.num_cams, 3, height, width)
+    def _image(self, model: nn.Module, height: int, width: int) -> Tensor:
+        image = (_input_channels(model), height, width)
+        shape = (1, *image) if self.shape.num_cams == 1 else (1, self.shape.num_cams, *image)
         return torch.randn(shape, generator=torch.Generator().manual_seed(0))
 
     def _small_size(self, model: nn.Module, pixels: int) -> tuple[int, int]:
         """``pixels`` squared where the model runs on it, else the deployed size: some models take one size only."""
         small, deployed = (pixels, pixels), (self.shape.height, self.shape.width)
         try:
-            self._run(TensorMode(model, small), self._image(*small))
+            self._run(TensorMode(model, small), self._image(model, *small))
         except MdpError:
             return deployed
         return small
@@ -191,3 +200,8 @@ class SingleGraph(Adapter):
                 f"shape {tuple(image.shape)}: {type(error).__name__}: {error}. Set prune.input_size and prune.num_cams "
                 f"to what it takes, or write an adapter (mdp_mmdet3d.adapters.Adapter): {HOW_TO}"
             ) from error
+
+
+def _input_channels(model: nn.Module) -> int:
+    """Of what is deployed: ``input_channels`` of a part that takes no images."""
+    return int(getattr(model, "input_channels", 3))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,7 @@ def export_single_graph(
     *,
     input_size: tuple[int, int],
     num_cams: int = 1,
+    channels: int = 3,
     class_names: Sequence[str] = (),
     precision: str = "float32",
     simplify: bool = True,
@@ -76,6 +78,7 @@ def export_single_graph(
         out_dir: Folder to write; an earlier deployment there is replaced once the new one is complete.
         input_size: (H, W) of the network image in pixels.
         num_cams: Camera images per frame; more than one makes the input (1, N, 3, H, W).
+        channels: Of the input; other than 3 for a part of a model that takes features.
         class_names: In the order of the score columns.
         precision: ``"float32"`` or ``"float16"`` (learned layers in float16; see `to_float16`).
         simplify: See `export_onnx`.
@@ -94,7 +97,7 @@ def export_single_graph(
         raise DeploymentError(f"precision={precision!r}: a single graph is float32 or float16 (int8: StreamPETR only)")
     _check_takes_images(model)
     wrapper = TensorMode(model, (input_size[0], input_size[1]))
-    shape = (1, 3, *input_size) if num_cams == 1 else (1, num_cams, 3, *input_size)
+    shape = (1, channels, *input_size) if num_cams == 1 else (1, num_cams, channels, *input_size)
     images = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in range(COMPARED_IMAGES)]
     modes = {module: module.training for module in model.modules()}
     try:
@@ -107,7 +110,8 @@ def export_single_graph(
     with new_deployment(out_dir) as part:
         path = part / GRAPH_FILE
         try:
-            graph = export_onnx(wrapper, {"img": images[0]}, wrapper.output_names, path, simplify=simplify)
+            with _constant_shapes():
+                graph = export_onnx(wrapper, {"img": images[0]}, wrapper.output_names, path, simplify=simplify)
         except DeploymentError as error:
             raise DeploymentError(f"{type(model).__name__}: {error}{_where(wrapper, images[0], str(error))}") from error
         check_initializers(graph, {key: tuple(value.shape) for key, value in model.state_dict().items()})
@@ -160,6 +164,20 @@ def compare(
                 f"{largest[name]:.2e}): do not deploy it; the ONNX Runtime or PyTorch release may be at fault"
             )
     return {"images": len(images), "difference": worst, "largest": largest}
+
+
+@contextmanager
+def _constant_shapes() -> Iterator[None]:
+    """Let sizes of feature maps be constants of the graph where a model asks for them as tensors.
+
+    Deformable DETR does; kept as operators, they leave every later shape unknown to the exporter.
+    """
+    before = torch._shape_as_tensor
+    torch._shape_as_tensor = lambda x: torch.tensor([int(size) for size in x.shape])
+    try:
+        yield
+    finally:
+        torch._shape_as_tensor = before
 
 
 def _check_takes_images(model: nn.Module) -> None:

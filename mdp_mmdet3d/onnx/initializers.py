@@ -19,7 +19,9 @@ def check_initializers(model: str | Path | onnx.ModelProto, shapes: Mapping[str,
 
     The TorchScript exporter names a node after the modules whose calls led to it, so each ``Conv``, ``Gemm``
     and ``MatMul`` with a constant operand belongs to one key: ``<module>.weight``, or
-    ``<module>.in_proj_weight``, whose rows are spread over three nodes. Linear weights may be transposed.
+    ``<module>.in_proj_weight``, whose rows are spread over three nodes. Linear weights may be transposed. Queries that
+    are the same in every frame, as those of DETR's first decoder layer, are a constant in the graph, of heads x
+    queries x width, and the projection that made them is gone: there the rest is compared by its columns.
 
     Args:
         model: Graph that was exported from the model.
@@ -39,7 +41,7 @@ def check_initializers(model: str | Path | onnx.ModelProto, shapes: Mapping[str,
         if leaf in {"weight", "in_proj_weight"}:
             paths[leaf].append(owner)
     compared: set[str] = set()
-    packed: dict[str, int] = defaultdict(int)
+    packed: dict[str, list[tuple[int, ...]]] = defaultdict(list)
     for node in proto.graph.node:
         weight = next((constants[name] for name in node.input[1::-1] if name in constants), ())
         if node.op_type not in {"Conv", "Gemm", "MatMul"} or len(weight) < 2:
@@ -55,11 +57,18 @@ def check_initializers(model: str | Path | onnx.ModelProto, shapes: Mapping[str,
                 )
             compared.add(key)
         elif attention := _owner(called, paths["in_proj_weight"]):
-            packed[f"{attention}.in_proj_weight"] += math.prod(weight)
-    for key, elements in packed.items():
+            packed[f"{attention}.in_proj_weight"].append(weight)
+    for key, weights in packed.items():
+        matrices = [weight for weight in weights if len(weight) == 2]
+        elements = sum(math.prod(weight) for weight in matrices)
         # torch.nn.MultiheadAttention does not call its out_proj: that weight is found under the attention itself.
         closing = shapes.get(f"{key.rpartition('.')[0]}.out_proj.weight", (0,))
-        if elements not in (math.prod(shapes[key]), math.prod(shapes[key]) + math.prod(closing)):
+        whole = math.prod(shapes[key])
+        if len(matrices) < len(weights):
+            fits = elements < whole + math.prod(closing) and all(shapes[key][1] in weight for weight in matrices)
+        else:
+            fits = elements in (whole, whole + math.prod(closing))
+        if not fits:
             raise DeploymentError(
                 f"the projections of {key} hold {elements} weights in the graph, "
                 f"{tuple(shapes[key])} in the state dict: the graph was not exported from this model"

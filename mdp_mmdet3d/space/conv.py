@@ -54,10 +54,10 @@ def conv_geometry(conv: nn.Conv2d) -> ConvGeometry:
     """Sizes of a convolution that has no `conv_obstacle`."""
     padding = (0, 0) if isinstance(conv.padding, str) else conv.padding  # "valid" is no padding
     return ConvGeometry(
-        (conv.kernel_size[0], conv.kernel_size[1]),
-        (conv.stride[0], conv.stride[1]),
+        (int(conv.kernel_size[0]), int(conv.kernel_size[1])),  # SECONDFPN's are numpy's
+        (int(conv.stride[0]), int(conv.stride[1])),
         (int(padding[0]), int(padding[1])),
-        (conv.dilation[0], conv.dilation[1]),
+        (int(conv.dilation[0]), int(conv.dilation[1])),
         conv.groups,
     )
 

@@ -110,8 +110,14 @@ def _add_embeddings(builder: SpaceBuilder, head: nn.Module, tokens: int, feature
         engine="head",
     )
     # The learned queries' part is constant and folded at export; the memory rows' part runs every frame.
-    add_mlp(builder, head.query_embedding, f"{HEAD}.query_embedding", tokens=memory, engine="head")
+    if memory:
+        add_mlp(builder, head.query_embedding, f"{HEAD}.query_embedding", tokens=memory, engine="head")
+    else:
+        builder.leave(f"{HEAD}.query_embedding", "without a memory it is constant and costs nothing")
     for name in ("ego_pose_pe", "ego_pose_memory"):
+        if not memory:
+            builder.leave(f"{HEAD}.{name}", "without a memory it is constant and costs nothing")
+            continue
         add_fan_out(
             builder,
             f"{HEAD}.{name}.reduce.0",

@@ -6,6 +6,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from mdp_mmdet3d.errors import DeploymentError
+from mdp_mmdet3d.onnx.export import export_onnx
 from mdp_mmdet3d.onnx.initializers import check_initializers, module_path
 
 
@@ -110,3 +111,24 @@ def test_torchs_attention_holds_its_out_projection_too(tmp_path):
     assert "attn.in_proj_weight" in check_initializers(tmp_path / "model.onnx", shapes)
     with pytest.raises(DeploymentError, match="in_proj_weight"):
         check_initializers(tmp_path / "model.onnx", {**shapes, "attn.in_proj_weight": (36, 16)})
+
+
+def test_queries_that_are_a_constant_have_lost_their_projection(tmp_path):
+    class Decoder(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.queries = torch.nn.Parameter(torch.randn(5, 1, 16))
+            self.attn = torch.nn.MultiheadAttention(16, 2)
+
+        def forward(self, tokens):
+            return self.attn(self.queries, tokens, tokens)[0]
+
+    model = Decoder().eval()
+    path = tmp_path / "model.onnx"
+    graph = export_onnx(model, {"tokens": torch.randn(7, 1, 16)}, ["y"], path)
+    shapes = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    left = sorted(tuple(tensor.dims) for tensor in graph.graph.initializer if len(tensor.dims) > 1)
+    assert left == [(2, 5, 8), (16, 16), (32, 16)]  # the queries, out, k and v together
+    assert check_initializers(graph, shapes) >= {"attn.in_proj_weight"}
+    with pytest.raises(DeploymentError, match="in_proj_weight"):
+        check_initializers(graph, {**shapes, "attn.in_proj_weight": (48, 15)})

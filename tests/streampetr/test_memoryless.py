@@ -1,0 +1,57 @@
+"""StreamPETR without its memory, as configs/petr has it: one frame says nothing to the next, whole line included."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from mmdet3d.registry import MODELS
+
+from mdp_mmdet3d.adapters import InputShape, trace_space
+from mdp_mmdet3d.config_file import read_config
+from mdp_mmdet3d.surgery.apply import apply_plan
+from mdp_mmdet3d.surgery.masking import mask_model
+from mdp_mmdet3d.surgery.plan import PruningPlan
+
+from ..conftest import ROOT
+
+HEAD = "pts_bbox_head"
+
+
+@pytest.fixture
+def model(tiny_config):
+    config = tiny_config()
+    petr = read_config(ROOT / "configs/petr/petr_r50_mdp.py").model.pts_bbox_head
+    config.pts_bbox_head.update({key: petr[key] for key in ("num_propagated", "memory_len", "topk_proposals")})
+    torch.manual_seed(0)
+    return MODELS.build(config).eval()
+
+
+def predicted(model, batches):
+    """Scores of the last level, frame by frame, of one stream."""
+    model.reset_memory()
+    with torch.no_grad():
+        return [
+            model(**model.data_preprocessor(batch, False), mode="tensor")["all_cls_scores"][-1] for batch in batches
+        ]
+
+
+def test_a_frame_is_the_same_in_every_stream(model, tiny_frames):
+    stream = predicted(model, tiny_frames(2))
+    alone = predicted(model, tiny_frames(2)[1:])
+    torch.testing.assert_close(stream[1], alone[0])
+    assert (stream[0] - stream[1]).abs().max() > 1e-3
+
+
+def test_what_is_constant_without_a_memory_is_left_alone_and_a_plan_applies(model, random_kept, tiny_frames):
+    space = trace_space(model, InputShape(6, 64, 176))
+    left = {item.module for item in space.not_prunable}
+    assert {f"{HEAD}.query_embedding", f"{HEAD}.ego_pose_pe", f"{HEAD}.ego_pose_memory"} <= left
+    assert f"{HEAD}.memory_embed.0.out" in {d.name for d in space.dimensions}
+    kept, removed = random_kept(space, np.random.default_rng(0), 0.2)
+    plan = PruningPlan.from_kept(space, kept, removed)
+    pruned = predicted(apply_plan(copy.deepcopy(model), plan).eval(), tiny_frames(1))[0]
+    masked = predicted(mask_model(copy.deepcopy(model), plan).eval(), tiny_frames(1))[0]
+    torch.testing.assert_close(pruned, masked, rtol=1e-4, atol=1e-4 * float(masked.abs().max()))
