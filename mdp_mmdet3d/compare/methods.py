@@ -11,6 +11,7 @@ from torch import nn
 
 from mdp_mmdet3d.adapters import Adapter
 from mdp_mmdet3d.compare.magnitude import magnitude_importance
+from mdp_mmdet3d.compare.torch_pruning import torch_pruning_plan
 from mdp_mmdet3d.compare.tuning import Propose
 from mdp_mmdet3d.errors import InfeasibleBudgetError, MdpError
 from mdp_mmdet3d.extras import check_installed
@@ -122,6 +123,13 @@ def uniform(material: Material) -> Propose:
     return _baseline(material, "uniform")
 
 
+def torch_pruning(material: Material) -> Propose:
+    """The library's group pruner on the same traced model; the knob is the share of channels that stay."""
+    return lambda knob: torch_pruning_plan(
+        material.adapter, material.dense, material.space, 1.0 - knob, material.channel_multiple
+    )
+
+
 @dataclass(frozen=True)
 class Method:
     """A method by its name on the command line.
@@ -144,6 +152,7 @@ METHODS = {
     "halp": Method("HALP", halp_method, HALP_STEPS),
     "uniform": Method("uniform", uniform),
     "magnitude": Method("magnitude", magnitude),
+    "torch-pruning": Method("torch-pruning", torch_pruning, needs="torch_pruning"),
 }
 
 

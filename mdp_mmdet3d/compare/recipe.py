@@ -28,9 +28,10 @@ def finetune_settings(config_path: str, iterations: int | None, lr: float | None
         return None
     if settings is None:
         training = ((config.get("optim_wrapper") or {}).get("optimizer") or {}).get("lr")
-        if lr is None and training is None:
+        rate = lr if training is None or lr is not None else training * SHARE
+        if rate is None:
             raise MdpError(f"{config_path} has no optim_wrapper.optimizer.lr: give --lr, or set prune.finetune")
-        settings = FinetuneSettings(iterations or 0, lr=training * SHARE if lr is None else lr)
+        settings = FinetuneSettings(iterations or 0, lr=rate)
     if iterations is not None:
         settings = replace(settings, iterations=iterations)
     if lr is not None:
