@@ -2,6 +2,8 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+import numpy as np
+import pytest
 from mmengine import Config
 
 from mdp_mmdet3d.adapters import InputShape
@@ -26,3 +28,13 @@ def test_the_host_image_is_the_data_sets(monkeypatch):
 
     monkeypatch.setattr(other, "importance_loader", missing)
     assert other.source_size == NUSCENES_IMAGE
+
+
+def test_images_of_another_size_than_the_deployed_one_are_named(monkeypatch):
+    adapter = StreamPETRAdapter(Config(), InputShape(6, 64, 176))
+    monkeypatch.setattr(adapter, "importance_batches", lambda: iter([{}]))
+    monkeypatch.setattr("projects.streampetr.frames.frame_of", lambda imgs, _: SimpleNamespace(img=imgs))
+    batch = {"inputs": {"imgs": [np.zeros((6, 3, 32, 88))]}, "data_samples": [SimpleNamespace(metainfo={})]}
+    model = SimpleNamespace(data_preprocessor=lambda *_: batch)
+    with pytest.raises(MdpError, match=r"images of \(32, 88\) pixels .*, prune.input_size is \(64, 176\): set prune"):
+        adapter.frames(model, 1)
