@@ -53,7 +53,7 @@ train_cfg = dict(type="IterBasedTrainLoop", max_iters=iterations, val_interval=i
 val_cfg = dict()
 test_cfg = dict()
 default_hooks = dict(
-    checkpoint=dict(type="CheckpointHook", by_epoch=False, interval=200, max_keep_ckpts=1),
+    checkpoint=dict(type="CheckpointHook", by_epoch=False, interval=200, max_keep_ckpts=2),
     logger=dict(type="LoggerHook", interval=100),
 )
 log_processor = dict(by_epoch=False)

@@ -34,7 +34,7 @@ prune = dict(
     channel_multiple=8,
     head_width_multiple=4,
     rounds=400,
-    importance=dict(type="loss", frames=8, max_frames=16),
+    importance=dict(type="loss", frames=8, max_frames=8),
     repair=dict(frames=256),
     evaluate=True,
     finetune=dict(iterations=469, lr=5e-4, save_interval=200),

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+import pytest
 from mmengine import Config
 
 from mdp_mmdet3d.adapters import InputShape
@@ -26,3 +27,9 @@ def test_the_host_image_is_the_data_sets(monkeypatch):
 
     monkeypatch.setattr(other, "importance_loader", missing)
     assert other.source_size == NUSCENES_IMAGE
+
+
+def test_an_image_that_the_pyramid_cannot_take_is_refused_before_any_work():
+    adapter = StreamPETRAdapter(Config(), InputShape(6, 64, 170))
+    with pytest.raises(MdpError, match=r"input_size = \(64, 170\).*multiples of 16"):
+        adapter.add_to_space(None, None)
