@@ -17,6 +17,7 @@ train_dataloader = dict(
         type="FashionMNIST",
         data_root=data_root,
         download=False,
+        serialize_data=False,  # one process needs no copy of it
         pipeline=[dict(type="RandomFlip", prob=0.5, direction="horizontal"), dict(type="PackInputs")],
     ),
 )
@@ -27,7 +28,12 @@ importance_dataloader = dict(
     collate_fn=dict(type="default_collate"),
     sampler=dict(type="DefaultSampler", shuffle=False),
     dataset=dict(
-        type="FashionMNIST", data_root=data_root, download=False, pipeline=[dict(type="PackInputs")], test_mode=False
+        type="FashionMNIST",
+        data_root=data_root,
+        download=False,
+        indices=2048,
+        serialize_data=False,
+        pipeline=[dict(type="PackInputs")],
     ),
 )
 test_dataloader = dict(
@@ -40,6 +46,7 @@ test_dataloader = dict(
         data_root=data_root,
         split="test",
         download=False,
+        serialize_data=False,
         pipeline=[dict(type="PackInputs")],
         test_mode=True,
     ),
