@@ -41,8 +41,10 @@ data/mini_easy/nuscenes_infos_val.pkl: | $(STAMP)
 prune-mini: $(STAMP) data/mini_easy/nuscenes_infos_val.pkl
 	$(PY) tools/prune.py configs/streampetr_mini_mdp.py
 
+# A file at a time on each of two workers; one thread each, as there are two processors.
+TEST_WORKERS ?= 2
 test: $(STAMP)
-	$(PY) -m pytest
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
 
 # What compares engines, runs or recorded numbers, once more as the plainest processor computes, on one thread and two.
 PLAIN := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41

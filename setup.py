@@ -66,6 +66,6 @@ setup(
         "rtx": ["tensorrt-rtx-cu13>=1.7,<1.8"],
         "classification": ["mmpretrain>=1.2,<1.3", "timm>=1.0"],
         "docs": ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"],
-        "dev": ["pytest>=8", "pytest-timeout", "hypothesis>=6", "ruff", "mypy", "types-PyYAML"],
+        "dev": ["pytest>=8", "pytest-timeout", "pytest-xdist", "hypothesis>=6", "ruff", "mypy", "types-PyYAML"],
     },
 )

@@ -2,6 +2,8 @@
 
     python benchmarks/families.py configs/resnet/resnet50_mdp.py configs/retinanet/retinanet_r50_mdp.py --out table.md
 
+Models that take only images of their data's size need it changed there as well, for example a StreamPETR at 352x128:
+``--cfg-options prune.input_size="(128, 352)" importance_dataloader.dataset.pipeline.2.final_shape="(128, 352)"``.
 Each config is pruned in a process of its own, as ``tools/prune.py`` does it; a finished one is not done again. Then the
 exported pruned model is compared with the masked dense model and with the model reloaded from ``pruned_config.py``.
 """
@@ -18,6 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from mmengine.config import DictAction
 from rich.console import Console
 from rich.markup import escape
 
@@ -38,12 +41,19 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--work-dir", type=Path, default=Path("work_dirs/families"))
     parser.add_argument("--budget", default="0.6")
     parser.add_argument("--input-size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="instead of the config's")
+    parser.add_argument("--cfg-options", nargs="+", action=DictAction, help="override settings, key=value ...")
     parser.add_argument("--out", type=Path, help="Markdown file for the table")
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
-def run_one(config_path: Path, work_dir: Path, budget: str, input_size: tuple[int, int] | None) -> None:
+def run_one(
+    config_path: Path,
+    work_dir: Path,
+    budget: str,
+    input_size: tuple[int, int] | None,
+    options: dict[str, Any] | None,
+) -> None:
     """Prune, check, and write what was found; whatever goes wrong ends in the parent's table."""
     import dataclasses
 
@@ -60,7 +70,7 @@ def run_one(config_path: Path, work_dir: Path, budget: str, input_size: tuple[in
 
     MMLogger.get_instance("mdp", log_level="WARNING")
     started = time.monotonic()
-    config = read_config(config_path, None)
+    config = read_config(config_path, options)
     settings = dataclasses.replace(PruneSettings.from_config(config.get("prune", {})), budget=budget)
     if input_size:
         settings = dataclasses.replace(settings, input_size=input_size)
@@ -128,7 +138,7 @@ def main() -> int:
     args = parse_args()
     size = tuple(args.input_size) if args.input_size else None
     if args.one:
-        run_one(args.configs[0], args.work_dir, args.budget, size)
+        run_one(args.configs[0], args.work_dir, args.budget, size, args.cfg_options)
         return 0
     console, rows, failed = Console(), [], 0
     for config in args.configs:
@@ -136,7 +146,8 @@ def main() -> int:
         done = work_dir / RESULT
         if not done.is_file():
             console.print(f"{config} ...")
-            options = ["--work-dir", str(work_dir), "--budget", args.budget]
+            options = sys.argv[sys.argv.index("--cfg-options") :] if args.cfg_options else []
+            options += ["--work-dir", str(work_dir), "--budget", args.budget]
             options += ["--input-size", *map(str, size)] if size else []
             run = subprocess.run(
                 [sys.executable, "-W", "ignore", __file__, str(config), "--one", *options],

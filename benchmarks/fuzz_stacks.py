@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 KINDS = ("self", "cross", "ffn", "ffn")
 FORMS = ("torch", "mmcv", "packed", "separate")
-WIDTH, PATCH = 32, 8
+WIDTH, POOLED, PATCH = 32, 4, 2
 Spec = list[tuple[str, int, str]]  # kind and form, heads or hidden width, where the norm is
 
 
@@ -98,7 +98,9 @@ class Stack(nn.Module):
 
     def forward(self, inputs: Tensor, data_samples: Any = None, mode: str = "tensor") -> tuple[Tensor, ...]:
         """(B, T, 5)."""
-        x, memory = (conv(inputs).flatten(2).transpose(1, 2) for conv in (self.patches, self.others))
+        # Of pixels, the two projections would hold 44 % of the weights of so small a stack (DeiT-base: 0.7 %).
+        image = nn.functional.avg_pool2d(inputs, POOLED)
+        x, memory = (conv(image).flatten(2).transpose(1, 2) for conv in (self.patches, self.others))
         for layer in self.layers:
             x = layer(x, memory) if isinstance(layer, StackLayer) else layer(x)
         return (self.head(self.norm(x)),)

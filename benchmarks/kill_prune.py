@@ -2,11 +2,9 @@
 
     python benchmarks/kill_prune.py --json docs/results/kill_prune.json
 
-An undisturbed run, and one in another work directory that is killed again and again: when its record of work has as
-many lines as a random place in that of the undisturbed run, however fast the machine is. Where a run that goes on has
-them already, the kill comes in its first second. Then the same command to the end. Plan, weights and report must be
-equal, and no unit of work (the importance, a plan's loss, a repaired layer) that was written to the disk may be done
-again.
+An undisturbed run, and one in another work directory that is killed again and again, at random moments of every step.
+Then the same command to the end. Plan, weights and report must be equal, and no unit of work (the importance, a plan's
+loss, a repaired layer) that was written to the disk may be done again.
 """
 
 from __future__ import annotations
@@ -40,7 +38,6 @@ from mdp_mmdet3d.surgery.plan import PruningPlan
 from mdp_mmdet3d.surgery.repair import RepairStore
 
 SCHEMA_VERSION = 1
-LONGEST_S = 1.0  # a kill comes so long after a line of the record, at most
 WORK_VARIABLE = "KILL_PRUNE_WORK"
 SAME = ("plan_hash", "budget", "importance_kept", "repair", "values", "weights", "interpolated_entries")
 """What of the report does not depend on how fast the machine is at the moment."""
@@ -142,8 +139,8 @@ class Job:
             shutil.copy(latencies / name, folder)
         self.command = [str(ROOT / "tools" / "prune.py"), str(config), "--work-dir", str(folder)]
 
-    def run(self, kill_at: float = float("inf"), after_s: float = 0.0) -> tuple[float, bool]:
-        """Run it, and kill it ``after_s`` after ``kill_at`` different lines stand in the record of work.
+    def run(self, kill_in: str | None = None, after_s: float = 0.0) -> tuple[float, bool]:
+        """Run it, and kill it ``after_s`` after the step ``kill_in`` has begun.
 
         Returns:
             Seconds, and whether it was killed.
@@ -151,6 +148,7 @@ class Job:
         Raises:
             MdpError: It failed.
         """
+        earlier = len(read_work(self.work))
         os.environ[WORK_VARIABLE] = str(self.work)
         began = time.perf_counter()
         pid = start(self.command, self.log)
@@ -160,7 +158,7 @@ class Job:
                 done, status = os.waitpid(pid, os.WNOHANG)
                 if done:
                     break
-                if len(set(read_work(self.work))) >= kill_at:
+                if ("step", kill_in) in read_work(self.work)[earlier:]:
                     time.sleep(after_s)
                     killed = True
                     break
@@ -182,19 +180,27 @@ class Job:
         return [f"{kind} {name}" for (kind, name), times in count.items() if times > 1]
 
 
-def kill_often(job: Job, kills: int, total: int, seed: int) -> list[dict[str, Any]]:
-    """Kill run after run, at random places of the ``total`` lines that an undisturbed run's record of work has."""
-    generator = random.Random(seed)
-    history: list[dict[str, Any]] = []
-    for place in sorted(generator.sample(range(1, total + 1), kills)):
-        seconds, killed = job.run(place, generator.uniform(0.0, LONGEST_S))
-        if not killed:
-            raise MdpError(f"the run ended before kill {len(history) + 1} of {kills}; see {job.log}")
+def places(seconds: dict[str, float], kills: int) -> list[tuple[str, float]]:
+    """Step, and the seconds within which to kill, of every kill: in the order of the steps, most in the longest."""
+    steps = list(seconds)
+    longest = sorted(steps, key=lambda step: -seconds[step])
+    count = Counter(steps[i % len(steps)] for i in range(kills - kills % len(steps)))
+    count.update(longest[i % min(2, len(steps))] for i in range(kills % len(steps)))
+    return [(step, seconds[step] / count[step]) for step in steps for _ in range(count[step])]
+
+
+def kill_often(job: Job, kills: int, seconds: dict[str, float], seed: int) -> list[dict[str, Any]]:
+    """Kill run after run, each at a random moment of a step; ``seconds`` are those of an undisturbed run's steps."""
+    generator, history = random.Random(seed), []
+    for step, within_s in places(seconds, kills):
+        killed = False
+        while not killed:  # the last steps may end first
+            seconds_run, killed = job.run(step, generator.uniform(0.0, within_s))
         work = read_work(job.work)
-        step = next((name for kind, name in reversed(work) if kind == "step"), "start")
+        found = next((name for kind, name in reversed(work) if kind == "step"), "start")
         units = len({unit for unit in work if unit[0] != "step"})
-        history.append({"after_s": round(seconds, 2), "step": step, "units_finished": units})
-        print(f"kill {len(history)} after {seconds:.2f} s in {step!r}: {units} units of work finished", flush=True)
+        history.append({"after_s": round(seconds_run, 2), "step": found, "units_finished": units})
+        print(f"kill {len(history)} after {seconds_run:.2f} s in {found!r}: {units} units of work finished", flush=True)
     job.run()
     return history
 
@@ -213,11 +219,13 @@ def main() -> int:
     undisturbed = Job(config, latencies, folder / "undisturbed")
     whole_s, _ = undisturbed.run()
     expected, units = result_of(undisturbed.folder), set(read_work(undisturbed.work))
+    seconds = json.loads((undisturbed.folder / "report.json").read_text(encoding="utf-8"))["seconds"]
+    seconds = {name: seconds[name] for kind, name in read_work(undisturbed.work) if kind == "step" and name in seconds}
     twice_undisturbed = undisturbed.done_twice()
     print(f"undisturbed: {whole_s:.1f} s, {len(units)} units of work and steps", flush=True)
 
     job = Job(config, latencies, folder / "killed")
-    history = kill_often(job, args.kills, len(units), args.seed)
+    history = kill_often(job, args.kills, seconds, args.seed)
     found = result_of(job.folder)
     same = {key: found[key] == expected[key] for key in expected}
     lost = sorted(" ".join(unit) for unit in units - set(read_work(job.work)))

@@ -35,10 +35,11 @@ def needs(extra: str, what: str) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] not in MODULES:
+        package = (error.name or "").split(".")[0]
+        if package not in MODULES:
             raise
         raise MissingExtraError(
-            f"{what} needs the Python package {error.name!r}, which is not installed here: "
+            f"{what} needs the Python package {package!r}, which is not installed here: "
             f"pip install 'mdp_mmdet3d[{extra}]'",
             name=error.name,
         ) from error

@@ -35,6 +35,8 @@ def check_target_file(path: str | Path) -> None:
         folder = folder.parent
     if not folder.is_dir():
         raise WriteError(f"cannot write {path}: {folder} is a file, not a folder; give a folder that can be written to")
+    if os.statvfs(folder).f_flag & os.ST_RDONLY:
+        raise write_error(path, OSError(errno.EROFS, os.strerror(errno.EROFS)))
     if not os.access(folder, os.W_OK):
         raise WriteError(f"cannot write {path}: no permission in {folder}; give a folder that can be written to")
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from mdp_mmdet3d.errors import WriteError
-from mdp_mmdet3d.files import write_error, writing
+from mdp_mmdet3d.errors import MdpError, WriteError
+from mdp_mmdet3d.files import check_target_file, write_error, writing
 
 PART, OLD = ".mdp-part", ".mdp-old"
 
@@ -49,6 +50,37 @@ def appear_together(folder: str | Path, names: Sequence[str]) -> Iterator[Path]:
         raise WriteError(f"{message}. The files that belong together with it are as they were") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+@contextmanager
+def new_folder(target: str | Path) -> Iterator[Path]:
+    """Yield an empty hidden folder beside ``target`` that takes its place if the block succeeds, and is gone if not.
+
+    Raises:
+        WriteError: It cannot be written.
+    """
+    target = Path(target)
+    part = target.absolute().with_name(f".{target.absolute().name}{PART}")
+    with about(target, part):
+        shutil.rmtree(part, ignore_errors=True)  # of a run that was killed
+        check_target_file(part / PART)
+        part.mkdir(parents=True)
+        try:
+            yield part
+            replace_folder(part, target)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+
+
+@contextmanager
+def about(target: Path, part: Path) -> Iterator[None]:
+    """Let errors of the block name ``target`` where they name files below ``part``, in which it is made."""
+    try:
+        with writing(target):
+            yield
+    except MdpError as error:
+        error.args = tuple(re.sub(rf"{re.escape(str(part))}[^\s:,;]*", str(target), str(text)) for text in error.args)
+        raise
 
 
 def replace_folder(source: Path, target: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,22 @@ from .mini_data import mini_nusc, mini_root  # noqa: F401  (fixtures)
 from .tiny_deployment import deployed_model, stream, tiny_deployment  # noqa: F401  (fixtures)
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests first: two workers then end at about the same time."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Every test begins in MMDetection3D's scope, whatever ran before it in this process."""
+    if "mmengine" in sys.modules:
+        from mmengine.registry import DefaultScope
+
+        DefaultScope._instance_dict.clear()
+        DefaultScope.get_instance("tests", scope_name="mmdet3d")
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ import pytest
 
 from mdp_mmdet3d.errors import WriteError
 from mdp_mmdet3d.files import atomic_path, write_json, writing
-from mdp_mmdet3d.together import OLD, PART, appear_together, replace_folder
+from mdp_mmdet3d.together import OLD, PART, appear_together, new_folder, replace_folder
 
 NAMES = ("a.txt", "b.txt", "onnx/pruned")
 
@@ -130,3 +130,21 @@ def test_a_folder_that_cannot_be_replaced_stays(folder, tmp_path) -> None:
     assert content(old) == {"c.txt": "kept"}
     replace_folder(folder / "onnx" / "pruned", old)
     assert content(old) == {"old.onnx": "old"} and not list(old.parent.glob("*.old"))
+
+
+def test_a_new_folder_is_complete_or_not_there_and_errors_name_it(tmp_path) -> None:
+    target = tmp_path / "data"
+    for _ in range(2):
+        with (
+            pytest.raises(WriteError, match=rf"^cannot write {target}: No space left on device"),
+            new_folder(target) as part,
+        ):
+            write(part, "new")
+            with writing(part / "a.txt"):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        assert not list(tmp_path.iterdir())
+    (tmp_path / f".data{PART}").mkdir()  # of a run that was killed
+    (tmp_path / f".data{PART}" / "half.txt").write_text("half")
+    with new_folder(target) as part:
+        write(part, "new", ("a.txt",))
+    assert content(tmp_path) == {"data/a.txt": "new"}

@@ -26,18 +26,23 @@ INPUT_SIZE = (64, 176)
 BASE = Path(__file__).resolve().parents[1] / "configs/_base_/models/streampetr_r50_704x256_428q.py"
 
 
-def build_tiny(seed: int = 0) -> torch.nn.Module:
-    from mmdet3d.registry import MODELS
+def tiny_config() -> dict:
     from mmengine.config import Config
 
-    torch.manual_seed(seed)
     config = Config.fromfile(BASE).model
     config.img_backbone.update(depth=18, base_channels=16)
     config.img_neck.in_channels = [64, 128]
     config.pts_bbox_head.update(num_query=60, num_propagated=16, memory_len=64, topk_proposals=16)
     config.pts_bbox_head.decoder.update(num_layers=3, ffn_hidden_dims=512)
     config.bbox_coder.max_num = 50
-    model = MODELS.build(config)
+    return config
+
+
+def build_tiny(seed: int = 0) -> torch.nn.Module:
+    from mmdet3d.registry import MODELS
+
+    torch.manual_seed(seed)
+    model = MODELS.build(tiny_config())
     # Constructors leave norms, MLNs and class biases at values that hide mistakes.
     with torch.no_grad():
         for name, value in [*model.named_parameters(), *model.named_buffers()]:

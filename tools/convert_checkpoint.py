@@ -45,7 +45,13 @@ def main() -> int:
     args = parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        state = ckpt.read_checkpoint(args.source, averaged=args.ema, trust=args.trust)["state_dict"]
+        model = None
+        if args.config:
+            config = read_config(args.config)
+            with DefaultScope.overwrite_default_scope("mmdet3d"):
+                model = MODELS.build(config.model)
+        own = model.state_dict() if model else ()
+        state = ckpt.read_checkpoint(args.source, own, averaged=args.ema, trust=args.trust)["state_dict"]
         eps = ckpt.OFFICIAL_EPS
         if args.origin == "awml":
             eps = ckpt.AWML_EPS
@@ -59,10 +65,7 @@ def main() -> int:
                 "note: AWML's R50 is trained on BGR images, with ImageNet's statistics in that order, and configs/ "
                 "here on RGB; if this is one of them, add --swap-colours, or accuracy is lost without an error"
             )
-        if args.config:
-            config = read_config(args.config)
-            with DefaultScope.overwrite_default_scope("mmdet3d"):
-                model = MODELS.build(config.model)
+        if model:
             if model.pts_bbox_head.eps != eps:
                 print(f"note: the {args.origin} weights need model.pts_bbox_head.eps={eps:g} in the config")
             report = ckpt.load_state_dict(model, state, what=str(args.source))

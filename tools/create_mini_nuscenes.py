@@ -68,7 +68,7 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"interrupted: {args.out} is as it was; {args.out}.part may be deleted", file=sys.stderr)
+        print(f"interrupted: {args.out} is as it was", file=sys.stderr)
         return 130
     train, val = spec.split_sizes
     print(

@@ -9,7 +9,7 @@ from pathlib import Path
 if __name__ == "__main__":  # works in a checkout that is not installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from mdp_mmdet3d.errors import MdpError
+from mdp_mmdet3d.errors import MdpError, MissingExtraError
 from mdp_mmdet3d.solver import PruningProblem, SolveOptions
 from mdp_mmdet3d.solver.pareto import pareto
 from mdp_mmdet3d.solver.pareto_plot import plot_front
@@ -32,7 +32,12 @@ def main() -> int:
         front = pareto(problem, args.points, step=args.step, options=SolveOptions(time_limit_s=args.time_limit))
         with appear_together(args.work_dir, ("pareto.json", "pareto.png")) as part:
             front.save(part / "pareto.json")
-            plot_front(front, part / "pareto.png")
+            written = "pareto.json"
+            try:
+                plot_front(front, part / "pareto.png")
+                written += " and pareto.png"
+            except MissingExtraError as error:  # an optional library is no reason to lose the front
+                print(f"WARNING: {error}", file=sys.stderr)
     except MdpError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -43,7 +48,7 @@ def main() -> int:
             f"{row['status']:<8} {row['gap']:8.1e}"
         )
     seconds = sum(row["seconds"] for row in front.rows())
-    print(f"{len(front.points)} plans, {seconds:.1f} s; wrote pareto.json and pareto.png to {args.work_dir}")
+    print(f"{len(front.points)} plans, {seconds:.1f} s; wrote {written} to {args.work_dir}")
     return 0
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from . import checkpoints, data, folders, runtime, settings
+from . import checkpoints, data, disks, folders, runtime, settings
 from .case import Assets, Case, make_assets
 
 GROUPS: dict[str, Callable[[Assets], Iterator[Case]]] = {
@@ -24,6 +24,7 @@ GROUPS: dict[str, Callable[[Assets], Iterator[Case]]] = {
     "config": settings.configs,
     "target": settings.targets,
     "folder": folders.targets,
+    "disk": disks.disks,
     "tool": folders.tools,
     "place": folders.places,
 }
@@ -46,6 +47,7 @@ TESTS = {
     "target": "tests/runner/test_runner_job_target.py",
     "folder": "tests/onnx/test_onnx_folders.py, tests/test_together.py",
     "tool": "tests/runner/test_runner_lock.py, tests/streampetr/test_deployment_export_tool.py",
+    "disk": "tests/onnx/test_onnx_folders.py, tests/trt/test_trt_build.py, tests/runner/test_runner_full_disk.py",
     "place": "this benchmark only",
 }
 """Where a case of each group is tested."""

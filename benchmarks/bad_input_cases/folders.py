@@ -106,6 +106,14 @@ def tools(assets: Assets) -> Iterator[Case]:
     yield Case("test: a syntax error", tool("test", folder / "bad.py", "x.pth"), ("bad.py",))
     yield Case("train: no config", tool("train", folder / "none.py"), ("none.py",))
     yield Case("export: --num-frames 0", tool("export", mini, "--frames", "synthetic", "--num-frames", 0), ("frames",))
+    many = 10**12
+    frames = ("--frames", "synthetic", "--input-size", 64, 176, "--out", folder / "m", "--num-frames", many)
+    yield Case("export: --num-frames 10^12", tool("export", mini, *frames), ("num-frames",))
+    nuscenes = ("create_mini_nuscenes", folder / "n", "--easy", "--frames", many)
+    yield Case("create_mini_nuscenes: --frames 10^12", tool(*nuscenes), ("frames",))
+    yield Case(
+        "create_mini_images: 10^12", tool("create_mini_images", "coco", folder / "n", "--images", many), ("images",)
+    )
     size = ("--input-size", 64, 176)
     to_file = ("--out", folder / "file" / "x", *size)
     yield Case("export: inside a file", tool("export", mini, "--frames", "synthetic", *to_file), ("file",))

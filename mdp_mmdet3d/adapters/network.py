@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import nn
 
 from mdp_mmdet3d.adapters.residual_blocks import ResidualBlock
@@ -17,24 +19,45 @@ Shapes = dict[str, list[tuple[int, ...]]]
 
 
 def record_input_shapes(model: nn.Module, forward: Callable[[], Any]) -> Shapes:
-    """Shape of the first input of every call of every convolution, max-pooling and linear layer, by path."""
+    """Shape of the first input of every call of every convolution, max-pooling and linear layer, by path.
+
+    A `torch.nn.MultiheadAttention` has that of its queries, and that of its keys under ``<path>.key``.
+    """
     shapes: Shapes = defaultdict(list)
-    kinds = (nn.Conv2d, nn.MaxPool2d, nn.Linear)
+    kinds = (nn.Conv2d, nn.MaxPool2d, nn.Linear, nn.MultiheadAttention)
 
     def note(name: str) -> Callable[..., None]:
-        return lambda module, inputs: shapes[name].append(tuple(inputs[0].shape))
+        def record(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+            first = inputs[0] if inputs else named.get("query", next(iter(named.values())))
+            shapes[name].append(tuple(first.shape))
+            if isinstance(module, nn.MultiheadAttention):
+                shapes[f"{name}.key"].append(tuple((inputs[1] if len(inputs) > 1 else named["key"]).shape))
+
+        return record
 
     handles = [
-        module.register_forward_pre_hook(note(name))
+        module.register_forward_pre_hook(note(name), with_kwargs=True)
         for name, module in model.named_modules()
         if isinstance(module, kinds)
     ]
     try:
-        forward()
+        with without_fused_attention():
+            forward()
     finally:
         for handle in handles:
             handle.remove()
     return dict(shapes)
+
+
+@contextmanager
+def without_fused_attention() -> Iterator[None]:
+    """`torch.nn.TransformerEncoderLayer` calls its children, and not one kernel in place of them."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def add_network_terms(

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mdp_mmdet3d.adapters.attentions import find_attentions
 from mdp_mmdet3d.adapters.base import HOW_TO, Adapter, DeployOptions, register_adapter
 from mdp_mmdet3d.adapters.network import add_network_terms, record_input_shapes
 from mdp_mmdet3d.adapters.residual_blocks import add_residual_branches
@@ -41,10 +42,10 @@ class SingleGraph(Adapter):
         """Trace channels and blocks at a small size, and price what ran at the deployed one."""
         deployed = TensorMode(model, (self.shape.height, self.shape.width))
         size = self._small_size(model, TRACE_SIZE)
-        small, image = TensorMode(model, size), self._image(*size)
+        small, small_image = TensorMode(model, size), self._image(*size)
         calls = [
             call
-            for call in record_calls(model, lambda: self._run(small, image))
+            for call in record_calls(model, lambda: self._run(small, small_image))
             if call.name in dict(model.named_modules())
         ]
         blocks = add_residual_branches(builder, calls)
@@ -56,7 +57,8 @@ class SingleGraph(Adapter):
             image = self._image(self.shape.height, self.shape.width)
             shapes = record_input_shapes(model, lambda: self._run(deployed, image))
         kept = [block for block in blocks if block.name in builder.blocks or block.name in builder.left_alone]
-        priced = add_transformer_layers(builder, calls, shapes, ENGINE)
+        attentions = find_attentions(builder, model, lambda: self._run(small, small_image), shapes)
+        priced = add_transformer_layers(builder, calls, attentions, shapes, ENGINE)
         add_network_terms(builder, calls, shapes, kept, ENGINE, priced)
         for name, module in model.named_modules():
             if hasattr(module, "lateral_convs") and hasattr(module, "fpn_convs"):

@@ -10,10 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from mdp_mmdet3d.adapters.attentions import FoundAttention
 from mdp_mmdet3d.adapters.network import Shapes
 from mdp_mmdet3d.adapters.residual_blocks import equal_outputs
-from mdp_mmdet3d.layers import widened
-from mdp_mmdet3d.layers.packed_attention import PROJECTION, QKV
 from mdp_mmdet3d.space.attention import add_attention
 from mdp_mmdet3d.space.builder import SpaceBuilder
 from mdp_mmdet3d.space.calls import Call
@@ -30,99 +29,72 @@ class SubLayer:
     """An attention or feed-forward network that is added to a stream.
 
     Attributes:
-        call: Its recorded call.
+        name: Its path.
         kind: `BlockKind.SUB_LAYER` if it adds its input itself, `BlockKind.BRANCH` if its caller does.
         last: Path within it of the linear layer that closes its branch.
-        first: Path of the linear layer that opens it.
+        first: Path of the linear layer that opens a feed-forward network; empty for an attention.
         activation: Of a feed-forward network; empty for an attention.
+        size: Hidden width of a feed-forward network.
     """
 
-    call: Call
+    name: str
     kind: BlockKind
     last: str
-    first: str
+    first: str = ""
     activation: str = ""
-
-    @property
-    def name(self) -> str:
-        """Its path."""
-        return self.call.name
+    size: int = 0
 
 
-def add_transformer_layers(builder: SpaceBuilder, calls: Sequence[Call], shapes: Shapes, engine: str) -> list[str]:
+def add_transformer_layers(
+    builder: SpaceBuilder, calls: Sequence[Call], attentions: Sequence[FoundAttention], shapes: Shapes, engine: str
+) -> list[str]:
     """Add blocks, dimensions and terms of all that is understood; the rest is left alone with its reason.
 
     Args:
         builder: Receives them.
         calls: `record_calls` of the dense model.
+        attentions: `find_attentions` of it.
         shapes: `record_input_shapes` at deployment.
         engine: Engine it runs in.
 
     Returns:
         Paths of the sub-layers whose cost is in these terms.
     """
-    found = [*_attentions(builder, calls, shapes), *_feed_forwards(builder, calls)]
+    feed_forwards = list(_feed_forwards(builder, calls))
+    found = [*(SubLayer(a.block, a.kind, a.last) for a in attentions if a.block), *feed_forwards]
     layers = list(_layers(calls, found))
     for name in layers:
         builder.add_block(name, BlockKind.LAYER)
     for sub_layer in found:
         parent = next((name for name in layers if sub_layer.name.startswith(f"{name}.")), None)
         builder.add_block(sub_layer.name, sub_layer.kind, parent, last=sub_layer.last)
-        rows = shapes[f"{sub_layer.name}.{sub_layer.first}"][0]
-        tokens, size = math.prod(rows[:-1]), rows[-1]
-        if sub_layer.activation:
-            hidden = add_hidden(
-                builder,
-                f"{sub_layer.name}.{sub_layer.first}",
-                (f"{sub_layer.name}.{sub_layer.last}",),
-                sub_layer.call.module.get_submodule(sub_layer.first).out_features,
-            )
-            builder.add_term(
-                sub_layer.name,
-                engine,
-                "ffn",
-                (hidden,),
-                tokens=tokens,
-                embed_dims=size,
-                activation=sub_layer.activation,
-            )
-            continue
-        module = sub_layer.call.module
-        width = module.qkv.out_features // (3 * module.num_heads)
-        packed = tuple(f"{QKV}.{leaf}" for leaf, _ in module.qkv.named_parameters())
-        widths = add_attention(
-            builder, sub_layer.name, module.num_heads, width, width, packed=packed, out=f"{PROJECTION}.weight"
-        )
+    for attention in attentions:
+        widths = add_attention(builder, attention.name, attention.heads, attention.qk, attention.v, **attention.tensors)
         builder.add_term(
-            sub_layer.name,
+            attention.name,
             engine,
             "attention",
             widths,
-            queries=tokens,
-            keys=tokens,
-            embed_dims=size,
-            shared=True,
-            packed=True,
+            queries=attention.queries,
+            keys=attention.keys,
+            embed_dims=attention.size,
+            shared=attention.queries == attention.keys,
+            packed=attention.packed,
         )
-    return [sub_layer.name for sub_layer in found]
-
-
-def _attentions(builder: SpaceBuilder, calls: Sequence[Call], shapes: Shapes) -> Iterator[SubLayer]:
-    for call in calls:
-        module = call.module
-        qkv, proj, heads = (getattr(module, name, None) for name in (QKV, PROJECTION, "num_heads"))
-        if not isinstance(qkv, nn.Linear) or not isinstance(proj, nn.Linear) or not isinstance(heads, int):
-            continue
-        size = proj.out_features
-        kind = _role(call, PROJECTION)
-        if (qkv.in_features, qkv.out_features, proj.in_features) != (size, 3 * size, size) or size % heads:
-            builder.leave(call.name, "an attention whose projections have other widths than its stream")
-        elif shapes.get(f"{call.name}.{QKV}", [(0,)])[0][0] != 1:
-            builder.leave(call.name, "an attention within windows has no cost term")
-        elif kind is None or not equal_outputs(_run(widened(copy.deepcopy(module)), call.input), call.output):
-            builder.leave(call.name, "computes more than a plain self-attention (positions, norms or gates within it)")
-        else:
-            yield SubLayer(call, kind, PROJECTION, QKV)
+    for sub_layer in feed_forwards:
+        rows = shapes[f"{sub_layer.name}.{sub_layer.first}"][0]
+        first, last = (f"{sub_layer.name}.{leaf}" for leaf in (sub_layer.first, sub_layer.last))
+        hidden = add_hidden(builder, first, (last,), sub_layer.size)
+        builder.add_term(
+            sub_layer.name,
+            engine,
+            "ffn",
+            (hidden,),
+            tokens=math.prod(rows[:-1]),
+            embed_dims=rows[-1],
+            activation=sub_layer.activation,
+        )
+    return [*(attention.name for attention in attentions), *(sub_layer.name for sub_layer in feed_forwards)]
 
 
 def _feed_forwards(builder: SpaceBuilder, calls: Sequence[Call]) -> Iterator[SubLayer]:
@@ -147,7 +119,7 @@ def _feed_forwards(builder: SpaceBuilder, calls: Sequence[Call]) -> Iterator[Sub
             builder.leave(call.name, f"a feed-forward network with {kinds} between its layers has no cost term")
             continue
         closing, opening = (c.name[len(call.name) + 1 :] for c in (last, first))
-        yield SubLayer(call, kind, closing, opening, names[0])
+        yield SubLayer(call.name, kind, closing, opening, names[0], first.module.out_features)
 
 
 def _chain(inside: Sequence[Call], first: Call, last: Call) -> list[nn.Module] | None:

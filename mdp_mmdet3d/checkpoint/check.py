@@ -15,6 +15,7 @@ logger = logging.getLogger(__name__)
 META_KEY = "mdp_plan"
 NAMED = 5  # how many entries or differences an error lists
 _PROGRESS = ("last_step", "_global_step", "_last_value", "verbose")  # of a scheduler's state
+_WARM_UP = ("LinearLR", "ConstantLR")  # what follows these at a constant rate is meant to
 _TRAINING_STATE = ("epoch", "iter")  # of the meta; MMEngine reads both
 
 
@@ -145,6 +146,26 @@ def check_schedule(checkpoint: Mapping[str, Any], schedulers: Any, name: str) ->
             "Go on with the old schedule in the config, or start a new one from these weights: --cfg-options "
             f"load_from=FILE without --resume.\n{listed(sorted(lines))}"
         )
+
+
+def after_schedule(schedulers: Any, steps: Mapping[bool, int]) -> str | None:
+    """What is left of a training when the last of its schedulers has ended, in words; None where one lasts to its end
+    or the rate only rises.
+
+    Args:
+        schedulers: As they were built, a list or lists by name.
+        steps: Length of the training: in epochs (True) and in iterations (False).
+    """
+    found = schedulers.values() if isinstance(schedulers, Mapping) else [schedulers or []]
+    falling = [item for group in found for item in group if type(item).__name__ not in _WARM_UP]
+    if not falling or any(item.end >= steps[item.by_epoch] for item in falling):
+        return None
+    last = max(falling, key=lambda item: item.end / steps[item.by_epoch])
+    return (
+        f"the schedule of the learning rate ends at {'epoch' if last.by_epoch else 'iteration'} {last.end} of "
+        f"{steps[last.by_epoch]}: the rest is trained at its last rate. To train longer, change param_scheduler "
+        "together with train_cfg"
+    )
 
 
 def state_differences(expected: Mapping[str, tuple], found: Mapping[str, tuple]) -> list[tuple[str, str]]:

@@ -49,7 +49,8 @@ def find_weights(data: Mapping[Any, Any], what: str, own: Collection[str] = (), 
         averaged: Take averaged weights (EMA) where the file has both.
 
     Raises:
-        FileFormatError: There are no weights, no averaged ones although these are asked for, or one is not finite.
+        FileFormatError: There are no weights, no averaged ones although these are asked for, only averaged ones whose
+            names need the model's, or one is not finite.
     """
     entry, state = _entry(data, what, averaged)
     found = Weights(dict(state), [] if entry in ("", "state_dict") else [f"took the entry {entry!r}"])
@@ -138,5 +139,10 @@ def _separate_ema(found: Weights, own: Collection[str], what: str, averaged: boo
         found.state = plain
         found.notes.append(f"left out {len(ema)} averaged (EMA) copies, e.g. {next(iter(ema))}")
     elif ema:
+        if not own and not any("." in key for key in ours):
+            raise FileFormatError(
+                f"{what} holds only averaged (EMA) weights, whose names have lost their dots (e.g. {next(iter(ema))}): "
+                "they cannot be restored without the model; give its config (--config)"
+            )
         found.state = ours
         found.notes.append(f"took {len(ours)} averaged (EMA) weights: the file has no others")

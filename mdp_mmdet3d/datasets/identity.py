@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mdp_mmdet3d.files import file_sha256
+from mdp_mmdet3d.files import digest, file_sha256
 
 
 def data_identity(dataset: Mapping[str, Any]) -> str:
@@ -16,7 +17,8 @@ def data_identity(dataset: Mapping[str, Any]) -> str:
         dataset: Config of the data set, or of a wrapper around it.
 
     Returns:
-        ``"<info file>@<first 16 hex digits of its SHA-256>"``; the path where there is no file to read.
+        ``"<info file>@<first 16 hex digits of its SHA-256>"``, without an info file the same of the folder with names
+        and sizes of its files; the path where there is nothing to read.
     """
     while "ann_file" not in dataset and isinstance(dataset.get("dataset"), Mapping):
         dataset = dataset["dataset"]
@@ -25,4 +27,17 @@ def data_identity(dataset: Mapping[str, Any]) -> str:
         return location
     # An absolute info file stands for itself, as in MMEngine's data sets.
     path = Path(dataset.get("data_root") or "", dataset.get("ann_file") or "").resolve()
-    return f"{path.name}@{file_sha256(path)[:16]}" if path.is_file() else str(path)
+    if path.is_file():
+        return f"{path.name}@{file_sha256(path)[:16]}"
+    if dataset.get("data_root") and not dataset.get("ann_file") and path.is_dir():
+        part = [str(dataset.get(key) or "") for key in ("split", "data_prefix")]
+        return f"{path.name}@{digest([*part, *_files(path)])}"
+    return str(path)
+
+
+def _files(folder: Path) -> list[str]:
+    """Name and size of every file below a folder, sorted."""
+    found: list[str] = []
+    for place, _, names in os.walk(folder):
+        found += [f"{(path := Path(place, name)).relative_to(folder)} {path.stat().st_size}" for name in names]
+    return sorted(found)

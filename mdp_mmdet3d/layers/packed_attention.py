@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from mdp_mmdet3d.errors import MdpError
+from mdp_mmdet3d.layers.attention import SeparateAttention, TorchAttention, separate_projections
+
 QKV, PROJECTION, LAYER_SCALE = "qkv", "proj", "gamma1"
 
 
@@ -46,13 +49,24 @@ class PackedSelfAttention(nn.Module):
         return self.gamma1(self.proj(mixed.transpose(1, 2).flatten(2)))
 
 
-def widened(attention: nn.Module) -> PackedSelfAttention:
-    """The same attention as a `PackedSelfAttention`, on the same parameters, in evaluation mode's behaviour.
+def widened(attention: nn.Module) -> PackedSelfAttention | SeparateAttention | TorchAttention:
+    """The same attention with independent widths, on the same parameters, in evaluation mode's behaviour.
 
     Args:
-        attention: Has linear children ``qkv`` and ``proj`` and the attribute ``num_heads``. Whether it computes nothing
-            else (relative positions, norms of q and k) is for the caller to compare.
+        attention: A `torch.nn.MultiheadAttention` without `torch_obstacle`; or has linear children ``qkv`` and ``proj``
+            and the attribute ``num_heads``; or has `separate_projections`. Whether it computes nothing else (relative
+            positions, norms of q and k) is for the caller to compare.
+
+    Raises:
+        MdpError: It is none of these.
     """
+    if isinstance(attention, nn.MultiheadAttention):
+        return TorchAttention(attention).train(attention.training)
+    if not hasattr(attention, QKV):
+        projections = separate_projections(attention)
+        if projections is None:
+            raise MdpError(f"a {type(attention).__name__} is no attention whose widths can be changed")
+        return SeparateAttention(attention, projections).train(attention.training)
     heads = int(attention.num_heads)
     width = attention.qkv.out_features // (3 * heads)
     gamma1 = getattr(attention, LAYER_SCALE, None)

@@ -22,9 +22,21 @@ class RemovedSubLayer(nn.Module):
 
 
 class RemovedBranch(nn.Module):
-    """In place of a branch that the caller adds to its stream: a scalar 0, which runtimes leave out."""
+    """In place of a branch that the caller adds to its stream: a scalar 0, which runtimes leave out.
 
-    def forward(self, *inputs: Any, **named: Any) -> Tensor:
+    Args:
+        weights: Whether it is returned with None, as `torch.nn.MultiheadAttention` returns its weights.
+    """
+
+    # What torch.nn.TransformerEncoderLayer reads to see that its fused form does not apply.
+    batch_first = _qkv_same_embed_dim = False
+
+    def __init__(self, weights: bool = False) -> None:
+        super().__init__()
+        self.weights = weights
+
+    def forward(self, *inputs: Any, **named: Any) -> Tensor | tuple[Tensor, None]:
         """A scalar 0 of the first input's type."""
         first = inputs[0] if inputs else next(value for value in named.values() if isinstance(value, Tensor))
-        return first.new_zeros(())
+        zero = first.new_zeros(())
+        return (zero, None) if self.weights else zero

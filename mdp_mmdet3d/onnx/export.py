@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import onnx
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 import mdp_mmdet3d
 from mdp_mmdet3d.errors import DeploymentError
+from mdp_mmdet3d.layers.fused import without_fused_layers
 from mdp_mmdet3d.onnx.lint import require_clean
 from mdp_mmdet3d.runtime.manifest import EngineSpec, TensorSpec
 from mdp_mmdet3d.runtime.onnx_file import onnx_facts
@@ -56,7 +56,7 @@ def export_onnx(
     for child in training:
         child.training = False
     try:
-        with warnings.catch_warnings(), torch.no_grad(), _plain_attention():
+        with warnings.catch_warnings(), torch.no_grad(), without_fused_layers():
             # Deprecated upstream, but TensorRT-RTX refuses graphs of the new exporter's default opset.
             warnings.filterwarnings("ignore", category=DeprecationWarning)
             warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
@@ -88,20 +88,6 @@ def export_onnx(
             "would be blind without an error. Export from a checkpoint with finite weights"
         )
     return graph
-
-
-@contextmanager
-def _plain_attention() -> Iterator[None]:
-    """Keep `torch.nn.MultiheadAttention` from its fused operator, which has no ONNX form."""
-    backend = getattr(torch.backends, "mha", None)  # since PyTorch 2.3
-    before = backend.get_fastpath_enabled() if backend else True
-    try:
-        if backend:
-            backend.set_fastpath_enabled(False)
-        yield
-    finally:
-        if backend:
-            backend.set_fastpath_enabled(before)
 
 
 def export_software(simplify: bool) -> dict[str, str]:

@@ -12,9 +12,9 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from mdp_mmdet3d.errors import DeploymentError
-from mdp_mmdet3d.files import check_target_file, write_error, writing
+from mdp_mmdet3d.files import check_target_file, write_error
 from mdp_mmdet3d.runtime.manifest import MANIFEST_FILE
-from mdp_mmdet3d.together import replace_folder
+from mdp_mmdet3d.together import about, replace_folder
 
 OURS = (
     MANIFEST_FILE,
@@ -28,6 +28,8 @@ OURS = (
     "engines.json",
     "*.engine",
     "*.timing.cache",
+    ".mdp-part/",
+    ".mdp-old/",
 )
 """What export and engine builder write into a deployment folder, whatever its manifest lists."""
 _PART = ".mdp-part"
@@ -43,7 +45,7 @@ def new_deployment(out_dir: str | Path) -> Iterator[Path]:
     """
     out_dir = Path(out_dir)
     check_target(out_dir)
-    with part_folder(out_dir) as part, writing(out_dir):
+    with part_folder(out_dir) as part:
         yield part
         replace_folder(part, out_dir)
 
@@ -51,6 +53,8 @@ def new_deployment(out_dir: str | Path) -> Iterator[Path]:
 @contextmanager
 def part_folder(out_dir: str | Path) -> Iterator[Path]:
     """Yield an empty folder beside ``out_dir`` for what is on the way there; removed at the end.
+
+    Errors name ``out_dir`` instead of it.
 
     Raises:
         WriteError: The folder cannot be written.
@@ -65,7 +69,8 @@ def part_folder(out_dir: str | Path) -> Iterator[Path]:
     except OSError as error:
         raise write_error(out_dir, error) from error
     try:
-        yield part
+        with about(out_dir, part):
+            yield part
     finally:
         shutil.rmtree(part, ignore_errors=True)
 

@@ -10,7 +10,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
-from mdp_mmdet3d.checkpoint.check import META_KEY, check_resume, check_schedule, check_start, meta_of
+from mdp_mmdet3d.checkpoint.check import META_KEY, after_schedule, check_resume, check_schedule, check_start, meta_of
 from mdp_mmdet3d.checkpoint.load import check_meta
 from mdp_mmdet3d.checkpoint.weights import check_finite, find_weights
 from mdp_mmdet3d.surgery.plan import PruningPlan
@@ -29,6 +29,12 @@ class PlanHook(Hook):
     """
 
     priority = "VERY_HIGH"
+
+    def before_train(self, runner: Runner) -> None:
+        """Warn of a training that is longer than its schedule."""
+        steps = {True: runner.max_epochs, False: runner.max_iters}
+        if (rest := after_schedule(runner.param_schedulers, steps)) is not None:
+            runner.logger.warning(rest)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Add plan and hash."""

@@ -12,7 +12,7 @@ from mdp_mmdet3d.files import atomic_path
 FOLDERS = ("runtime", "trt")
 """Packed whole."""
 
-BASE = ("__init__", "device", "errors", "files", "plausible", "tensor_spec")
+BASE = ("__init__", "device", "errors", "files", "plausible", "tensor_spec", "together")
 """What these folders stand on."""
 
 RUNTIME_FILE = "mdp_runtime.pyz"

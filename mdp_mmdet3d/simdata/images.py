@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from mdp_mmdet3d.errors import MdpError
+from mdp_mmdet3d.together import new_folder
 
 SHAPES = {"sports ball": 40, "kite": 3, "book": 4, "stop sign": 8}  # COCO's name: corners
 COLOURS = ((214, 64, 52), (58, 110, 205))
@@ -35,6 +35,7 @@ COCO_CLASSES = [
 # VOC has no names of shapes; these are of its 20 classes, in the order of `SHAPES`.
 VOC_NAMES = ("bicycle", "boat", "tvmonitor", "car")
 _UNUSED_IDS = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
+MOST_IMAGES = 1_000_000
 
 
 def write_image_folder(
@@ -205,15 +206,10 @@ def _new_folder(root: str | Path, count: int) -> Iterator[Path]:
         raise MdpError(f"{path} exists and is not empty; name another folder or delete it")
     if count < len(SHAPES) * len(COLOURS):
         raise MdpError(f"{count} images are too few: at least {len(SHAPES) * len(COLOURS)}, one per class")
-    path = path.absolute()
-    part = path.with_name(f".{path.name}.part")
-    shutil.rmtree(part, ignore_errors=True)  # of a run that was killed
-    part.mkdir(parents=True)
-    try:
+    if count > MOST_IMAGES:
+        raise MdpError(f"{count} images are too many: {MOST_IMAGES} at most")
+    with new_folder(path) as part:
         yield part
-        part.replace(path)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 def _background(rng: np.random.Generator, size: tuple[int, int]) -> Image.Image:

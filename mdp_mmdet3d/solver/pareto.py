@@ -18,6 +18,7 @@ from mdp_mmdet3d.solver.scaling import check_budgets, minimum_cost
 
 SCHEMA_VERSION = 1
 _HINTS = 6
+_MOST = 100_000
 
 
 @dataclass(frozen=True)
@@ -113,8 +114,8 @@ def iterate(
     """The points of `pareto` one by one, cheapest first."""
     metric = metric or problem.metrics[0]
     limits = dict(limits or {})
-    if points < 2 or (step is not None and not step > 0.0):
-        raise MdpError(f"a Pareto front needs at least 2 points and a step > 0, got {points} and {step}")
+    if not 2 <= points <= _MOST or (step is not None and not step > 0.0):
+        raise MdpError(f"a Pareto front needs 2 to {_MOST} points and a step > 0, got {points} and {step}")
     if metric in limits:
         raise MdpError(f"{metric!r} is the metric to trade off; it cannot be limited too")
     check_budgets(problem, {metric: 0.0, **limits})
@@ -122,6 +123,10 @@ def iterate(
     top = solve(problem, {**limits, metric: most}, options)
     low = minimum_cost(problem, metric)[0]
     high = top.costs[metric]
+    if step is not None and high - low > _MOST * step:
+        raise MdpError(
+            f"a step of {step} gives more than {_MOST} points between {low:.6g} and {high:.6g}; take a larger one"
+        )
     budgets = np.linspace(low, high, points) if step is None else np.append(np.arange(low, high, step), high)
     known: list[ProblemStructure] = [top.plan]
     last: SolveResult | None = None

@@ -14,6 +14,7 @@ def add_attention(
     v: int,
     *,
     packed: tuple[str, ...] = ("in_proj_weight", "in_proj_bias"),
+    separate: tuple[tuple[str, ...], ...] = (),
     out: str = "out_proj.weight",
 ) -> tuple[str | int, str | int, str | int]:
     """Add the three dimensions of one attention.
@@ -25,15 +26,17 @@ def add_attention(
         qk: Dense width of a query and a key.
         v: Dense width of a value.
         packed: Tensors below ``path`` whose rows are those of q, then k, then v, each head after head.
+        separate: In place of ``packed``, the tensors of q, those of k and those of v.
         out: Weight below ``path`` of the output projection, whose columns are those of v.
 
     Returns:
         Dimension (or dense count, where frozen) of heads, q/k width and v width.
     """
-    k_rows, v_rows = heads * qk, 2 * heads * qk
+    starts = (0, heads * qk, 2 * heads * qk)
 
-    def in_rows(offset: int, width: int = 1) -> list[TensorAxis]:
-        return [TensorAxis(f"{path}.{leaf}", 0, offset, width) for leaf in packed]
+    def in_rows(part: int, width: int = 1) -> list[TensorAxis]:
+        leaves, start = (separate[part], 0) if separate else (packed, starts[part])
+        return [TensorAxis(f"{path}.{leaf}", 0, start, width) for leaf in leaves]
 
     def out_columns(width: int = 1) -> TensorAxis:
         return TensorAxis(f"{path}.{out}", 1, 0, width)
@@ -43,7 +46,7 @@ def add_attention(
         f"{path}.heads",
         DimensionKind.HEADS,
         heads,
-        [*in_rows(0, qk), *in_rows(k_rows, qk), *in_rows(v_rows, v), out_columns(v)],
+        [*in_rows(0, qk), *in_rows(1, qk), *in_rows(2, v), out_columns(v)],
         [],
         multiple=1,
     )
@@ -53,8 +56,8 @@ def add_attention(
         f"{path}.qk",
         DimensionKind.QK_WIDTH,
         qk,
-        [*in_rows(0), *in_rows(k_rows)],
-        [[*in_rows(0), *in_rows(k_rows)]],
+        [*in_rows(0), *in_rows(1)],
+        [[*in_rows(0), *in_rows(1)]],
         multiple=multiple,
         copies=heads,
         within=within,
@@ -64,8 +67,8 @@ def add_attention(
         f"{path}.v",
         DimensionKind.V_WIDTH,
         v,
-        [*in_rows(v_rows), out_columns()],
-        [[*in_rows(v_rows), out_columns()]],
+        [*in_rows(2), out_columns()],
+        [[*in_rows(2), out_columns()]],
         multiple=multiple,
         copies=heads,
         within=within,

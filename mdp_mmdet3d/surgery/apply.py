@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mdp_mmdet3d.errors import StructureMismatchError
 from mdp_mmdet3d.files import digest
-from mdp_mmdet3d.layers import RemovedBranch, RemovedSubLayer, widened
+from mdp_mmdet3d.layers import RemovedBranch, RemovedSubLayer, TorchAttention, widened
 from mdp_mmdet3d.space.types import Block, BlockKind, DimensionKind
 from mdp_mmdet3d.surgery.plan import PruningPlan
 
@@ -167,7 +167,8 @@ def replace_block(model: nn.Module, block: Block) -> None:
     path, _, leaf = block.name.rpartition(".")
     replacement: nn.Module = nn.Identity()
     if block.kind is BlockKind.BRANCH:
-        replacement = RemovedBranch()
+        old = model.get_submodule(block.name)
+        replacement = RemovedBranch(weights=isinstance(old, (nn.MultiheadAttention, TorchAttention)))
     elif block.kind is BlockKind.SUB_LAYER:
         replacement = RemovedSubLayer()
     elif block.kind is BlockKind.RESIDUAL_BRANCH:

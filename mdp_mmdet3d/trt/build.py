@@ -14,6 +14,7 @@ from typing import Any
 
 from mdp_mmdet3d.errors import DeploymentError, FileFormatError
 from mdp_mmdet3d.files import atomic_path, file_sha256, read_json, write_json
+from mdp_mmdet3d.together import appear_together
 from mdp_mmdet3d.trt import builder
 
 ENGINES_FILE = "engines.json"
@@ -43,7 +44,7 @@ def build_engines(folder: str | Path, manifest: Any, capability: str | None = No
     """Build an engine of every ONNX file of a deployment, with a timing cache that a second build reuses.
 
     Writes ``<name>.<target>.engine``, ``engines.json`` (what they belong to; kernels and memory of each) and
-    ``timing.cache`` into the folder.
+    ``timing.cache`` into the folder: the engines and their list together or not at all, the cache after each engine.
 
     Args:
         folder: Deployment folder.
@@ -57,33 +58,35 @@ def build_engines(folder: str | Path, manifest: Any, capability: str | None = No
     Raises:
         DeploymentError: There is no TensorRT. `TargetError`, `EngineBuildError`: see there.
         FileFormatError: ``engines.json`` of an earlier build is damaged.
+        WriteError: The folder cannot be written.
     """
     folder = Path(folder)
     trt = import_tensorrt()
     target = f"sm{capability.replace('.', '')}" if capability else "here"
     cache = folder / f"{target}.{TIMING_CACHE_FILE}"
-    built = {}
-    for name, spec in manifest.engines.items():
-        plan, report = build_engine(trt, folder / spec.file, capability, cache)
-        file = f"{name}.{target}.engine"
-        with atomic_path(folder / file) as temporary:
-            temporary.write_bytes(plan)
-        built[name] = {
-            "file": file,
-            "sha256": file_sha256(folder / file),
-            "onnx_sha256": manifest.checksums[spec.file],
-            **report,
-        }
     existing = read_engines(folder)["targets"] if (folder / ENGINES_FILE).is_file() else {}
-    existing[target] = {
-        "library": trt.__name__,
-        "version": trt.__version__,
-        "capability": capability,
-        "machine": platform.machine(),
-        "precision": manifest.precision,
-        "engines": built,
-    }
-    write_json(folder / ENGINES_FILE, {"schema_version": SCHEMA_VERSION, "targets": existing})
+    files = {name: f"{name}.{target}.engine" for name in manifest.engines}
+    built = {}
+    with appear_together(folder, (*files.values(), ENGINES_FILE)) as part:
+        for name, spec in manifest.engines.items():
+            plan, report = build_engine(trt, folder / spec.file, capability, cache)
+            path = part / files[name]
+            path.write_bytes(plan)
+            built[name] = {
+                "file": path.name,
+                "sha256": file_sha256(path),
+                "onnx_sha256": manifest.checksums[spec.file],
+                **report,
+            }
+        existing[target] = {
+            "library": trt.__name__,
+            "version": trt.__version__,
+            "capability": capability,
+            "machine": platform.machine(),
+            "precision": manifest.precision,
+            "engines": built,
+        }
+        write_json(part / ENGINES_FILE, {"schema_version": SCHEMA_VERSION, "targets": existing})
     return built
 
 

@@ -21,7 +21,8 @@ from mdp_mmdet3d.errors import FileFormatError, StructureMismatchError
 
 logger = logging.getLogger(__name__)
 
-AUXILIARY_HEAD = "img_roi_head."
+AUXILIARY_HEAD = ("img_roi_head.", "img_roi_head_")
+"""As it is, and as MMCV 1 writes averaged weights, whose dots only the model's own names bring back."""
 CONSTANTS = (
     "pts_bbox_head.code_weights",
     "pts_bbox_head.match_costs",

@@ -17,6 +17,7 @@ from mdp_mmdet3d.runtime.manifest import DeploymentManifest
 from mdp_mmdet3d.runtime.pyz import RUNTIME_FILE, write_runtime
 from mdp_mmdet3d.runtime.stream import Frame
 from mdp_mmdet3d.runtime.synthetic import synthetic_frames
+from mdp_mmdet3d.together import replace_folder
 
 from .compare import check_against_pytorch
 from .deployed_accuracy import evaluate_deployment
@@ -24,6 +25,7 @@ from .export import image_transform
 from .normalisation import converted
 
 FEW_MATCHES = 0.9
+MOST_FRAMES = 10_000  # all are kept
 FEW_MATCHES_ADVICE = (
     "many boxes are gone in this precision. With random weights that is chance; with trained ones do not deploy it "
     "before --evaluate says what it costs: calibrate on more frames (--calibration-frames), leave layers out "
@@ -35,13 +37,15 @@ def deploy(
     adapter: Adapter, model: nn.Module, folder: Path, options: DeployOptions, say: Callable[[str], None], **facts: Any
 ) -> str:
     """See `Adapter.deploy`; ``facts`` are plan hash and weights."""
-    if options.num_frames < 1:
-        raise MdpError(f"--num-frames must be at least 1, got {options.num_frames}")
+    for name, count in (("--num-frames", options.num_frames), ("--calibration-frames", options.calibration_frames)):
+        if not 1 <= count <= MOST_FRAMES:
+            raise MdpError(f"{name} must be in 1..{MOST_FRAMES}, got {count}")
     if options.source_size is not None and min(options.source_size) < 1:
         raise MdpError(f"--source-size {options.source_size} must be height and width of a camera image in pixels")
     check_target(folder)
     with part_folder(folder) as part:
-        float32 = folder if options.precision == "float32" else part / "float32"
+        made = part / "new"  # moves to its place when nothing can fail any more
+        float32 = made if options.precision == "float32" else part / "float32"
         adapter.export(
             model,
             float32,
@@ -62,9 +66,9 @@ def deploy(
         figures = ", ".join(f"{name} {check['teacher_forced'][name]:.1e}" for name in ("logits", "boxes", "memory"))
         say(f"against PyTorch over {len(frames)} frames: {figures} (teacher-forced)")
         if options.precision == "float32":
-            manifest = manifest.with_checks(folder, against_pytorch=check)
+            manifest = manifest.with_checks(made, against_pytorch=check)
         else:
-            manifest = _reduce(adapter, model, manifest, float32, folder, options, frames)
+            manifest = _reduce(adapter, model, manifest, float32, made, options, frames)
             found = manifest.checks["boxes_against_float32"]
             say(
                 f"{options.precision} against float32: {found['matched_share']:.1%} of {found['boxes']} boxes found "
@@ -72,10 +76,10 @@ def deploy(
             )
             if found["matched_share"] < FEW_MATCHES:
                 say(f"WARNING: {FEW_MATCHES_ADVICE}")
-            manifest = manifest.with_checks(folder, float32_against_pytorch=check)
+            manifest = manifest.with_checks(made, float32_against_pytorch=check)
         if options.evaluate:
             accuracy = {}
-            for precision, place in {"float32": float32, options.precision: folder}.items():
+            for precision, place in {"float32": float32, options.precision: made}.items():
                 on_frame = partial(options.on_progress, f"evaluate {precision}")
                 accuracy[precision] = evaluate_deployment(adapter.config, model.data_preprocessor, place, on_frame)
                 numbers = {k: v for k, v in accuracy[precision].items() if isinstance(v, float)}
@@ -83,8 +87,9 @@ def deploy(
                     f"{precision} on {accuracy[precision]['frames']} frames: "
                     + ", ".join(f"{key} {value:.4f}" for key, value in numbers.items())
                 )
-            manifest = manifest.with_checks(folder, accuracy=accuracy)
-    runtime = write_runtime(folder / RUNTIME_FILE)
+            manifest = manifest.with_checks(made, accuracy=accuracy)
+        runtime = write_runtime(made / RUNTIME_FILE)
+        replace_folder(made, folder)
     return f"{', '.join(spec.file for spec in manifest.engines.values())}, init_memory.npz, {runtime.name}"
 
 

@@ -12,10 +12,11 @@ from mmengine.config import Config
 from torch import nn
 
 from mdp_mmdet3d.adapters import InputShape, adapter_of
+from mdp_mmdet3d.adapters.attentions import find_attentions
 from mdp_mmdet3d.adapters.single_graph_export import TensorMode, export_single_graph
 from mdp_mmdet3d.adapters.transformer_layers import _role
 from mdp_mmdet3d.layers import PackedSelfAttention, RemovedBranch, RemovedSubLayer, widened
-from mdp_mmdet3d.space.builder import SpaceOptions
+from mdp_mmdet3d.space.builder import SpaceBuilder, SpaceOptions
 from mdp_mmdet3d.space.calls import Call
 from mdp_mmdet3d.space.types import BlockKind, DimensionKind
 from mdp_mmdet3d.surgery.apply import apply_plan
@@ -137,15 +138,11 @@ def test_an_attention_that_computes_more_is_left_alone_with_the_reason():
         def forward(self, x):
             return widened(self)(x) * 0.5
 
-    from mdp_mmdet3d.adapters.transformer_layers import add_transformer_layers
-    from mdp_mmdet3d.space.builder import SpaceBuilder
-    from mdp_mmdet3d.space.calls import record_calls
-
     net = nn.Sequential(Gated())
     x = torch.randn(1, 5, 8, generator=torch.Generator().manual_seed(0))
     builder = SpaceBuilder(net, SpaceOptions())
-    assert add_transformer_layers(builder, record_calls(net, lambda: net(x)), {"0.qkv": [(1, 5, 8)]}, "model") == []
-    assert "more than a plain self-attention" in builder.left_alone["0"]
+    assert find_attentions(builder, net, lambda: net(x), {"0.qkv": [(1, 5, 8)]}) == []
+    assert "more than a plain attention" in builder.left_alone["0"]
 
 
 def test_what_stands_for_a_removed_block_takes_the_same_call():

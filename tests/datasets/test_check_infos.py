@@ -31,8 +31,9 @@ def read(mini_root, tmp_path):
     config = Config.fromfile(CONFIGS / "nuscenes_704x256.py")
     content = pickle.loads((mini_root / "nuscenes_infos_train.pkl").read_bytes())
 
-    def run(edit, every=False, loader="importance_dataloader"):
+    def run(edit, every=False, loader="importance_dataloader", version="v1.0-mini"):
         changed = copy.deepcopy(content)
+        changed["metainfo"]["version"] = version
         for record in changed["data_list"] if every else changed["data_list"][1:2]:
             edit(record)
         (tmp_path / "infos.pkl").write_bytes(pickle.dumps(changed))
@@ -80,6 +81,8 @@ def test_a_field_of_one_frame(read, edit, message):
 def test_other_rules(read, mini_root):
     with pytest.raises(FileFormatError, match=r"token of frame None .row 1. is missing"):
         len(read(lambda r: r.pop("token"))[0])
+    with pytest.raises(FileFormatError, match=r"infos\.pkl: its metainfo\.version is None"):
+        len(read(lambda r: None, version=None)[0])
     with pytest.raises(FileFormatError, match=r"from frame .* to .* ego_pose jumps by"):
         len(read(drive_off)[0])
     with pytest.raises(FileFormatError, match="looks like microseconds"):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 
 import pytest
 
 from mdp_mmdet3d.errors import DeploymentError, WriteError
-from mdp_mmdet3d.files import write_json
+from mdp_mmdet3d.files import write_json, writing
 from mdp_mmdet3d.onnx.folders import new_deployment
 
 
@@ -63,6 +64,16 @@ def test_what_a_killed_export_left_is_removed_and_a_running_one_is_not(tmp_path)
         path.mkdir()
     deploy(tmp_path / "pruned")
     assert not dead.exists() and alive.exists()
+
+
+def test_a_full_disk_leaves_the_earlier_one_and_is_told_of_the_target(tmp_path):
+    folder = tmp_path / "pruned"
+    deploy(folder)
+    with pytest.raises(WriteError) as error, new_deployment(folder) as part, writing(part / "inner" / "head.onnx"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert str(error.value) == (f"cannot write {folder}: No space left on device; make room on that disk and run again")
+    assert [path.name for path in tmp_path.iterdir()] == ["pruned"]
+    assert (folder / "head.onnx").read_text() == "new"
 
 
 def test_places_that_cannot_be_written(tmp_path):

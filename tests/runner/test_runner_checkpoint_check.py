@@ -7,10 +7,18 @@ import logging
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.optim import CosineAnnealingLR
+from mmengine.optim import CosineAnnealingLR, LinearLR
 from torch import nn
 
-from mdp_mmdet3d.checkpoint.check import check_resume, check_schedule, check_start, described, meta_of, plan_hash_of
+from mdp_mmdet3d.checkpoint.check import (
+    after_schedule,
+    check_resume,
+    check_schedule,
+    check_start,
+    described,
+    meta_of,
+    plan_hash_of,
+)
 from mdp_mmdet3d.errors import FileFormatError, StructureMismatchError
 from mdp_mmdet3d.runner.plan_hook import add_plan_hook
 
@@ -111,3 +119,14 @@ def test_a_training_is_not_resumed_by_another_schedule_than_its_config_states() 
         check_schedule(content, schedule(200), "x.pth")
     with pytest.raises(StructureMismatchError, match="1 schedulers in the checkpoint, 0 in the config"):
         check_schedule(content, [], "x.pth")
+
+
+def test_a_training_that_is_longer_than_its_schedule_is_told_so() -> None:
+    longer = {True: 1, False: 120}
+    assert "ends at iteration 100 of 120" in after_schedule(schedule(100), longer)
+    assert "ends at iteration 100 of 120" in after_schedule({"a": schedule(50), "b": schedule(100)}, longer)
+    assert after_schedule(schedule(50) + schedule(120), longer) is None
+    warm_up = LinearLR(schedule(50)[0].optimizer, start_factor=0.1, by_epoch=False, end=20)
+    assert after_schedule([warm_up], longer) is None
+    assert "100 of 120" in after_schedule([warm_up, *schedule(100)], longer)
+    assert after_schedule([], longer) is None and after_schedule(None, longer) is None

@@ -12,6 +12,7 @@ from mmengine.config import Config
 
 from mdp_mmdet3d.adapters import InputShape, SingleGraph, adapter_of
 from mdp_mmdet3d.config_file import read_config
+from mdp_mmdet3d.datasets.identity import data_identity
 from mdp_mmdet3d.runner.outputs import write_pruned_config
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -137,3 +138,18 @@ def test_other_data_at_the_same_path_are_other_data(tmp_path) -> None:
         (tmp_path / "infos.pkl").write_bytes(content)
         found.append(SingleGraph(config, InputShape(6, 64, 176)).data_identity())
     assert found[0] == found[2] != found[1] and found[0].startswith("infos.pkl@")
+
+
+def test_a_folder_without_an_info_file_is_known_by_its_files(tmp_path) -> None:
+    image = tmp_path / "set" / "train" / "cat" / "1.jpg"
+    image.parent.mkdir(parents=True)
+    dataset = dict(type="ImageNet", data_root=str(tmp_path / "set"), split="train")
+    found = []
+    for content in ("one", "another", "one"):
+        image.write_text(content)
+        found.append(data_identity(dataset))
+    assert found[0] == found[2] != found[1] and found[0].startswith("set@")
+    assert data_identity({**dataset, "split": "val"}) != found[0]
+    (tmp_path / "moved").mkdir()
+    (tmp_path / "set").rename(tmp_path / "moved" / "set")
+    assert data_identity({**dataset, "data_root": str(tmp_path / "moved" / "set")}) == found[0]

@@ -316,6 +316,12 @@ def test_parameters_of_another_model_are_refused(packages, key, value, message):
         check_shapes(graphs, {**found, f"model_params.{key}": value})
 
 
+@pytest.mark.parametrize("value", [2.0, -1.0, float("nan")])
+def test_a_threshold_that_is_none_is_refused(value):
+    with pytest.raises(DeploymentError, match=f"confidence_threshold={value} must be 0 to 1"):
+        NodeSettings(confidence_threshold=value).check(6)
+
+
 @pytest.mark.parametrize("order", ["RGB", "BGR"])
 @pytest.mark.parametrize("node", ["0.52", "0.53"])
 @pytest.mark.parametrize("encoding", ["rgb8", "bgr8"])

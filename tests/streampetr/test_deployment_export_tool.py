@@ -52,6 +52,18 @@ def test_bad_input_is_status_two(monkeypatch, config, tmp_path, capsys):
     assert "pruned_config.py" in capsys.readouterr().err
     assert export(monkeypatch, config, "--out", tmp_path, "--frames", "synthetic") == 2
     assert "no deployment folder" in capsys.readouterr().err
+    assert export(monkeypatch, config, "--out", tmp_path / "o", "--num-frames", 10**12, "--frames", "synthetic") == 2
+    assert "--num-frames must be in 1..10000" in capsys.readouterr().err
+
+
+def test_a_stop_after_the_graphs_leaves_nothing(monkeypatch, config, tmp_path, capsys):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("projects.streampetr.deployment.check_against_pytorch", stop)
+    assert export(monkeypatch, config, "--out", tmp_path / "out", "--frames", "synthetic", "--num-frames", 1) == 130
+    assert capsys.readouterr().err.strip().splitlines()[-1] == "stopped; nothing was written"
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny.py"]
 
 
 def test_int8_wants_frames_and_warns_where_boxes_are_gone(monkeypatch, config, tmp_path, capsys):

@@ -293,6 +293,7 @@ def ema(state: dict) -> dict[str, torch.Tensor]:
         lambda s: {"state_dict": s | ema(zeros(s))},
         lambda s: {"state_dict": s | prefixed(zeros(s), "ema_")},
         lambda s: {"state_dict": ema(s)},
+        lambda s: {"state_dict": ema(s | {"img_roi_head.cls.weight": torch.ones(2)})},
     ],
 )
 def test_files_of_other_makers(build_small, tmp_path: Path, wrap) -> None:
@@ -302,6 +303,13 @@ def test_files_of_other_makers(build_small, tmp_path: Path, wrap) -> None:
     load_checkpoint(target, tmp_path / "x.pth")
     for key, value in target.state_dict().items():
         assert torch.equal(state[key], value), key
+
+
+def test_averaged_weights_alone_are_not_converted_without_the_names_of_a_model(build_small, tmp_path, convert, capsys):
+    target = tmp_path / "y.pth"
+    torch.save({"state_dict": ema(full_state(build_small()))}, tmp_path / "x.pth")
+    assert convert(tmp_path / "x.pth", target) == 2 and not target.exists()
+    assert "whose names have lost their dots (e.g. ema_img_backbone_conv1_weight)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from mmdet3d.apis import MonoDet3DInferencer, init_model
+from mmdet3d.apis import MonoDet3DInferencer, MultiModalityDet3DInferencer, init_model
 from mmengine.config import Config
 
 import mdp_mmdet3d.runner  # noqa: F401  lets checkpoints load safely
@@ -30,3 +30,16 @@ def test_a_dense_model_is_built_with_its_weights(build) -> None:
     found = build().state_dict()
     assert all(torch.equal(found[key], expected[key]) for key in found.keys() & expected.keys())
     assert len(found.keys() & expected.keys()) > 100
+
+
+@pytest.mark.parametrize(
+    ("inferencer", "message"),
+    [
+        (MonoDet3DInferencer, "LoadImageFromFileMono3D is not found"),
+        (MultiModalityDet3DInferencer, "Both LoadPointsFromFile and LoadImageFromFile must"),
+    ],
+)
+def test_inferencers_build_the_model_and_end_where_the_faq_says(inferencer, message) -> None:
+    """They read one image of one camera; docs/faq.md says what to do instead."""
+    with pytest.raises(ValueError, match=message):
+        inferencer(str(CONFIG), str(CHECKPOINT), device="cpu")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -64,13 +65,18 @@ def test_every_rank_goes_on_with_its_own_memory_and_its_teachers(start, mini_con
         f"distillation.teacher_config={tmp_path}/config.py",
         f"distillation.teacher_checkpoint={tmp_path}/teacher.pth",
     ]
-    finish(start(tmp_path / "whole", "train_cfg.max_iters=5", "default_hooks.checkpoint.interval=3", *distillation))
-    finish(start(tmp_path / "parts", "train_cfg.max_iters=3", *distillation))
+    options = ("train_cfg.max_iters=5", "default_hooks.checkpoint.interval=3", *distillation)
+    finish(start(tmp_path / "whole", *options))
+    (tmp_path / "parts").mkdir()
+    shutil.copy(tmp_path / "whole" / "iter_3.pth", tmp_path / "parts")  # as if it had been stopped there
+    (tmp_path / "parts" / "last_checkpoint").write_text(str(tmp_path / "parts" / "iter_3.pth"))
     states = saved(tmp_path / "parts" / "iter_3.pth")[STATE_KEY]["ranks"]
     assert len(states) == 2
     memories = [state["memory"]["reference_point"] for state in states]
     assert not torch.equal(*memories)  # each follows a stream of its own
-    finish(start(tmp_path / "parts", "train_cfg.max_iters=5", *distillation, resume=True))
+    written = (tmp_path / "parts" / "iter_3.pth").stat().st_mtime_ns
+    finish(start(tmp_path / "parts", *options, resume=True))
+    assert (tmp_path / "parts" / "iter_3.pth").stat().st_mtime_ns == written  # not begun again
     whole, parts = (saved(tmp_path / name / "iter_5.pth") for name in ("whole", "parts"))
     torch.testing.assert_close(parts["state_dict"], whole["state_dict"], rtol=0, atol=0)
     for ours, theirs in zip(parts[STATE_KEY]["ranks"], whole[STATE_KEY]["ranks"]):

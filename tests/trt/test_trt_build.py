@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 
 import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from mdp_mmdet3d.errors import FileFormatError
+from mdp_mmdet3d.errors import FileFormatError, WriteError
 from mdp_mmdet3d.onnx.reduce import reduce_precision
 from mdp_mmdet3d.runtime.graph_manifest import load_manifest
 from mdp_mmdet3d.runtime.manifest import DeploymentManifest
@@ -98,3 +100,21 @@ def test_truncated_onnx_is_refused(deployment, tmp_path):
     (deployment / "head.onnx").write_bytes(content)
     with pytest.raises(FileFormatError, match="truncated or replaced"):
         build_engines(deployment, load_manifest(deployment), "8.6")
+
+
+def test_a_disk_that_is_full_at_the_second_engine_leaves_the_earlier_build(deployment, monkeypatch):
+    plans = iter([b"old"] * 3 + [b"new"])
+
+    def build(*_):
+        if (plan := next(plans, None)) is None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return plan, {"kernels": []}
+
+    monkeypatch.setattr("mdp_mmdet3d.trt.build.build_engine", build)
+    manifest = load_manifest(deployment)
+    build_engines(deployment, manifest, "8.6")
+    before = {path: path.read_bytes() for path in deployment.iterdir()}
+    with pytest.raises(WriteError, match=rf"cannot write {deployment}: No space left"):
+        build_engines(deployment, manifest, "8.6")
+    assert {path: path.read_bytes() for path in deployment.iterdir()} == before
+    assert (deployment / "head.sm86.engine").read_bytes() == b"old"

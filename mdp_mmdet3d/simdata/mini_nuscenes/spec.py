@@ -14,6 +14,7 @@ _SCENES = {
     "v1.0-mini": (splits.mini_train, splits.mini_val),
     "v1.0-trainval": (splits.train, splits.val),
 }
+MOST_FRAMES = 1_000
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,8 @@ class MiniNuScenesSpec:
         ):
             if value < smallest:
                 raise MdpError(f"{name} is {value}; it must be at least {smallest}")
+        if self.frames > MOST_FRAMES:
+            raise MdpError(f"frames is {self.frames}; a scene has {MOST_FRAMES} key frames at most (nuScenes: 40)")
 
     @property
     def split_sizes(self) -> tuple[int, int]:

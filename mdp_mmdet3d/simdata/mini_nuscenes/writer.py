@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import queue
-import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from pathlib import Path
@@ -19,7 +18,7 @@ from mdp_mmdet3d.simdata.mini_nuscenes.road import Road
 from mdp_mmdet3d.simdata.mini_nuscenes.scene import Drive, SceneWriter
 from mdp_mmdet3d.simdata.mini_nuscenes.spec import MiniNuScenesSpec
 from mdp_mmdet3d.simdata.mini_nuscenes.tables import Tables
-from mdp_mmdet3d.together import replace_folder
+from mdp_mmdet3d.together import new_folder
 
 LOCATIONS = ("singapore-onenorth", "boston-seaport", "singapore-queenstown", "singapore-hollandvillage")
 TILE_M = 420.0
@@ -48,29 +47,27 @@ def write_mini_nuscenes(
 
     Raises:
         MdpError: ``out`` exists and is not empty, or the wanted objects do not fit on the road.
+        WriteError: It cannot be written.
     """
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())) and not overwrite:
         raise MdpError(f"{out} exists and is not empty; choose another folder, or replace it with --overwrite")
-    part = out.with_name(f".{out.name}.mdp-part")
-    if part.exists():
-        shutil.rmtree(part)
-    for channel in (*CAMERAS, LIDAR):
-        (part / "samples" / channel).mkdir(parents=True)
-    tables = Tables(spec.seed)
-    for channel in (*CAMERAS, LIDAR):
-        tables.add("sensor", channel, channel=channel, modality="lidar" if channel == LIDAR else "camera")
-    roads: dict[str, list[Road]] = {}
-    logs: dict[str, list[str]] = {}
-    drives = plan_drives(spec)
-    for drive, (rows, road) in zip(drives, _written(spec, drives, part, step, min(workers, len(drives)))):
-        tables.extend(rows)
-        roads.setdefault(drive.location, []).append(road)
-        logs.setdefault(drive.location, []).append(tables.token("log", drive.logfile))
-    _write_maps(part, tables, roads, logs)
-    tables.write(part / spec.version)
-    create_infos(part, spec.version)
-    replace_folder(part, out)
+    with new_folder(out) as part:
+        for channel in (*CAMERAS, LIDAR):
+            (part / "samples" / channel).mkdir(parents=True)
+        tables = Tables(spec.seed)
+        for channel in (*CAMERAS, LIDAR):
+            tables.add("sensor", channel, channel=channel, modality="lidar" if channel == LIDAR else "camera")
+        roads: dict[str, list[Road]] = {}
+        logs: dict[str, list[str]] = {}
+        drives = plan_drives(spec)
+        for drive, (rows, road) in zip(drives, _written(spec, drives, part, step, min(workers, len(drives)))):
+            tables.extend(rows)
+            roads.setdefault(drive.location, []).append(road)
+            logs.setdefault(drive.location, []).append(tables.token("log", drive.logfile))
+        _write_maps(part, tables, roads, logs)
+        tables.write(part / spec.version)
+        create_infos(part, spec.version)
     return out
 
 

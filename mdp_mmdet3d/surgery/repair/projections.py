@@ -10,13 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mdp_mmdet3d.surgery.repair.layers import LinearLayer, add_to
+from mdp_mmdet3d.surgery.repair.torch_attention import is_torch_attention
 
 PARTS = ("query", "key", "value")
 
 
 @dataclass
 class ProjectionLayer(LinearLayer):
-    """One projection of an attention with ``in_proj_weight`` and head widths as attributes.
+    """One projection of an attention: with head widths as attributes, or ``torch.nn.MultiheadAttention``.
 
     Attributes:
         part: Index in `PARTS`; also that of the attention's argument.
@@ -32,8 +33,7 @@ class ProjectionLayer(LinearLayer):
     @property
     def shape(self) -> tuple[int, int, int]:
         """See `Layer.shape`."""
-        rows = rows_of(self.module, self.part)
-        return 1, self.module.in_proj_weight.shape[1], rows.stop - rows.start
+        return 1, *self.weight.shape[::-1]
 
     @property
     def has_constant(self) -> bool:
@@ -43,13 +43,22 @@ class ProjectionLayer(LinearLayer):
     @property
     def tensors(self) -> dict[str, Tensor]:
         """See `Layer.tensors`."""
-        names = ("in_proj_weight", "in_proj_bias") if self.has_constant else ("in_proj_weight",)
+        names = (self.kept, "in_proj_bias") if self.has_constant else (self.kept,)
         return {f"{self.attention}.{name}": getattr(self.module, name).data for name in names}
 
     @property
     def kept(self) -> str:
         """See `Layer.kept`."""
-        return "in_proj_weight"
+        return weight_name(self.module, self.part)
+
+    @property
+    def weight(self) -> Tensor:
+        """(rows, C) of this projection, not a copy."""
+        return weight_of(self.module, self.part)
+
+    def kept_rows(self, mask: Tensor) -> Tensor:
+        """Mask of this projection, of the dense model, from that over the rows of its tensor `kept`."""
+        return mask[rows_of(self.module, self.part)] if self.kept == PACKED else mask
 
     def run(self, x: Tensor) -> Tensor:
         """See `Layer.run`."""
@@ -57,35 +66,52 @@ class ProjectionLayer(LinearLayer):
 
     def change(self, weight: Tensor, constant: Tensor) -> None:
         """See `Layer.change`."""
-        rows = rows_of(self.module, self.part)
-        add_to(self.module.in_proj_weight[rows], weight[0])
+        add_to(self.weight, weight[0])
         if self.has_constant:
-            add_to(self.module.in_proj_bias[rows], constant[0])
+            add_to(self.module.in_proj_bias[rows_of(self.module, self.part)], constant[0])
+
+
+PACKED = "in_proj_weight"
 
 
 def projections_of(name: str, module: nn.Module) -> list[ProjectionLayer]:
     """The three of an attention whose structure is understood; none of another module."""
-    known = all(hasattr(module, each) for each in ("in_proj_weight", "num_heads", "qk_head_dim", "v_head_dim"))
+    layers = [ProjectionLayer(f"{name}.{part}", module, part=i) for i, part in enumerate(PARTS)]
+    if is_torch_attention(module):
+        return layers
+    known = all(hasattr(module, each) for each in (PACKED, "num_heads", "qk_head_dim", "v_head_dim"))
     if not known or module.in_proj_weight is None:
         return []
     if rows_of(module, len(PARTS) - 1).stop != len(module.in_proj_weight):
         return []
-    return [ProjectionLayer(f"{name}.{part}", module, part=i) for i, part in enumerate(PARTS)]
+    return layers
 
 
 def rows_of(module: nn.Module, part: int) -> slice:
-    """Rows of ``in_proj_weight``."""
+    """Rows of a projection in what is packed, ``in_proj_bias`` in any case."""
+    if is_torch_attention(module):
+        return slice(part * module.embed_dim, (part + 1) * module.embed_dim)
     ends = [0]
     for width in (module.qk_head_dim, module.qk_head_dim, module.v_head_dim):
         ends.append(ends[-1] + module.num_heads * width)
     return slice(ends[part], ends[part + 1])
 
 
+def weight_name(module: nn.Module, part: int) -> str:
+    """Tensor that holds a projection's weights; torch keeps them apart where keys or values have other widths."""
+    return PACKED if module.in_proj_weight is not None else f"{PARTS[part][0]}_proj_weight"
+
+
+def weight_of(module: nn.Module, part: int) -> Tensor:
+    """(rows, C) of a projection, not a copy."""
+    weight = getattr(module, weight_name(module, part))
+    return weight[rows_of(module, part)] if module.in_proj_weight is not None else weight
+
+
 def project(module: nn.Module, part: int, x: Tensor) -> Tensor:
     """What an attention makes of one argument: (..., C) to (..., rows)."""
-    rows = rows_of(module, part)
     bias = module.in_proj_bias
-    return F.linear(x, module.in_proj_weight[rows], None if bias is None else bias[rows])
+    return F.linear(x, weight_of(module, part), None if bias is None else bias[rows_of(module, part)])
 
 
 def arguments_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[tuple[int, Tensor]]:

@@ -11,13 +11,14 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from mdp_mmdet3d.errors import MdpError
+from mdp_mmdet3d.layers.fused import without_fused_layers
 from mdp_mmdet3d.surgery.apply import check_fits, keep_masks
 from mdp_mmdet3d.surgery.plan import PruningPlan
 from mdp_mmdet3d.surgery.repair.data_flow import DataFlow
 from mdp_mmdet3d.surgery.repair.fit import fit_layer
 from mdp_mmdet3d.surgery.repair.layers import BatchNormLayer, ConvLayer, Layer, LinearLayer, ResidualLayer, layer_of
 from mdp_mmdet3d.surgery.repair.processes import anywhere, failing_together, is_distributed
-from mdp_mmdet3d.surgery.repair.projections import ProjectionLayer, projections_of, rows_of
+from mdp_mmdet3d.surgery.repair.projections import ProjectionLayer, projections_of
 from mdp_mmdet3d.surgery.repair.replay import Call, Frame, Observed, Replay
 from mdp_mmdet3d.surgery.repair.settings import LayerRepair, RepairReport, RepairSettings
 from mdp_mmdet3d.surgery.repair.stand_ins import run_ends
@@ -71,7 +72,8 @@ def repair(
     try:
         for module in modes:
             module.training = False
-        return _Repair(dense, pruned, plan, frames, settings, store, on_layer or (lambda done, total: None)).run()
+        with without_fused_layers():
+            return _Repair(dense, pruned, plan, frames, settings, store, on_layer or (lambda done, total: None)).run()
     except BaseException:
         for name, tensor in pruned.state_dict().items():
             tensor.copy_(state[name])
@@ -121,12 +123,12 @@ class _Repair:
         self.sources: dict[str, str] = {}
         self.layers, self.left = _layers(pruned)
         self.kept: dict[str, Tensor | None] = {}
-        modules = dict(dense.named_modules())
+        theirs = _layers(dense)[0]
         for name, layer in self.layers.items():
             owner = layer.attention if isinstance(layer, ProjectionLayer) else name
             mask = masks.get(f"{owner}.{layer.kept}", {}).get(layer.kept_axis)
-            if mask is not None and isinstance(layer, ProjectionLayer):
-                mask = mask[rows_of(modules[owner], layer.part)]
+            if mask is not None and isinstance(partner := theirs.get(name), ProjectionLayer):
+                mask = partner.kept_rows(mask)
             self.kept[name] = None if mask is None else mask.nonzero().flatten()
 
     def run(self) -> RepairReport:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from functools import wraps
+from functools import partial, wraps
 from types import TracebackType
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 
 from mdp_mmdet3d.surgery.repair.data_flow import CallPath, DataFlow, SumWatch, tensors_of
 from mdp_mmdet3d.surgery.repair.projections import PARTS, arguments_of, project
+from mdp_mmdet3d.surgery.repair.torch_attention import attend, is_torch_attention
 
 Frame = Callable[[nn.Module], Any]
 """Runs one batch of frames through a model, without labels; equal results for equal weights."""
@@ -143,7 +144,8 @@ class Replay:
     def __enter__(self) -> Replay:
         for name, module in self.model.named_modules():
             if not isinstance(module, torch.jit.ScriptModule) and "forward" not in vars(module):
-                module.forward = self._wrapped(name, module, module.forward)
+                forward = partial(attend, module) if is_torch_attention(module) else module.forward
+                module.forward = self._wrapped(name, module, forward)
                 self._patched.append(module)
         return self
 

@@ -10,7 +10,7 @@ from mdp_mmdet3d.errors import MdpError
 
 PIXELS = 8_000_000
 FRAMES = (8, 256)
-METHOD = 2  # raised where equal settings give other weights than in earlier releases
+METHOD = 3  # raised where equal settings give other weights than in earlier releases
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,9 @@
+# StreamPETR R101 1408x512, pruned to a share of its dense latency on this machine; see README.md in this folder.
+#   python tools/prune.py configs/streampetr/streampetr_r101_mdp.py --checkpoint YOURS.pth
+_base_ = ["./streampetr_r101_1408x512_900q.py"]
+
+custom_imports = dict(imports=["projects.streampetr", "mdp_mmdet3d.runner"], allow_failed_imports=False)
+
+checkpoint = None
+
+prune = dict(budget=0.6, frames=16, input_size=(512, 1408), num_cams=6, max_options=8, channel_multiple=16)
