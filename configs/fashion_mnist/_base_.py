@@ -1,10 +1,10 @@
 # Fashion-MNIST for MMPretrain's classifiers at its own 28x28 pixels. Grey images become three equal channels, since the
-# mean has three. What is deployed, and measured, takes one image at a time.
+# mean has three. What is deployed, and measured, takes one image at a time. FASHION_MNIST_ROOT names another folder.
 _base_ = ["mmpretrain::_base_/default_runtime.py"]
 
 custom_imports = dict(imports=["mdp_mmdet3d.runner"], allow_failed_imports=False)
 
-data_root = "{{$HOME:.}}/.cache/mdp_mmdet3d/fashion_mnist"
+data_root = "{{$FASHION_MNIST_ROOT:CACHE/fashion_mnist}}".replace("CACHE", "{{$HOME:.}}/.cache/mdp_mmdet3d")
 checkpoint = None
 
 data_preprocessor = dict(mean=[72.94] * 3, std=[90.02] * 3, to_rgb=False, num_classes=10)
