@@ -37,9 +37,9 @@ def _norms(dimension: Dimension, parameters: dict[str, nn.Parameter]) -> np.ndar
     for member in dimension.members:
         if member.tensor not in parameters:  # statistics of batch norms are no weights
             continue
-        tensor = parameters[member.tensor].detach().double().square().transpose(0, member.axis).flatten(1)
+        tensor = parameters[member.tensor].detach().double().square().movedim(member.axis, 0)
         length = dimension.copies * dimension.size * member.width
-        part = tensor[member.offset : member.offset + length].sum(dim=1)
+        part = tensor.reshape(len(tensor), -1).sum(dim=1)[member.offset : member.offset + length]
         squares += part.reshape(dimension.copies, dimension.size, member.width).sum(dim=2)
     norms = squares.sqrt().numpy()
     return norms / norms.mean() if norms.any() else norms + 1.0

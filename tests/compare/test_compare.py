@@ -52,7 +52,7 @@ class Net(nn.Module):
             self.a.weight.mul_(torch.linspace(0.1, 2.0, 32).view(-1, 1, 1, 1))
             self.b.weight.mul_(torch.linspace(2.0, 0.1, 16).view(-1, 1, 1, 1))
 
-    def forward(self, inputs, mode="tensor"):
+    def forward(self, inputs, data_samples=None, mode="tensor"):
         return self.c(self.b(self.norm(self.a(inputs)).relu()).relu())
 
 
@@ -185,7 +185,7 @@ def test_models_have_processes_of_their_own_and_results_are_kept(tmp_path, trace
     assert run(both, None, 0) == (0, first)
     weights = "others"
     assert run({"dense": None}, 0)[0] == 1
-    with pytest.raises(MdpError, match=r"1 of 2 models failed, the first: .*dense\.log"):
+    with pytest.raises(MdpError, match=r"2 of 2 models failed, the first: .*mdp_0\.5\.log"):
         run({"mdp": plan, "dense": None}, 2, 7)
     assert "broken" in (tmp_path / "steps/dense.log").read_text()
     assert run({"mdp": plan, "dense": None}, 2)[0] == 0
