@@ -1,7 +1,7 @@
-# A small ViT (6 layers of 4 heads, patches of 4x4 pixels) on Fashion-MNIST: trained in minutes on a core, then pruned.
+# A small ViT (6 layers of 4 heads, patches of 7x7 pixels) on Fashion-MNIST: trained in minutes on a core, then pruned.
 #   python tools/create_mini_images.py fashion ~/.cache/mdp_mmdet3d/fashion_mnist
 #   python tools/train.py configs/fashion_mnist/vit_mdp.py --cfg-options randomness.seed=0
-#   python tools/prune.py configs/fashion_mnist/vit_mdp.py --checkpoint work_dirs/vit_mdp/training/iter_938.pth
+#   python tools/prune.py configs/fashion_mnist/vit_mdp.py --checkpoint work_dirs/vit_mdp/training/iter_469.pth
 _base_ = ["./_base_.py"]
 
 model = dict(
@@ -10,7 +10,7 @@ model = dict(
         type="VisionTransformer",
         arch=dict(embed_dims=64, num_layers=6, num_heads=4, feedforward_channels=128),
         img_size=28,
-        patch_size=4,
+        patch_size=7,
     ),
     head=dict(
         type="VisionTransformerClsHead",
@@ -24,8 +24,10 @@ model = dict(
 optim_wrapper = dict(optimizer=dict(type="AdamW", lr=2e-3, weight_decay=0.01), clip_grad=dict(max_norm=1.0))
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.05, end=100, by_epoch=False),
-    dict(type="CosineAnnealingLR", begin=100, end=938, by_epoch=False),
+    dict(type="CosineAnnealingLR", begin=100, end=469, by_epoch=False),
 ]
+
+train_cfg = dict(max_iters=469, val_interval=469)
 
 prune = dict(
     budget=0.5,
@@ -34,7 +36,7 @@ prune = dict(
     channel_multiple=8,
     head_width_multiple=4,
     rounds=400,
-    importance=dict(type="loss", frames=8, max_frames=16),
+    importance=dict(type="loss", frames=8, max_frames=8),
     repair=dict(frames=256),
     evaluate=True,
     finetune=dict(iterations=469, lr=5e-4, save_interval=200),

@@ -133,7 +133,10 @@ class Adapter(ABC):
         init_default_scope(self.config.get("default_scope", "mmdet3d"))
         torch.manual_seed(seed)
         np.random.seed(seed)  # noqa: NPY002 - MMEngine's initialisers may draw from it
-        model = MODELS.build(copy.deepcopy(without_pretrained(self.config.model)))
+        content = copy.deepcopy(without_pretrained(self.config.model))
+        if self.config.get("data_preprocessor") is not None:  # as MMEngine's Runner does: MMPretrain's lies outside
+            content.setdefault("data_preprocessor", copy.deepcopy(self.config.data_preprocessor))
+        model = MODELS.build(content)
         if checkpoint:
             self.load(model, checkpoint)
             return model.eval(), f"{Path(checkpoint).name}@{file_sha256(Path(checkpoint))[:16]}"

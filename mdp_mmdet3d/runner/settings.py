@@ -227,8 +227,8 @@ class PruneSettings:
                 raise MdpError(f"prune.{name} = {getattr(self, name)!r} must be a whole number of at least 2")
         if not 0 <= self.min_keep <= 1:
             raise MdpError(f"prune.min_keep = {self.min_keep!r} must lie in 0 ... 1")
-        if len(self.input_size) != 2 or any(size <= 0 or size % 16 for size in self.input_size):
-            raise MdpError(f"prune.input_size = {self.input_size!r} must be (height, width), multiples of 16")
+        if len(self.input_size) != 2 or any(size <= 0 for size in self.input_size):
+            raise MdpError(f"prune.input_size = {self.input_size!r} must be (height, width) in pixels")
         if self.sampling not in ("grid", "sparse"):
             raise MdpError(f"prune.sampling = {self.sampling!r} must be 'grid' or 'sparse'")
         if self.precision not in PRECISIONS:

@@ -40,7 +40,12 @@ class StreamPETRAdapter(Adapter):
         load_checkpoint(model, path)
 
     def add_to_space(self, builder: SpaceBuilder, model: nn.Module) -> None:
-        """Backbone, neck, embeddings, decoder."""
+        """Backbone, neck, embeddings, decoder; raises `MdpError` where the image does not fit the pyramid."""
+        size = (self.shape.height, self.shape.width)
+        if any(pixels % 16 for pixels in size):
+            raise MdpError(
+                f"prune.input_size = {size} must be (height, width), multiples of 16: the neck's upper level"
+            )
         add_streampetr(builder, model, self.shape)
 
     def frames(self, model: nn.Module, count: int) -> list[Any]:

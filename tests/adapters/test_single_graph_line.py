@@ -89,6 +89,16 @@ def outputs(model, image):
         return TensorMode(model.eval(), SIZE)(image)[0]
 
 
+def test_a_preprocessor_beside_the_model_is_the_models(config):
+    """MMPretrain's configs have it there, and MMEngine's Runner puts it in: what is not normalised is no such image."""
+    beside = copy.deepcopy(config)
+    beside.data_preprocessor = beside.model.pop("data_preprocessor")
+    found = adapter_of(beside, InputShape(1, *SIZE)).build(None)[0].data_preprocessor
+    assert found.mean.flatten().tolist() == [127.0] * 3 and found.std.flatten().tolist() == [60.0] * 3 and found.to_rgb
+    beside.model.data_preprocessor = dict(mean=[1.0] * 3, std=[2.0] * 3)
+    assert adapter_of(beside, InputShape(1, *SIZE)).build(None)[0].data_preprocessor.std.flatten().tolist() == [2.0] * 3
+
+
 def test_blocks_are_found_by_what_they_do(traced):
     adapter, _, space = traced
     assert type(adapter) is SingleGraph

@@ -58,7 +58,7 @@ def test_unknown_key_names_the_nearest():
     [
         {"frames": 0},
         {"frames": "many"},
-        {"input_size": (250, 704)},
+        {"input_size": (0, 704)},
         {"freeze": "all"},
         {"min_keep": 2},
         {"rounds": 1},

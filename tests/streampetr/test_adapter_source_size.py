@@ -30,6 +30,12 @@ def test_the_host_image_is_the_data_sets(monkeypatch):
     assert other.source_size == NUSCENES_IMAGE
 
 
+def test_an_image_that_the_pyramid_cannot_take_is_refused_before_any_work():
+    adapter = StreamPETRAdapter(Config(), InputShape(6, 64, 170))
+    with pytest.raises(MdpError, match=r"input_size = \(64, 170\).*multiples of 16"):
+        adapter.add_to_space(None, None)
+
+
 def test_images_of_another_size_than_the_deployed_one_are_named(monkeypatch):
     adapter = StreamPETRAdapter(Config(), InputShape(6, 64, 176))
     monkeypatch.setattr(adapter, "importance_batches", lambda: iter([{}]))

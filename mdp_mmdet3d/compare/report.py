@@ -1,0 +1,129 @@
+"""What a comparison found: figures over seeds, the distance of MDP from the others, a table, a plot."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mdp_mmdet3d.compare.methods import METHODS
+from mdp_mmdet3d.files import atomic_path, read_json
+
+ACCURACY_VERSION = 1
+STAGES = {"cut": "after the cut", "repaired": "after repair", "finetuned": "after fine-tuning"}
+LOOKS = {
+    "mdp": ("#1a66b8", "o"),
+    "halp": ("#c8743c", "s"),
+    "uniform": ("#777777", "^"),
+    "magnitude": ("#4c9a5b", "D"),
+    "torch-pruning": ("#8a5bb5", "v"),
+}  # colour and marker in plots
+
+
+def summary(results: Sequence[Path]) -> dict[str, Any]:
+    """Figures of runs that differ in their seed: each, mean, standard deviation, spread (largest - smallest)."""
+    content = [read_json(path, what="accuracy", schema_version=ACCURACY_VERSION) for path in results]
+    out: dict[str, Any] = {}
+    for figure in content[0]["figures"]:
+        values = [item["figures"][figure] for item in content]
+        out[figure] = {
+            "runs": values,
+            "mean": statistics.mean(values),
+            "std": statistics.stdev(values) if len(values) > 1 else 0.0,
+            "spread": max(values) - min(values),
+        }
+    return out
+
+
+def last_stage(item: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Figures of a model as it would be delivered: fine-tuned, else repaired, else as it was cut."""
+    return next(item[stage] for stage in reversed(STAGES) if stage in item)
+
+
+def verdicts(report: Mapping[str, Any]) -> dict[str, Any]:
+    """How far MDP is ahead of each other method in the first figure, and of the dense model; empty without MDP.
+
+    ``spread`` is the larger one of MDP's and the dense model's seeds.
+    """
+    figure = next(iter(last_stage(report["dense"])))
+    dense = last_stage(report["dense"])[figure]
+    out: dict[str, Any] = {}
+    for budget, methods in report["budgets"].items():
+        if "mdp" not in methods:
+            continue
+        means = {name: last_stage(item)[figure]["mean"] for name, item in methods.items()}
+        mdp, spread = means["mdp"], max(last_stage(methods["mdp"])[figure]["spread"], dense["spread"])
+        out[budget] = {
+            **{f"mdp_minus_{name}": mdp - mean for name, mean in means.items() if name != "mdp"},
+            "mdp_minus_dense": mdp - dense["mean"],
+            "spread": spread,
+            "not_below_dense_by_more_than_the_spread": mdp - dense["mean"] >= -spread,
+        }
+    return out
+
+
+def markdown(report: Mapping[str, Any]) -> str:
+    """The table, and a line per budget with the verdicts."""
+    rows = [("1", "dense", report["dense"])]
+    rows += [(b, METHODS[name].title, item) for b, found in report["budgets"].items() for name, item in found.items()]
+    figures = list(report["dense"]["cut"])
+    stages = [stage for stage in STAGES if any(stage in item for _, _, item in rows)]
+    head = ["budget", "method", "latency ms", "measured share", "params M", "MMACs"]
+    head += [f"{figure} {STAGES[stage]}" for stage in stages for figure in figures]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for budget, title, item in rows:
+        cells = [budget, title, f"{item['latency_ms']:.3g}", f"{item['measured_share']:.3f}"]
+        cells += [f"{item['params'] / 1e6:.3f}", f"{item['macs'] / 1e6:.1f}"]
+        cells += [_cell(item.get(stage), figure) for stage in stages for figure in figures]
+        lines.append("| " + " | ".join(cells) + " |")
+    for budget, verdict in report["verdicts"].items():
+        parts = [
+            f"{key.replace('_', ' ')} {str(value).lower() if isinstance(value, bool) else format(value, '+.3f')}"
+            for key, value in verdict.items()
+        ]
+        lines += ["", f"{budget}: {', '.join(parts)}"]
+    return "\n".join(lines)
+
+
+def _cell(figures: Mapping[str, Any] | None, figure: str) -> str:
+    if figures is None:
+        return ""
+    found = figures[figure]
+    return f"{found['mean']:.3f}" + (f" ± {found['std']:.3f}" if len(found["runs"]) > 1 else "")
+
+
+def plot(report: Mapping[str, Any], path: str | Path) -> None:
+    """Draw the first figure over the measured latency, one line per method, as PNG."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 3.2), layout="constrained")
+    axes = figure.add_subplot()
+    budgets = report["budgets"] if "budgets" in report else report["shares"]  # as releases before 0.1 wrote them
+    name = next(iter(last_stage(report["dense"])))
+    dense = report["dense"]["latency_ms"], last_stage(report["dense"])[name]["mean"]
+    axes.plot(*dense, "k*", markersize=10)
+    axes.annotate("dense", dense, (-8, -14), textcoords="offset points", ha="right")
+    for method in dict.fromkeys(method for found in budgets.values() for method in found):
+        colour, marker = LOOKS.get(method, (None, "o"))
+        points = sorted((found[method] for found in budgets.values() if method in found), key=lambda p: p["latency_ms"])
+        values = [last_stage(point)[name] for point in points]
+        axes.errorbar(
+            [point["latency_ms"] for point in points],
+            [value["mean"] for value in values],
+            [value["std"] for value in values],
+            color=colour,
+            marker=marker,
+            label=METHODS[method].title if method in METHODS else method,
+            capsize=3,
+            linewidth=1.6,
+        )
+    device = report.get("device", {})
+    axes.set_xlabel(f"measured latency per frame (ms){', ' + str(device['name']) if device.get('name') else ''}")
+    tuned = report.get("finetune")
+    axes.set_ylabel(f"{name} after {tuned['iterations']} iterations" if tuned else name)
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=110, format="png")
