@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mini_nuscenes import Comparison
+from fashion_plans import Comparison
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from rich.console import Console

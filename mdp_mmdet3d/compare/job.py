@@ -104,6 +104,11 @@ class Comparison:
         check_methods(self.methods)
         for budget in self.budgets:
             parse_budget(budget)
+        missing = sorted(set(self.cores) - os.sched_getaffinity(0))
+        if missing:
+            raise MdpError(
+                f"--cores: this process may not use core {missing[0]}, only {_list(os.sched_getaffinity(0))}"
+            )
         self.checkpoint = self.checkpoint or self.config.get("checkpoint")
         check_config(self.config, self.config_path, self.checkpoint, self.finetune)
 
@@ -368,6 +373,10 @@ def check_config(config: Config, path: str, checkpoint: str | None, finetune: Fi
     for key in ("train_dataloader", "optim_wrapper", "train_cfg") if finetune is not None else ():
         if config.get(key) is None:
             raise MdpError(f"{path} has no {key}, which fine-tuning needs: add one, or compare without --finetune")
+
+
+def _list(cores: set[int]) -> str:
+    return ", ".join(map(str, sorted(cores)))
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Evaluations and trainings of a comparison, each in its own process, one at a time on each core."""
+"""Evaluations and trainings of a comparison: a process per model, one at a time on each core."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ class Steps:
     """Work to do, and who does it.
 
     Args:
-        folder: Results and logs, one folder per step.
+        folder: Results, one folder per step, and a log per model.
         config_path: The dense config.
         checkpoint: The dense weights.
         weights: Their identity.
         settings: How to fine-tune; the seed is that of the step. None: nothing is fine-tuned.
         headline: Metrics that stand for accuracy, as for `runner.recovery.evaluate`.
         console: Says what ended, and how long the rest will take.
-        command: What runs a step; its folder is appended.
+        command: What runs steps; their folders are appended.
     """
 
     def __init__(
@@ -60,10 +60,9 @@ class Steps:
         self.folder, self.config_path, self.checkpoint, self.weights = folder, config_path, checkpoint, weights
         self.config: Config = read_config(config_path)
         self.settings, self.headline, self.console, self.command = settings, headline, console, command
-        self.waiting: queue.SimpleQueue[Path] = queue.SimpleQueue()
+        self.models: dict[str, list[Path]] = {}
         self.failed: list[Path] = []
         self.left = TimeLeft()
-        self._kinds: dict[Path, str] = {}
 
     def add(
         self,
@@ -108,14 +107,18 @@ class Steps:
                 "identity": identity,
             },
         )
-        self._kinds[folder] = "evaluation" if settings is None else "fine-tuning"
-        self.left.add(self._kinds[folder])
-        self.waiting.put(folder)
+        model = "dense" if plan is None else plan.name
+        if model not in self.models:
+            self.left.add("model")
+        self.models.setdefault(model, []).append(folder)
         return result
 
     def run(self, cores: Sequence[int]) -> None:
-        """Do all steps, one at a time on each core; raises `MdpError` if one failed."""
-        threads = [threading.Thread(target=self._work, args=(core, len(cores)), daemon=True) for core in cores]
+        """Do all steps, those of one model at a time on each core; raises `MdpError` if one failed."""
+        waiting: queue.SimpleQueue[str] = queue.SimpleQueue()
+        for model in self.models:
+            waiting.put(model)
+        threads = [threading.Thread(target=self._work, args=(waiting, core, len(cores)), daemon=True) for core in cores]
         with step_bar(self.console) as bar:
             task = bar.add_task("evaluate and fine-tune", total=self.left.total)
             for thread in threads:
@@ -125,39 +128,41 @@ class Steps:
                 bar.update(task, completed=self.left.ended)
         if self.failed:
             raise MdpError(
-                f"{len(self.failed)} of {self.left.total} steps failed, the first: {self.failed[0]}/log.txt; "
+                f"{len(self.failed)} of {self.left.total} models failed, the first: {self.failed[0]}; "
                 "mend what it says and run again: the others are kept"
             )
 
-    def _work(self, core: int, cores: int) -> None:
+    def _work(self, waiting: queue.SimpleQueue[str], core: int, cores: int) -> None:
         while True:
             try:
-                folder = self.waiting.get_nowait()
+                model = waiting.get_nowait()
             except queue.Empty:
                 return
             start = time.perf_counter()
-            with (folder / "log.txt").open("w", encoding="utf-8") as log:
+            path = self.folder / f"{model}.log"
+            with path.open("w", encoding="utf-8") as log:
                 code = subprocess.run(
-                    ["taskset", "-c", str(core), *self.command, str(folder)],
+                    ["taskset", "-c", str(core), *self.command, *map(str, self.models[model])],
                     stdout=log,
                     stderr=log,
                     env={**os.environ, "OMP_NUM_THREADS": "1"},
                     check=False,
                 ).returncode
             if code:
-                self.failed.append(folder)
+                self.failed.append(path)
             seconds = time.perf_counter() - start
-            self.left.end(self._kinds[folder], seconds)
+            self.left.end("model", seconds)
             self.console.print(
-                f"[{self.left.ended} of {self.left.total}] {folder.name}: {'FAILED, ' if code else ''}"
-                f"{seconds:.0f} s on core {core}{self.left.sentence(cores)}",
+                f"[{self.left.ended} of {self.left.total}] {model}: {'FAILED, ' if code else ''}"
+                f"{len(self.models[model])} evaluations and trainings, {seconds:.0f} s on core {core}"
+                f"{self.left.sentence(cores)}",
                 highlight=False,
                 markup=False,
             )
 
 
 def run_step(folder: Path) -> None:
-    """What a process of `Steps` does."""
+    """Evaluate, after training where the step says so; the result is its ``accuracy.json``."""
     step = read_json(folder / "step.json", what="step", schema_version=SCHEMA_VERSION)
     console = Console()
     config = read_config(step["config"] if step["plan"] is None else Path(step["plan"], CONFIG_FILE))
@@ -173,10 +178,11 @@ def run_step(folder: Path) -> None:
 
 
 def main() -> int:
-    """Run the step in the folder that the command line names."""
+    """Run the steps in the folders that the command line names."""
     MMLogger.get_instance("mdp", log_level="WARNING")
     try:
-        run_step(Path(sys.argv[1]))
+        for folder in sys.argv[1:]:
+            run_step(Path(folder))
     except MdpError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

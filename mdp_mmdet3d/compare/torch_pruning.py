@@ -54,8 +54,12 @@ def torch_pruning_plan(
     rows = {m.tensor: d for d in space.dimensions for m in d.members if m.axis == 0}
     names = {module: name for name, module in model.named_modules()}
     layers = [module for module in names if isinstance(module, (nn.Conv2d, nn.Linear))]
-    for parameter in model.parameters():
-        parameter.requires_grad_(True)  # the tracer follows gradients
+    for module in names:  # the tracer follows gradients, and mmdet's backbones freeze stages whenever they are asked to
+        if isinstance(getattr(module, "frozen_stages", None), int):
+            module.frozen_stages = -1
+        if getattr(module, "with_cp", False):
+            module.with_cp = False
+    model.requires_grad_(True)
     pruner = tp.pruner.BasePruner(
         TensorMode(model, size),
         image,
