@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mdp_mmdet3d.adapters.network import Shapes, without_fused_attention
+from mdp_mmdet3d.adapters.network import Shapes
 from mdp_mmdet3d.adapters.residual_blocks import equal_outputs
 from mdp_mmdet3d.layers import RemovedSubLayer, widened
 from mdp_mmdet3d.layers.attention import separate_projections, torch_obstacle
+from mdp_mmdet3d.layers.fused import without_fused_layers
 from mdp_mmdet3d.layers.packed_attention import PROJECTION, QKV
 from mdp_mmdet3d.space.builder import SpaceBuilder
 from mdp_mmdet3d.space.types import Block, BlockKind
@@ -209,7 +210,7 @@ def _judge(model: nn.Module, forward: Callable[[], Any], candidates: Mapping[str
 
     handles = [model.get_submodule(name).register_forward_hook(note(name), with_kwargs=True) for name in names if name]
     try:
-        with _evaluating(model), without_fused_attention(), torch.no_grad():
+        with _evaluating(model), without_fused_layers(), torch.no_grad():
             forward()
     finally:
         for handle in handles:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from torch import nn
 
 from mdp_mmdet3d.adapters.residual_blocks import ResidualBlock
+from mdp_mmdet3d.layers.fused import without_fused_layers
 from mdp_mmdet3d.space.builder import SpaceBuilder
 from mdp_mmdet3d.space.calls import Call
 from mdp_mmdet3d.space.residual import add_conv_term
@@ -41,23 +40,12 @@ def record_input_shapes(model: nn.Module, forward: Callable[[], Any]) -> Shapes:
         if isinstance(module, kinds)
     ]
     try:
-        with without_fused_attention():
+        with without_fused_layers():
             forward()
     finally:
         for handle in handles:
             handle.remove()
     return dict(shapes)
-
-
-@contextmanager
-def without_fused_attention() -> Iterator[None]:
-    """`torch.nn.TransformerEncoderLayer` calls its children, and not one kernel in place of them."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def add_network_terms(
