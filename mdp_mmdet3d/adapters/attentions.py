@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +14,7 @@ from mdp_mmdet3d.adapters.network import Shapes
 from mdp_mmdet3d.adapters.residual_blocks import equal_outputs
 from mdp_mmdet3d.layers import RemovedSubLayer, widened
 from mdp_mmdet3d.layers.attention import separate_projections, torch_obstacle
+from mdp_mmdet3d.layers.evaluation import evaluating
 from mdp_mmdet3d.layers.fused import without_fused_layers
 from mdp_mmdet3d.layers.packed_attention import PROJECTION, QKV
 from mdp_mmdet3d.space.builder import SpaceBuilder
@@ -210,7 +210,7 @@ def _judge(model: nn.Module, forward: Callable[[], Any], candidates: Mapping[str
 
     handles = [model.get_submodule(name).register_forward_hook(note(name), with_kwargs=True) for name in names if name]
     try:
-        with _evaluating(model), without_fused_layers(), torch.no_grad():
+        with evaluating(model), without_fused_layers(), torch.no_grad():
             forward()
     finally:
         for handle in handles:
@@ -257,15 +257,3 @@ def _role(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], last
 def _first(value: Any) -> Any:
     """The output without attention weights."""
     return value[0] if isinstance(value, tuple) and value else value
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    modes = {module: module.training for module in model.modules()}
-    try:
-        for module in modes:
-            module.training = False
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode

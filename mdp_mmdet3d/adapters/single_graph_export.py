@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from mdp_mmdet3d.errors import DeploymentError
 from mdp_mmdet3d.files import file_sha256
+from mdp_mmdet3d.layers.evaluation import evaluating
 from mdp_mmdet3d.onnx.export import engine_spec, export_onnx, export_software
 from mdp_mmdet3d.onnx.folders import check_target, new_deployment
 from mdp_mmdet3d.onnx.initializers import check_initializers
@@ -99,14 +100,8 @@ def export_single_graph(
     wrapper = TensorMode(model, (input_size[0], input_size[1]))
     shape = (1, channels, *input_size) if num_cams == 1 else (1, num_cams, channels, *input_size)
     images = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in range(COMPARED_IMAGES)]
-    modes = {module: module.training for module in model.modules()}
-    try:
-        for module in modes:
-            module.training = False
+    with evaluating(model):
         expected = [_run(wrapper, image) for image in images]
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
     with new_deployment(out_dir) as part:
         path = part / GRAPH_FILE
         try:

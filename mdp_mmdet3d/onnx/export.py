@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import mdp_mmdet3d
 from mdp_mmdet3d.errors import DeploymentError
+from mdp_mmdet3d.layers.evaluation import evaluating
 from mdp_mmdet3d.layers.fused import without_fused_layers
 from mdp_mmdet3d.onnx.lint import require_clean
 from mdp_mmdet3d.runtime.manifest import EngineSpec, TensorSpec
@@ -51,12 +52,8 @@ def export_onnx(
         DeploymentError: The module cannot be exported or holds weights that are not finite, or the lint refuses the
             graph.
     """
-    training = {child: child.training for child in module.modules()}
-    # Set directly: train() and eval() of a streaming detector clear its memory.
-    for child in training:
-        child.training = False
     try:
-        with warnings.catch_warnings(), torch.no_grad(), without_fused_layers():
+        with evaluating(module), warnings.catch_warnings(), torch.no_grad(), without_fused_layers():
             # Deprecated upstream, but TensorRT-RTX refuses graphs of the new exporter's default opset.
             warnings.filterwarnings("ignore", category=DeprecationWarning)
             warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
@@ -72,9 +69,6 @@ def export_onnx(
             )
     except (RuntimeError, TypeError, torch.onnx.errors.OnnxExporterError) as error:
         raise DeploymentError(f"{Path(path).name} cannot be exported: {error}") from error
-    finally:
-        for child, mode in training.items():
-            child.training = mode
     graph = onnxslim.slim(onnx.load(str(path)), skip_optimizations=[] if simplify else list(REWRITES))
     require_clean(graph, Path(path).name)
     if dropped := sorted(inputs.keys() - {value.name for value in graph.graph.input}):

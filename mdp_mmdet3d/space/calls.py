@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mdp_mmdet3d.layers.evaluation import evaluating
+
 
 @dataclass(frozen=True)
 class Call:
@@ -64,18 +66,13 @@ def record_calls(model: nn.Module, forward: Callable[[], Any]) -> list[Call]:
         return note
 
     handles = []
-    modes = {module: module.training for module in model.modules()}
     for name, module in model.named_modules():
         if module is not model:
             handles += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave(name))]
     try:
-        for module in modes:
-            module.training = False  # not eval(), which a streaming detector overrides
-        with torch.no_grad():
+        with evaluating(model), torch.no_grad():
             forward()
     finally:
         for handle in handles:
             handle.remove()
-        for module, mode in modes.items():
-            module.training = mode
     return sorted(calls, key=lambda call: call.first)

@@ -11,6 +11,7 @@ import torch_pruning as tp
 from mmcv.cnn.bricks.wrappers import Conv2d as MmcvConv2d
 from torch import Tensor, nn
 
+from mdp_mmdet3d.layers.evaluation import evaluating
 from mdp_mmdet3d.operators import ConvGeometry
 from mdp_mmdet3d.space.builder import SpaceBuilder
 from mdp_mmdet3d.space.channels import Axis, Bundle, ChannelTies
@@ -280,7 +281,6 @@ def _obstacle(builder: SpaceBuilder, module: nn.Module | Tensor, names: dict[nn.
 @contextmanager
 def _traceable(encoder: nn.Module) -> Iterator[None]:
     """Evaluation mode with gradients on and activation checkpointing off: tracing follows ``grad_fn``."""
-    modes = {module: module.training for module in encoder.modules()}
     checkpointed = [m for m in encoder.modules() if getattr(m, "with_cp", False)]
     # torch-pruning calls eval(), and mmdet's backbones then freeze these stages again
     stages = {m: m.frozen_stages for m in encoder.modules() if isinstance(getattr(m, "frozen_stages", None), int)}
@@ -292,7 +292,7 @@ def _traceable(encoder: nn.Module) -> Iterator[None]:
             module.with_cp = False
         for parameter in frozen:
             parameter.requires_grad_(True)
-        with torch.enable_grad():
+        with evaluating(encoder), torch.enable_grad():
             yield
     finally:
         for module, count in stages.items():
@@ -301,8 +301,6 @@ def _traceable(encoder: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(False)
         for module in checkpointed:
             module.with_cp = True
-        for module, training in modes.items():
-            module.training = training
 
 
 def record_conv_inputs(encoder: nn.Module, image: Tensor) -> dict[nn.Module, tuple[int, int, int, int]]:
@@ -317,14 +315,10 @@ def record_conv_inputs(encoder: nn.Module, image: Tensor) -> dict[nn.Module, tup
         shapes[module] = (batch, channels, height, width)
 
     handles = [m.register_forward_hook(note) for m in encoder.modules() if isinstance(m, (nn.Conv2d, nn.MaxPool2d))]
-    modes = {module: module.training for module in encoder.modules()}
     try:
-        encoder.eval()
-        with torch.no_grad():
+        with evaluating(encoder), torch.no_grad():
             encoder(image)
     finally:
         for handle in handles:
             handle.remove()
-        for module, training in modes.items():
-            module.training = training
     return {module: shape for module, shape in shapes.items() if module not in again}

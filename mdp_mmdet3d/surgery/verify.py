@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from mdp_mmdet3d.layers.evaluation import evaluating
 from mdp_mmdet3d.space.types import PruningSpace
 from mdp_mmdet3d.surgery.apply import apply_plan
 from mdp_mmdet3d.surgery.masking import mask_model
@@ -83,12 +84,5 @@ def _difference(
 
 
 def _outputs(model: nn.Module, forward: Forward) -> list[Tensor]:
-    modes = {module: module.training for module in model.modules()}
-    try:
-        for module in modes:
-            module.training = False
-        with torch.no_grad():
-            return [output.clone() for output in forward(model)]
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+    with evaluating(model), torch.no_grad():
+        return [output.clone() for output in forward(model)]

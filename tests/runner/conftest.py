@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import pytest
 
+from .hook_trainings import make_config  # noqa: F401
+
 
 @pytest.fixture(scope="session")
 def tiny_job_config(tmp_path_factory, tiny_config):

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from mdp_mmdet3d.errors import MdpError
+from mdp_mmdet3d.layers.evaluation import evaluating
 from mdp_mmdet3d.layers.fused import without_fused_layers
 from mdp_mmdet3d.surgery.apply import check_fits, keep_masks
 from mdp_mmdet3d.surgery.plan import PruningPlan
@@ -67,20 +68,14 @@ def repair(
         )
     check_fits(dense, plan)
     _check_same(dense, pruned, plan)
-    modes = {module: module.training for model in (dense, pruned) for module in model.modules()}
     state = {name: tensor.detach().clone() for name, tensor in pruned.state_dict().items()}
     try:
-        for module in modes:
-            module.training = False
-        with without_fused_layers():
+        with evaluating(dense, pruned), without_fused_layers():
             return _Repair(dense, pruned, plan, frames, settings, store, on_layer or (lambda done, total: None)).run()
     except BaseException:
         for name, tensor in pruned.state_dict().items():
             tensor.copy_(state[name])
         raise
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 @dataclass
