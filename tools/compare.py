@@ -14,6 +14,7 @@ from mdp_mmdet3d.compare.job import Comparison
 from mdp_mmdet3d.compare.methods import METHODS
 from mdp_mmdet3d.compare.recipe import finetune_settings
 from mdp_mmdet3d.compare.report import markdown, plot
+from mdp_mmdet3d.compare.tuning import CLOSE
 from mdp_mmdet3d.errors import MdpError
 from mdp_mmdet3d.files import atomic_path, write_json, writing
 from mdp_mmdet3d.shipped import config_path
@@ -29,6 +30,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--lr", type=float, help="default: that of prune.finetune, else a tenth of training's")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of fine-tuning")
     parser.add_argument("--work-dir", type=Path, help="default: work_dirs/<name of the config>_compare")
+    parser.add_argument(
+        "--close", type=float, default=CLOSE, help="relative distance from a budget that will do; default: %(default)s"
+    )
     parser.add_argument("--json", type=Path, help="write the result here too")
     parser.add_argument(
         "--cores",
@@ -55,6 +59,7 @@ def main() -> int:
             finetune=finetune_settings(str(args.config), args.finetune, args.lr),
             seeds=tuple(dict.fromkeys(args.seeds)),
             cores=tuple(args.cores),
+            close=args.close,
             console=console,
         )
         with writing(work_dir):

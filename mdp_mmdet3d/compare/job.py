@@ -21,11 +21,12 @@ from torch import nn
 
 from mdp_mmdet3d import __version__
 from mdp_mmdet3d.adapters import adapter_of
+from mdp_mmdet3d.compare.checks import check_config, check_cores
 from mdp_mmdet3d.compare.methods import METHODS, Material, check_methods, labelled
 from mdp_mmdet3d.compare.report import summary, verdicts
 from mdp_mmdet3d.compare.steps import Steps
 from mdp_mmdet3d.compare.time_left import TimeLeft
-from mdp_mmdet3d.compare.tuning import tune
+from mdp_mmdet3d.compare.tuning import CLOSE, NoPlanError, tune
 from mdp_mmdet3d.config_file import read_config
 from mdp_mmdet3d.errors import MdpError
 from mdp_mmdet3d.files import digest, read_json, write_json
@@ -85,6 +86,7 @@ class Comparison:
         finetune: How to fine-tune every plan and the dense model; None not to.
         seeds: Of fine-tuning.
         cores: The first one measures; all evaluate and train afterwards.
+        close: How near to the budget, relative to it, ends the search for a method's plan.
         console: Says what is done.
     """
 
@@ -96,6 +98,7 @@ class Comparison:
     finetune: FinetuneSettings | None = None
     seeds: tuple[int, ...] = (0,)
     cores: tuple[int, ...] = ()
+    close: float = CLOSE
     console: Console = field(default_factory=Console)
 
     def __post_init__(self) -> None:
@@ -104,11 +107,9 @@ class Comparison:
         check_methods(self.methods)
         for budget in self.budgets:
             parse_budget(budget)
-        missing = sorted(set(self.cores) - os.sched_getaffinity(0))
-        if missing:
-            raise MdpError(
-                f"--cores: this process may not use core {missing[0]}, only {_list(os.sched_getaffinity(0))}"
-            )
+        check_cores(self.cores)
+        if not 0 < self.close < 1:
+            raise MdpError(f"--close: {self.close:g} is no share of the budget; give one between 0 and 1, such as 0.03")
         self.checkpoint = self.checkpoint or self.config.get("checkpoint")
         check_config(self.config, self.config_path, self.checkpoint, self.finetune)
 
@@ -212,7 +213,8 @@ class Comparison:
         )
 
     def _plans(self) -> dict[tuple[str, str], str]:
-        """Find all plans; the folder's name of each budget and method."""
+        """Find all plans; the folder's name of each budget and method that has one."""
+        self.without_plan: dict[str, dict[str, str]] = {}
         names = {(budget, method): f"{method}_{budget}" for budget in self.budgets for method in self.methods}
         left = TimeLeft()
         for _ in names:
@@ -220,10 +222,13 @@ class Comparison:
         for (budget, method), name in names.items():
             start = time.perf_counter()
             self.console.print(f"{METHODS[method].title} at {budget}", style="bold")
-            share = self._plan(name, method, budget)
+            try:
+                found = f"measured {self._plan(name, method, budget):.3f} of dense"
+            except NoPlanError as error:
+                found = self.without_plan.setdefault(budget, {})[method] = str(error)
             left.end("plan", time.perf_counter() - start)
-            self._say(f"measured {share:.3f} of dense; plan {left.ended} of {left.total}{left.sentence()}")
-        return names
+            self._say(f"{found}; plan {left.ended} of {left.total}{left.sentence()}")
+        return {key: name for key, name in names.items() if key[1] not in self.without_plan.get(key[0], {})}
 
     def _plan(self, name: str, method: str, budget: str) -> float:
         """Find the plan of a method unless an earlier run did; returns its measured share of the dense latency."""
@@ -238,6 +243,7 @@ class Comparison:
             "importance": [material.importance.data, self.settings.frames],
             "repair": None if repairing is None else repairing.identity,
             "device": asdict(session_device()),
+            **({} if self.close == CLOSE else {"close": self.close}),
         }
         if (folder / "tuned.json").is_file():
             kept = read_json(folder / "tuned.json", what="tuned plan", schema_version=SCHEMA_VERSION)
@@ -255,7 +261,7 @@ class Comparison:
             return found
 
         wanted = budget_ms(budget, material.reference_ms) / material.reference_ms
-        found = tune(labelled(METHODS[method].start(material), method), measure, wanted)
+        found = tune(labelled(METHODS[method].start(material), method), measure, wanted, self.close)
         pruned = self._cut(found.plan, folder)
         raw = copy.deepcopy(pruned)
         save = partial(
@@ -355,28 +361,11 @@ class Comparison:
             "rounds": self.settings.rounds,
             "dense": dense,
             "budgets": {
-                budget: {method: entry(names[budget, method]) for method in self.methods} for budget in self.budgets
+                budget: {m: entry(names[budget, m]) for m in self.methods if (budget, m) in names}
+                for budget in self.budgets
             },
+            "without_plan": self.without_plan,
         }
-
-
-def check_config(config: Config, path: str, checkpoint: str | None, finetune: FinetuneSettings | None) -> None:
-    """Raise `MdpError` unless a config has what a comparison needs; says what is missing."""
-    if not checkpoint:
-        raise MdpError(f"{path} names no checkpoint: pruning random weights compares nothing; give --checkpoint")
-    needed = {"test_dataloader": "the data of the metric", "test_evaluator": "the metric", "test_cfg": "dict() will do"}
-    for key, what in needed.items():
-        if config.get(key) is None:
-            raise MdpError(f"{path} has no {key} ({what}), without which no accuracy can be compared: add one")
-    if config.get("importance_dataloader") is None and config.get("train_dataloader") is None:
-        raise MdpError(f"{path} has no importance_dataloader and no train_dataloader: importance needs data with truth")
-    for key in ("train_dataloader", "optim_wrapper", "train_cfg") if finetune is not None else ():
-        if config.get(key) is None:
-            raise MdpError(f"{path} has no {key}, which fine-tuning needs: add one, or compare without --finetune")
-
-
-def _list(cores: set[int]) -> str:
-    return ", ".join(map(str, sorted(cores)))
 
 
 @contextmanager

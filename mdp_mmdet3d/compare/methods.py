@@ -20,6 +20,8 @@ from mdp_mmdet3d.latency.backends.base import Backend
 from mdp_mmdet3d.latency.predict import LatencyModel
 from mdp_mmdet3d.runner.loss_search import LossSearch
 from mdp_mmdet3d.runner.optimise import PlanSearch
+from mdp_mmdet3d.solver import ProblemStructure, PruningProblem, SolveOptions, solve
+from mdp_mmdet3d.solver.ablation import channels_only, linear_latency, with_all_blocks
 from mdp_mmdet3d.solver.baselines import halp, uniform_path
 from mdp_mmdet3d.solver.build import LATENCY, Ranking, build_problem, kept_elements
 from mdp_mmdet3d.space.types import PruningSpace
@@ -87,40 +89,80 @@ def mdp(material: Material) -> Propose:
     return propose
 
 
+def mdp_taylor(material: Material) -> Propose:
+    """The same program with first-order importance, as in the paper, whatever the config asks for."""
+    search = _search(material, material.importance)
+    return lambda knob: search.solve(knob * material.reference_ms)
+
+
 def magnitude(material: Material) -> Propose:
     """The same program, space and latencies; the values are norms of weights."""
     search = _search(material, magnitude_importance(material.dense, material.space, material.weights))
     return lambda knob: search.solve(knob * material.reference_ms)
 
 
-def _baseline(material: Material, method: str) -> Propose:
+def _problem(material: Material) -> tuple[PruningProblem, Callable[[ProblemStructure], PruningPlan]]:
+    """The program with first-order importance, and what makes a plan of its structures."""
     ranking = Ranking.by_importance(material.space, material.importance)
     problem = build_problem(material.space, material.importance, material.latency, ranking)
-    path = uniform_path(problem) if method == "uniform" else []
-    costs = [problem.evaluate(plan).costs[LATENCY] for plan in path]
 
-    def propose(knob: float) -> PruningPlan:
-        budget = knob * material.reference_ms
-        if method == "halp":
-            found = halp(problem, LATENCY, budget, steps=HALP_STEPS)
-            if found.plan is None:
-                raise InfeasibleBudgetError(found.note, budget)
-            indices = found.plan
-        else:
-            indices = min(zip(path, costs), key=lambda item: abs(item[1] - budget))[0]
-        return PruningPlan.from_kept(material.space, *kept_elements(material.space, ranking, indices), {})
+    def plan(structure: ProblemStructure) -> PruningPlan:
+        return PruningPlan.from_kept(material.space, *kept_elements(material.space, ranking, structure), {})
 
-    return propose
+    return problem, plan
 
 
 def halp_method(material: Material) -> Propose:
     """HALP's knapsack over first-order importance, with its schedule; no blocks are removed."""
-    return _baseline(material, "halp")
+    problem, plan = _problem(material)
+
+    def propose(knob: float) -> PruningPlan:
+        budget = knob * material.reference_ms
+        found = halp(problem, LATENCY, budget, steps=HALP_STEPS)
+        if found.plan is None:
+            raise InfeasibleBudgetError(found.note, budget)
+        return plan(found.plan)
+
+    return propose
 
 
 def uniform(material: Material) -> Propose:
     """Every dimension narrowed alike, the elements of least first-order importance first; no blocks are removed."""
-    return _baseline(material, "uniform")
+    problem, plan = _problem(material)
+    path = uniform_path(problem)
+    costs = [problem.evaluate(structure).costs[LATENCY] for structure in path]
+
+    def propose(knob: float) -> PruningPlan:
+        budget = knob * material.reference_ms
+        return plan(min(zip(path, costs), key=lambda item: abs(item[1] - budget))[0])
+
+    return propose
+
+
+def ablation(channels: bool, linear: bool) -> Callable[[Material], Propose]:
+    """The paper's ablation of the program with first-order importance.
+
+    Args:
+        channels: Every block stays.
+        linear: What a count saves does not depend on the other counts.
+    """
+
+    def start(material: Material) -> Propose:
+        whole, plan = _problem(material)
+        problem = channels_only(whole) if channels else whole
+        if linear:
+            problem = linear_latency(problem, problem.dense_plan)
+        options = SolveOptions(time_limit_s=material.time_limit_s)
+        # What costs add up to under this model of latency differs from the reference: the knob is a share of it.
+        dense_ms = problem.dense.costs[LATENCY]
+
+        def propose(knob: float) -> PruningPlan:
+            found = solve(problem, {LATENCY: knob * dense_ms}, options)
+            return plan(with_all_blocks(whole, found.plan) if channels else found.plan)
+
+        return propose
+
+    return start
 
 
 def torch_pruning(material: Material) -> Propose:
@@ -149,6 +191,10 @@ class Method:
 
 METHODS = {
     "mdp": Method("MDP (this package)", mdp),
+    "mdp-taylor": Method("MDP (Taylor)", mdp_taylor),
+    "mdp-channels": Method("MDP (Taylor), channels only", ablation(channels=True, linear=False)),
+    "mdp-linear": Method("MDP (Taylor), linear latency", ablation(channels=False, linear=True)),
+    "mdp-channels-linear": Method("MDP (Taylor), channels only, linear latency", ablation(channels=True, linear=True)),
     "halp": Method("HALP", halp_method, HALP_STEPS),
     "uniform": Method("uniform", uniform),
     "magnitude": Method("magnitude", magnitude),

@@ -18,6 +18,10 @@ LOOKS = {
     "uniform": ("#777777", "^"),
     "magnitude": ("#4c9a5b", "D"),
     "torch-pruning": ("#8a5bb5", "v"),
+    "mdp-taylor": ("#5fa8e8", "o"),
+    "mdp-channels": ("#b8a13c", "<"),
+    "mdp-linear": ("#3ca8a8", ">"),
+    "mdp-channels-linear": ("#b85a8c", "P"),
 }  # colour and marker in plots
 
 
@@ -83,6 +87,8 @@ def markdown(report: Mapping[str, Any]) -> str:
             for key, value in verdict.items()
         ]
         lines += ["", f"{budget}: {', '.join(parts)}"]
+    for budget, methods in report.get("without_plan", {}).items():
+        lines += ["", *(f"{budget}: {METHODS[name].title} has {reason}" for name, reason in methods.items())]
     return "\n".join(lines)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from mdp_mmdet3d.compare.tuning import CLOSE, PROPOSALS, REPEATS, TRIES, tune
@@ -54,3 +55,28 @@ def test_no_plan_at_all_is_an_error():
     with pytest.raises(MdpError, match=r"no plan at 0\.5 of the dense latency"):
         tune(propose, lambda item: 1.0, 0.5)
     assert len(asked) == PROPOSALS
+
+
+# What torch-pruning's plans measured by the share of channels that stay (docs/results/fashion_mnist_resnet.json), and
+# between: past some ratio its plans become slower again.
+LIBRARY = ((0.0, 0.99), (0.22, 0.947), (0.4, 0.738), (0.5, 0.581), (0.6, 0.49), (0.7, 0.5675), (0.96, 0.7), (1.0, 1.0))
+
+
+def library(knob):
+    return float(np.interp(knob, *zip(*LIBRARY)))
+
+
+@pytest.mark.parametrize("share", [0.9, 0.7, 0.58, 0.5])
+def test_a_method_whose_plans_become_slower_again_is_brought_to_the_wanted_share(share):
+    found = tune(lambda knob: plan(round(knob, 3)), lambda item: library(item.width), share)
+    assert abs(found.share / share - 1) <= CLOSE
+
+
+def test_below_the_fastest_plan_the_search_ends_near_it():
+    found = tune(lambda knob: plan(round(knob, 3)), lambda item: library(item.width), 0.3)
+    assert found.share < 0.52 and len({share for _, share in found.tries}) <= TRIES
+
+
+def test_a_jump_between_two_plans_ends_the_search():
+    found = tune(lambda knob: plan(int(knob > 0.55)), lambda item: 0.4 + 0.2 * item.width, 0.49)
+    assert found.share == 0.4 and len(found.tries) < 8

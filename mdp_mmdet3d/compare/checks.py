@@ -1,0 +1,36 @@
+"""What a comparison needs, checked before anything is measured or written."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from mmengine.config import Config
+
+from mdp_mmdet3d.errors import MdpError
+from mdp_mmdet3d.runner.settings import FinetuneSettings
+
+
+def check_config(config: Config, path: str, checkpoint: str | None, finetune: FinetuneSettings | None) -> None:
+    """Raise `MdpError` unless a config has what a comparison needs; says what is missing."""
+    if not checkpoint:
+        raise MdpError(f"{path} names no checkpoint: pruning random weights compares nothing; give --checkpoint")
+    needed = {"test_dataloader": "the data of the metric", "test_evaluator": "the metric", "test_cfg": "dict() will do"}
+    for key, what in needed.items():
+        if config.get(key) is None:
+            raise MdpError(f"{path} has no {key} ({what}), without which no accuracy can be compared: add one")
+    if config.get("importance_dataloader") is None and config.get("train_dataloader") is None:
+        raise MdpError(f"{path} has no importance_dataloader and no train_dataloader: importance needs data with truth")
+    for key in ("train_dataloader", "optim_wrapper", "train_cfg") if finetune is not None else ():
+        if config.get(key) is None:
+            raise MdpError(f"{path} has no {key}, which fine-tuning needs: add one, or compare without --finetune")
+
+
+def check_cores(cores: Sequence[int]) -> None:
+    """Raise `MdpError` on a core that this process may not use."""
+    allowed = os.sched_getaffinity(0)
+    missing = sorted(set(cores) - allowed)
+    if missing:
+        raise MdpError(
+            f"--cores: this process may not use core {missing[0]}, only {', '.join(map(str, sorted(allowed)))}"
+        )
