@@ -27,6 +27,7 @@ ALL = [
     "matplotlib>=3.6",
     "jinja2>=3",  # report.html
     "pillow>=9",
+    "pydantic>=2.6,<3",  # the prune section
     "pyyaml>=6",
 ]
 

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any
 
 from mmengine.config import Config, ConfigDict
 
@@ -65,54 +62,6 @@ def default_work_dir(config: str | Path, step: str) -> Path:
     if (path.parent / "plan.json").is_file():
         return path.parent / step
     return Path("work_dirs") / path.stem
-
-
-def check_keys(keys: Iterable[str], known: Sequence[str], section: str) -> None:
-    """Raise `MdpError` if a section of a config has a key that is not ``known``; the message names the nearest."""
-    for key in keys:
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
-            raise MdpError(f"unknown key {key!r} in the config's {section} section; {hint}")
-
-
-def check_types(settings: Any, section: str) -> None:
-    """Raise `MdpError` if a value of a settings dataclass is not of its declared type."""
-    for name, declared in get_type_hints(type(settings)).items():
-        value = getattr(settings, name)
-        if not _is_a(value, declared):
-            raise MdpError(f"{section}.{name} = {value!r} must be {_described(declared)}")
-
-
-def _is_a(value: Any, declared: Any) -> bool:
-    kind, arguments = get_origin(declared), get_args(declared)
-    if kind in (Union, UnionType):
-        return any(_is_a(value, item) for item in arguments)
-    if kind is Literal:
-        return value in arguments
-    if kind is tuple:
-        whole = arguments if arguments[-1] is not Ellipsis else arguments[:1] * len(value if value else ())
-        return isinstance(value, tuple) and len(value) == len(whole) and all(map(_is_a, value, whole))
-    if declared is Any:
-        return True
-    if isinstance(value, bool):
-        return declared is bool
-    if declared is float:
-        return isinstance(value, (int, float)) and math.isfinite(value)
-    return isinstance(value, kind or declared)
-
-
-def _described(declared: Any) -> str:
-    kind, arguments = get_origin(declared), get_args(declared)
-    if kind in (Union, UnionType):
-        return " or ".join(map(_described, arguments))
-    if kind is Literal:
-        return " or ".join(map(repr, arguments))
-    if kind is tuple:
-        count = "" if arguments[-1] is Ellipsis else f", {len(arguments)} items"
-        return f"a list ({_described(arguments[0])} each{count})"
-    names = {int: "a whole number", float: "a number", bool: "True or False", str: "text", type(None): "None"}
-    return names.get(declared, "a dict" if kind is not None else getattr(declared, "__name__", str(declared)))
 
 
 def without_pretrained(config: Any) -> Any:

@@ -17,8 +17,8 @@ TOOLS = "mdp_mmdet3d_tools"
 TOOL_EXTRAS = {"solve": "solver"}  # what a command needs; all others need "all"
 # Top-level modules that the extras bring, by themselves or with what they depend on.
 MODULES = {"cv2", "jinja2", "markupsafe", "matplotlib", "mmcv", "mmdet", "mmdet3d", "mmengine", "nuscenes",
-           "onnx", "onnxruntime", "onnxslim", "PIL", "pyquaternion", "pyscipopt", "rich",
-           "scipy", "shapely", "torch", "torch_pruning", "torchvision", "yaml"}  # fmt: skip
+           "onnx", "onnxruntime", "onnxslim", "PIL", "pydantic", "pyquaternion", "pyscipopt",
+           "rich", "scipy", "shapely", "torch", "torch_pruning", "torchvision", "yaml"}  # fmt: skip
 
 
 @contextmanager

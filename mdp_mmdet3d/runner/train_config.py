@@ -11,8 +11,8 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.logging import print_log
 
-from mdp_mmdet3d.config_file import check_keys
 from mdp_mmdet3d.errors import MdpError
+from mdp_mmdet3d.sections import check_keys
 
 SECTIONS: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
     # section: hook, what it always gets, keys a config may set

@@ -1,6 +1,9 @@
 """Budgets and the prune section: every mistake is named with its remedy."""
 
+from dataclasses import replace
+
 import pytest
+from mmengine.config import ConfigDict
 
 from mdp_mmdet3d.config_file import read_config
 from mdp_mmdet3d.errors import MdpError
@@ -88,6 +91,40 @@ def test_unknown_key_names_the_nearest():
 def test_bad_values_are_refused(section):
     with pytest.raises(MdpError, match=next(iter(section))):
         PruneSettings.from_config(section)
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        (None, r"^prune = None must be a dict of settings$"),
+        ({"frames": 2.5}, r"^prune\.frames = 2\.5 must be a whole number$"),
+        ({"frames": True}, r"^prune\.frames = True must be a whole number$"),
+        ({"frames": 0}, r"^prune\.frames = 0 must be at least 1$"),
+        ({"min_keep": 2}, r"^prune\.min_keep = 2 must be at most 1$"),
+        ({"time_limit_s": float("inf")}, r"^prune\.time_limit_s = inf must be a finite number$"),
+        ({"evaluate": 1}, r"^prune\.evaluate = 1 must be True or False$"),
+        ({"sampling": "dense"}, r"^prune\.sampling = 'dense' must be 'sparse' or 'grid'$"),
+        ({"freeze": [1]}, r"^prune\.freeze\[0\] = 1 must be text, e\.g\. freeze=\['backbone\.\*'\]$"),
+        ({"input_size": "256x704"}, r"^prune\.input_size = '256x704' must be a list, e\.g\. input_size=\(256, 704\)$"),
+        ({"input_size": [256]}, r"^prune\.input_size\[1\] is missing in \[256\], e\.g\. input_size=\(256, 704\)$"),
+        ({"tolerance": -1, "rounds": 1}, r"^prune\.tolerance = -1 must be .* 0; prune\.rounds = 1 must be at least 2$"),
+        ({"repair": {"stride": 0}}, r"^prune\.repair\.stride = 0 must be at least 1$"),
+        ({"importance": {"type": "loss", "frames": "x"}}, r"^prune\.importance\.frames = 'x' must be a whole number$"),
+    ],
+)
+def test_an_error_tells_where_the_value_and_what_it_must_be(section, message):
+    with pytest.raises(MdpError, match=message):
+        PruneSettings.from_config(section)
+
+
+def test_a_section_stays_as_it_was_given():
+    """Nested sections may hold what pydantic knows nothing of, and are shown in reports as they were written."""
+    adapter = ConfigDict(type="SingleGraph", nested=ConfigDict(a=1))
+    settings = PruneSettings.from_config(ConfigDict(adapter=adapter, budget="55%", repair=dict(frames=60)))
+    assert settings.adapter is adapter and settings.budget == "55%" and settings.repair == dict(frames=60)
+    assert replace(settings, frames=3).frames == 3
+    with pytest.raises(MdpError, match=r"prune\.frames = 0"):
+        replace(settings, frames=0).check()
 
 
 def test_importance_is_measured_unless_the_config_says_otherwise():

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any
 
-from mdp_mmdet3d.errors import MdpError
+from pydantic import Field
+
+from mdp_mmdet3d.sections import Count, Flag, Natural, Positive, read_section
 
 PIXELS = 8_000_000
 FRAMES = (8, 256)
@@ -28,36 +30,18 @@ class RepairSettings:
         keep_raw: Whether ``pruned_raw.pth``, the pruned model before repair, is written as well.
     """
 
-    frames: int | None = None
-    stride: int = 1
-    ridge: float = 0.02
-    positions: int = 20_000
-    seed: int = 0
-    memory_gb: float = 3.0
-    keep_raw: bool = False
+    frames: Count | None = None
+    stride: Count = 1
+    ridge: Annotated[Positive, Field(lt=1e6)] = 0.02
+    positions: Annotated[Count, Field(ge=16)] = 20_000
+    seed: Natural = 0
+    memory_gb: Annotated[Positive, Field(lt=1e6)] = 3.0
+    keep_raw: Flag = False
 
     @classmethod
     def from_config(cls, section: Mapping[str, Any]) -> RepairSettings:
-        """Read the section, whose keys the caller has checked; raises `MdpError` on a bad value."""
-        settings = cls(**section)
-        for name, least in (("frames", 1), ("stride", 1), ("positions", 16), ("seed", 0)):
-            value = getattr(settings, name)
-            if name == "frames" and value is None:
-                continue
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise MdpError(f"prune.repair.{name} = {value!r} must be a whole number of at least {least}")
-        for name in ("ridge", "memory_gb"):
-            value = getattr(settings, name)
-            if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < 1e6:
-                raise MdpError(f"prune.repair.{name} = {value!r} must be a positive number")
-        if not isinstance(settings.keep_raw, bool):
-            raise MdpError(f"prune.repair.keep_raw = {settings.keep_raw!r} must be True or False")
-        return settings
-
-    @classmethod
-    def keys(cls) -> list[str]:
-        """Keys of the section."""
-        return [field.name for field in fields(cls)]
+        """Read the section; raises `MdpError` on an unknown key (naming the nearest) or a bad value."""
+        return read_section(cls, section, "prune.repair")
 
     def count(self, pixels: int) -> int:
         """Frames to use where one has ``pixels``."""
