@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +18,7 @@ from mdp_mmdet3d.layers.fused import without_fused_layers
 from mdp_mmdet3d.layers.packed_attention import PROJECTION, QKV
 from mdp_mmdet3d.space.builder import SpaceBuilder
 from mdp_mmdet3d.space.types import Block, BlockKind
+from mdp_mmdet3d.surgery.apply import shared_copy
 from mdp_mmdet3d.surgery.masking import silence_block
 
 MORE = "computes more than a plain attention (positions, norms, gates or masks within it)"
@@ -230,7 +230,7 @@ def _equal(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], 
 
 def _role(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], last: str) -> BlockKind | None:
     """What a module returns when its branch is 0, on random inputs: what it adds to, or 0; None if neither."""
-    silent = copy.deepcopy(module)
+    silent = shared_copy(module)
     for part in silent.modules():
         part._forward_hooks.clear()
         part._forward_pre_hooks.clear()

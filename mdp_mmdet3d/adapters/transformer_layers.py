@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from mdp_mmdet3d.space.builder import SpaceBuilder
 from mdp_mmdet3d.space.calls import Call
 from mdp_mmdet3d.space.mlp import add_hidden
 from mdp_mmdet3d.space.types import Block, BlockKind
+from mdp_mmdet3d.surgery.apply import shared_copy
 from mdp_mmdet3d.surgery.masking import silence_block
 
 ACTIVATIONS = {nn.ReLU: "relu", nn.GELU: "gelu"}
@@ -146,7 +146,7 @@ def _layers(calls: Sequence[Call], found: Sequence[SubLayer]) -> Iterator[str]:
             continue
         if isinstance(call.module, (nn.Sequential, nn.ModuleList)) or len(within) != 2:
             continue
-        silent = copy.deepcopy(call.module)
+        silent = shared_copy(call.module)
         for sub_layer in within:
             _silence(silent, f"{sub_layer.name}.{sub_layer.last}"[len(call.name) + 1 :])
         if equal_outputs(_run(silent, call.input), call.input):
@@ -157,7 +157,7 @@ def _role(call: Call, last: str) -> BlockKind | None:
     """What the module returns when its branch is 0: its input, or 0; None if neither, or if its input was 0."""
     if not call.input.any():  # as that of DETR's first decoder layer: both would be the same
         return None
-    silent = copy.deepcopy(call.module)
+    silent = shared_copy(call.module)
     _silence(silent, last)
     found = _run(silent, call.input)
     if found is None:

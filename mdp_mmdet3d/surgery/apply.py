@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import defaultdict
 from collections.abc import Mapping
 
@@ -77,6 +78,12 @@ def apply_plan(model: nn.Module, plan: PruningPlan) -> nn.Module:
         if not any(name.startswith(f"{other}.") for other in plan.removed):
             replace_block(model, removed)
     return model
+
+
+def shared_copy(model: nn.Module) -> nn.Module:
+    """A copy whose modules are its own and whose tensors are the model's: for `apply_plan`, which writes none of them."""
+    held: dict[int, object] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    return copy.deepcopy(model, held)
 
 
 def _allow_unequal_widths(model: nn.Module, path: str) -> None:
