@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,7 @@ NORMS = ("batch_norm", "sync_batch_norm")
 # What every runtime computes within the convolution in front of it.
 FUSED = ("relu", "relu6", "leaky_relu", "sigmoid", "tanh", "hardsigmoid", "hardtanh", "clamp", "clip")
 SUMS = ("add", "iadd", "radd")
-PIECE = 16  # channels that stand for all parts of a concatenation but one
+PIECE = 16  # channels at most that stand for all parts of a concatenation but one
 STREAM_BLOCKS = (BlockKind.SUB_LAYER, BlockKind.LAYER, BlockKind.BRANCH)  # terms of a sub-layer hold its norm and sum
 
 Run = Callable[[nn.Module], Any]
@@ -111,7 +111,7 @@ def _cut_models(builder: SpaceBuilder, model: nn.Module, part: Callable[[nn.Modu
         }
         cut = part(apply_plan(shared_copy(model), PruningPlan(space.model_digest, cuts, {})))
         try:
-            operations, _ = record_operations(cut, lambda cut=cut: small(cut))
+            operations, _ = record_operations(cut, partial(small, cut))
         except Exception as error:  # whatever a model raises with other widths; verification finds where
             return _Cut(error=f"the model does not run with other widths ({type(error).__name__})")
         runs.append({operation.key: operation for operation in operations})
@@ -151,8 +151,9 @@ def _fused(operations: Sequence[Operation]) -> set[int]:
     """Positions of what runs within the convolution in front of it: batch norm, sum, activation, in this order."""
     readers: dict[int, int] = {}
     for operation in operations:
-        for source in set(operation.reads) - {None}:
-            readers[source] = readers.get(source, 0) + 1  # type: ignore[index]
+        for source in set(operation.reads):
+            if source is not None:
+                readers[source] = readers.get(source, 0) + 1
     ends: dict[int, str] = {}  # results that are still within a convolution, and the last step of it
     for position, operation in enumerate(operations):
         name, alone = operation.name, [s for s in operation.reads if s is not None and readers.get(s) == 1]
@@ -177,7 +178,7 @@ def _covered(builder: SpaceBuilder, priced: Sequence[str]) -> Callable[[Operatio
             return True
         if operation.module in pyramids and operation.name in (*SUMS, "interpolate"):
             return True
-        return operation.name in PRODUCTS and operation.module in modules
+        return operation.name in (*PRODUCTS, "max_pool2d") and operation.module in modules
 
     return covered
 
@@ -243,13 +244,12 @@ def _add_term(builder: SpaceBuilder, judged: _Judged, engine: str) -> str | None
     if any(place[-1] == "other" for place, _ in _leaves(operation)):
         return "takes something other than numbers"
     roles = _roles(holes.values())
-    if len(roles) > len(CALL_KINDS):
-        joined = _joined(operation, holes)
-        if joined is None:
-            return f"depends on {len(roles)} widths"
-        template, holes = joined
-        roles = _roles(holes.values())
-    filled = _filled(template, {place: _written(width, roles) for place, width in holes.items()}, ())
+    if len(roles) <= len(CALL_KINDS):
+        filled = _filled(template, {place: _written(width, roles) for place, width in holes.items()}, ())
+    elif (joined := _joined(builder, operation, holes)) is not None:
+        filled, roles = joined
+    else:
+        return f"depends on {len(roles)} widths"
     widths: tuple[Width, ...] = tuple(roles) or (1,)
     kind = CALL_KINDS[len(widths) - 1]
     text = call_text(_out_of_place(operation.function), *filled)
@@ -297,24 +297,28 @@ def _written(width: Width, roles: Sequence[Width]) -> str:
     return f"{times}*${roles.index(name)}" if not fixed else f"{fixed}+{times}*${roles.index(name)}"
 
 
-def _joined(operation: Operation, holes: Mapping[Place, Width]) -> tuple[Template, dict[Place, Width]] | None:
-    """A concatenation of many parts as one of two parts of the same size in all."""
+def _joined(
+    builder: SpaceBuilder, operation: Operation, holes: Mapping[Place, Width]
+) -> tuple[Template, list[Width]] | None:
+    """A concatenation of many parts as one of two parts of the same size in all; its arguments and its one width."""
     tensors = operation.arguments[0] if operation.name in ("cat", "concat", "concatenate") else None
     if not isinstance(tensors, list) or not all(isinstance(t, dict) and "input" in t for t in tensors):
         return None
     given = [*operation.arguments[1:2], operation.keywords.get("dim", 0)]
     axis = given[0] % len(tensors[0]["input"])
     parts: dict[str, int] = {}
-    fixed = -PIECE
+    fixed = 0
     for index, tensor in enumerate(tensors):
         width = holes.get((0, 0, index, "input", axis), tensor["input"][axis])
         for name in width_dimensions(width):
             parts[name] = parts.get(name, 0) + (dict(width.parts)[name] if isinstance(width, WidthSum) else 1)
         fixed += width.fixed if isinstance(width, WidthSum) else 0 if isinstance(width, str) else width
-    shape = list(tensors[0]["input"])
-    shape[axis] = PIECE
-    whole = [[[{"input": list(shape)}, {"input": shape}], *operation.arguments[1:]], operation.keywords]
-    return whole, {(0, 0, 0, "input", axis): WidthSum(tuple(parts.items()), fixed)}
+    whole = WidthSum(tuple(parts.items()), fixed)
+    smallest = width_at(whole, {name: builder.dimensions[name].options[0] for name in parts})
+    piece = min(PIECE, smallest // 2)
+    first, second = list(tensors[0]["input"]), list(tensors[0]["input"])
+    first[axis], second[axis] = f"-{piece}+$0", piece
+    return [[[{"input": first}, {"input": second}], *operation.arguments[1:]], operation.keywords], [whole]
 
 
 def _filled(template: Template, holes: Mapping[Place, str], place: Place) -> Template:

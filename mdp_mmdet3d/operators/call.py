@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import warnings
@@ -136,12 +137,13 @@ def exported(call: nn.Module) -> Any:
     import torch
 
     stored = io.BytesIO()
-    with warnings.catch_warnings(), torch.no_grad():
+    # Of an operator that it does not know the exporter prints the graph.
+    with warnings.catch_warnings(), torch.no_grad(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         torch.onnx.export(
             call.eval(),
             tuple(torch.zeros(shape) for shape in call.shapes),
-            stored,  # type: ignore[arg-type]
+            stored,
             input_names=[f"input{index}" for index in range(len(call.shapes))],
             opset_version=OPSET,
             do_constant_folding=True,
@@ -184,7 +186,7 @@ def _source(build: GraphBuilder, index: int, shape: tuple[int, ...]) -> str:
 
 def _call_class() -> Any:
     import torch
-    from torch import Tensor, nn
+    from torch import nn
 
     class Called(nn.Module):
         """Weights are buffers; the other tensors are the inputs, in the order in which they are written."""

@@ -14,18 +14,18 @@ from torch.overrides import TorchFunctionMode, resolve_name
 from mdp_mmdet3d.layers.evaluation import evaluating
 from mdp_mmdet3d.layers.fused import without_fused_layers
 
-Leaf = int | float | str | bool | None
 Template = Any
-"""Arguments of a call: tensors as ``{"input": shape}``, or ``{"weight": shape}`` where the model holds them, tensors that
-hold no real numbers and other objects as ``{"other": type}``, else lists and `Leaf` values."""
+"""Arguments of a call: tensors as ``{"input": shape}``, or ``{"weight": shape}`` where the model holds them; tensors
+that hold no real numbers and other objects as ``{"other": type}``; else lists, numbers, text, booleans and None."""
 
 # They move no data, or none that a runtime would not leave out: names of functions without their module.
-VIEWS = frozenset(
-    "view view_as reshape flatten unflatten squeeze unsqueeze permute transpose t swapaxes contiguous expand expand_as "
-    "chunk split tensor_split unbind detach clone dropout dropout1d dropout2d dropout3d identity to float double type "
-    "type_as requires_grad_ getitem zeros_like ones_like empty_like new_zeros new_ones new_tensor new_full full_like "
-    "shape dim size numel dtype device is_floating_point data all any item tolist".split()
+_SHAPES = "view view_as reshape flatten unflatten squeeze unsqueeze permute transpose t swapaxes contiguous expand"
+_PARTS = "expand_as chunk split tensor_split unbind getitem detach clone identity dropout dropout1d dropout2d dropout3d"
+_FACTS = "shape dim size numel dtype device is_floating_point data all any item tolist requires_grad"
+_OTHERS = (
+    "to float double type type_as zeros_like ones_like empty_like new_zeros new_ones new_tensor new_full full_like"
 )
+VIEWS = frozenset(f"{_SHAPES} {_PARTS} {_FACTS} {_OTHERS}".split())
 
 
 @dataclass(frozen=True)

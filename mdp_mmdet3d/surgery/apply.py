@@ -81,7 +81,7 @@ def apply_plan(model: nn.Module, plan: PruningPlan) -> nn.Module:
 
 
 def shared_copy(model: nn.Module) -> nn.Module:
-    """A copy whose modules are its own and whose tensors are the model's: for `apply_plan`, which writes none of them."""
+    """A copy whose modules are its own and whose tensors are the model's; `apply_plan` writes none of them."""
     held: dict[int, object] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     return copy.deepcopy(model, held)
 
@@ -155,6 +155,8 @@ def sync_attributes(module: nn.Module) -> None:
         if module.groups > 1:  # whole groups go
             module.groups = module.groups * module.weight.shape[0] // module.out_channels
         module.out_channels, module.in_channels = module.weight.shape[0], module.weight.shape[1] * module.groups
+    elif isinstance(module, nn.ConvTranspose2d):
+        module.in_channels, module.out_channels = module.weight.shape[0], module.weight.shape[1] * module.groups
     elif isinstance(module, nn.Linear):
         module.out_features, module.in_features = module.weight.shape
     elif isinstance(module, nn.modules.batchnorm._BatchNorm):
