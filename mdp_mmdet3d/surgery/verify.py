@@ -18,7 +18,7 @@ TOLERANCE = 1e-4
 """Largest difference relative to the output's largest value: float32 sums in another order stay below a tenth of it."""
 
 PLANS = 8
-"""Random plans that are tried before any dimension or block is tried by itself; even."""
+"""Random plans that are tried; even."""
 
 Forward = Callable[[nn.Module], Sequence[Tensor]]
 
@@ -26,7 +26,7 @@ Forward = Callable[[nn.Module], Sequence[Tensor]]
 def verify_space(space: PruningSpace, model: nn.Module, forward: Forward) -> dict[str, str]:
     """Cut half of the dimensions to their smallest count and remove a share of the blocks, in several random plans.
 
-    Where all of them are right, everything is; else every dimension and every block is tried by itself.
+    A plan that is wrong is halved until the dimensions and blocks are found with which alone it is.
 
     Args:
         space: Traced from ``model``.
@@ -35,15 +35,32 @@ def verify_space(space: PruningSpace, model: nn.Module, forward: Forward) -> dic
 
     Returns:
         Names of dimensions and blocks that cannot be cut, with the reason: the pruned model fails, its outputs have
-        other shapes than the dense model's, or other values than the masked dense model's.
+        other shapes than the dense model's, or other values than the masked dense model's. What is wrong only together
+        is not among them (`verify_together`).
     """
     dense = [output.shape for output in _outputs(model, forward)]
-    if all(_difference(space, model, forward, dense, *change) is None for change in _random_changes(space)):
-        return {}
-    failures = {}
-    for name, widths, removed in _single_changes(space):
-        if (reason := _difference(space, model, forward, dense, widths, removed)) is not None:
-            failures[name] = f"verification failed: {reason}"
+    failures: dict[str, str] = {}
+
+    def reason(changes: Sequence[str]) -> str | None:
+        widths = {name: space.by_name[name].options[0] for name in changes if name in space.by_name}
+        removed = [name for name in changes if name in space.blocks_by_name and name not in widths]
+        return _difference(space, model, forward, dense, widths, removed)
+
+    def search(changes: Sequence[str], why: str) -> None:
+        if len(changes) == 1:
+            failures[changes[0]] = f"verification failed: {why}"
+            return
+        for half in (changes[: len(changes) // 2], changes[len(changes) // 2 :]):
+            if (found := reason(half)) is not None:
+                search(half, found)
+
+    for plan in _random_changes(space):
+        while changes := [name for name in plan if name not in failures]:
+            known = len(failures)
+            if (why := reason(changes)) is not None:
+                search(changes, why)
+            if len(failures) == known:  # right, or wrong only together
+                break
     return failures
 
 
@@ -54,8 +71,8 @@ def verify_together(space: PruningSpace, model: nn.Module, forward: Forward) -> 
     return _difference(space, model, forward, dense, smallest, ())
 
 
-def _random_changes(space: PruningSpace) -> Iterator[tuple[dict[str, int], tuple[str, ...]]]:
-    """Widths and removed blocks: every dimension is narrow in half of the plans, every block removed in one of them.
+def _random_changes(space: PruningSpace) -> Iterator[list[str]]:
+    """Dimensions that are narrow and blocks that are gone: each dimension in half of the plans, each block in one.
 
     Blocks within others go in the second half of the plans, where those others stay.
     """
@@ -66,14 +83,7 @@ def _random_changes(space: PruningSpace) -> Iterator[tuple[dict[str, int], tuple
     for index in range(PLANS):
         side = coins[index % half] == index // half
         blocks = (outer if index < half else inner)[index % half :: half]
-        yield {d.name: d.options[0] for d, narrow in zip(space.dimensions, side) if narrow}, tuple(blocks)
-
-
-def _single_changes(space: PruningSpace) -> Iterator[tuple[str, dict[str, int], tuple[str, ...]]]:
-    for dimension in space.dimensions:
-        yield dimension.name, {dimension.name: dimension.options[0]}, ()
-    for block in space.blocks:
-        yield block.name, {}, (block.name,)
+        yield [*(d.name for d, narrow in zip(space.dimensions, side) if narrow), *blocks]
 
 
 def _difference(
