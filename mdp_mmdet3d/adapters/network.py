@@ -99,7 +99,10 @@ def add_network_terms(
                 term,
                 engine,
                 "linear",
-                (builder.width_of(f"{call.name}.weight", 1, shape[-1]), call.module.out_features),
+                (
+                    builder.width_of(f"{call.name}.weight", 1, shape[-1]),
+                    builder.width_of(f"{call.name}.weight", 0, call.module.out_features),
+                ),
                 tokens=rows,
                 norm="none",
                 activation="none",

@@ -113,7 +113,7 @@ def _exclude_unknown(builder: SpaceBuilder, encoder: nn.Module, names: dict[nn.M
     for module in encoder.modules():
         parts = [m for m in module.modules() if isinstance(m, CONVOLUTIONS)]
         own = next(module.parameters(recurse=False), None)
-        if own is not None and parts and not isinstance(module, CONVOLUTIONS):
+        if own is not None and parts and names.get(module) and not isinstance(module, CONVOLUTIONS):
             builder.exclude(names[module], f"is a {type(module).__name__}, which is not supported")
         elif isinstance(module, (nn.modules.instancenorm._InstanceNorm, nn.GroupNorm)) and not module.affine:
             # Without parameters it is no node of the graph; whatever stands beside it is left alone.

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from mdp_mmdet3d.errors import StructureMismatchError
 from mdp_mmdet3d.files import digest
 from mdp_mmdet3d.layers import RemovedBranch, RemovedSubLayer, TorchAttention, widened
+from mdp_mmdet3d.layers.attention import is_deformable
 from mdp_mmdet3d.space.types import Block, BlockKind, DimensionKind
 from mdp_mmdet3d.surgery.plan import PruningPlan
 
@@ -89,7 +90,7 @@ def shared_copy(model: nn.Module) -> nn.Module:
 def _allow_unequal_widths(model: nn.Module, path: str) -> None:
     """Replace a dense attention whose class has one width for q, k and v."""
     found = model.get_submodule(path)
-    if not hasattr(found, COUNT_ATTRIBUTES[DimensionKind.QK_WIDTH][0]):
+    if not hasattr(found, COUNT_ATTRIBUTES[DimensionKind.QK_WIDTH][0]) and not is_deformable(found):
         parent, _, leaf = path.rpartition(".")
         model.get_submodule(parent)._modules[leaf] = widened(found)
 
