@@ -4,10 +4,10 @@
     python benchmarks/fuzz.py --count 1 --seed 17 --json F
     python benchmarks/fuzz.py --stacks --onnx               # transformers (benchmarks/fuzz_stacks.py), and their export
 
-Networks are lists of layers: plain, residual, concatenated, split, depthwise, grouped and gated
-(squeeze-and-excitation) convolutions with batch norm, group norm or layer norm over channels, shared towers, several
-outputs. "right": for random plans the pruned model equals the masked one and reloads from its state dict, and with
---onnx the exported pruned model equals it. "alone": nothing was offered.
+Networks are lists of layers: plain, residual, concatenated, split, depthwise, grouped, transposed and gated
+(squeeze-and-excitation, or one half of a split by the other) convolutions with batch norm, group norm or layer norm
+over channels, shared towers, several outputs. "right": for random plans the pruned model equals the masked one and
+reloads from its state dict, and with --onnx the exported pruned model equals it. "alone": nothing was offered.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ from mdp_mmdet3d.surgery.masking import mask_model
 from mdp_mmdet3d.surgery.plan import PruningPlan
 
 SIZE = (32, 32)
-KINDS = ("conv", "residual", "concat", "split", "depthwise", "grouped", "gate", "down", "tower", "output")
+KINDS = ("conv", "residual", "concat", "split", "halves", "depthwise", "grouped", "gate", "down", "up",
+         "tower", "output")  # fmt: skip
 NORMS = ("bn", "bn", "gn", "ln", "none")
 TOLERANCE = 1e-4  # of the largest output
 Spec = list[tuple[str, int, str]]
@@ -90,6 +91,11 @@ class Layer(nn.Module):
             self.outputs = 3 * width
         elif kind == "split":
             self.a = unit(inputs // 2, inputs // 2, norm)
+        elif kind == "halves":
+            self.a, self.b = nn.Conv2d(inputs, 2 * width, 3, padding=1), unit(width, inputs, norm)
+        elif kind == "up":
+            self.a = nn.Sequential(nn.ConvTranspose2d(inputs, width, 2, 2), *unit(width, width, norm)[1:])
+            self.outputs = width
         elif kind == "depthwise":
             self.a = unit(inputs, inputs, norm, groups=inputs)
         elif kind == "grouped":
@@ -108,6 +114,11 @@ class Layer(nn.Module):
         if self.kind == "split":
             left, right = x.chunk(2, dim=1)
             return torch.cat([left, self.a(right)], dim=1)
+        if self.kind == "halves":
+            left, right = self.a(x).chunk(2, dim=1)
+            return x + self.b(left * torch.sigmoid(right))
+        if self.kind == "up":
+            return self.a(nn.functional.max_pool2d(x, 2))
         if self.kind == "gate":
             return x * torch.sigmoid(self.b(torch.relu(self.a(x.mean((2, 3), keepdim=True)))))
         if self.kind == "tower":  # the same weights at two resolutions

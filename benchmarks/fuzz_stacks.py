@@ -2,7 +2,8 @@
 
 Layers are self-attention, attention to a second set of tokens and feed-forward networks, with the norm before or
 behind the residual addition; attention as in PyTorch and mmcv (packed ``in_proj_weight``), as one ``qkv`` layer (ViT,
-timm) and with separate projections; feed-forward networks as a plain sequence and as mmcv's.
+timm), that within windows with relative positions (Swin), and with separate projections; feed-forward networks as a
+plain sequence and as mmcv's.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from mmcv.cnn.bricks.transformer import FFN, MultiheadAttention
 from torch import Tensor, nn
 
 KINDS = ("self", "cross", "ffn", "ffn")
-FORMS = ("torch", "mmcv", "packed", "separate")
-WIDTH, POOLED, PATCH = 32, 4, 2
+FORMS = ("torch", "mmcv", "packed", "windows", "separate")
+WIDTH, POOLED, PATCH, WINDOW = 32, 4, 2, 4
 Spec = list[tuple[str, int, str]]  # kind and form, heads or hidden width, where the norm is
 
 
@@ -34,6 +35,25 @@ class Packed(nn.Module):
         q, k, v = self.qkv(x).reshape(batch, tokens, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
         out = nn.functional.scaled_dot_product_attention(q, k, v)
         return self.proj(out.transpose(1, 2).reshape(batch, tokens, -1))
+
+
+class Windows(Packed):
+    """`Packed` on `WINDOW` tokens at a time, with a bias per head and relative position."""
+
+    def __init__(self, heads: int) -> None:
+        super().__init__(heads)
+        self.relative_position_bias_table = nn.Parameter(torch.randn(2 * WINDOW - 1, heads))
+        places = torch.arange(WINDOW)
+        self.register_buffer("relative_position_index", places[:, None] - places + WINDOW - 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B * windows, WINDOW, C) to the same shape."""
+        count, tokens, width = x.shape
+        q, k, v = self.qkv(x).reshape(count, tokens, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        bias = self.relative_position_bias_table[self.relative_position_index.flatten()]
+        bias = bias.reshape(tokens, tokens, -1).permute(2, 0, 1)
+        weights = (q @ k.transpose(-1, -2) * (width // self.num_heads) ** -0.5 + bias).softmax(-1)
+        return self.proj((weights @ v).transpose(1, 2).reshape(count, tokens, width))
 
 
 class Separate(nn.Module):
@@ -70,7 +90,7 @@ class StackLayer(nn.Module):
         elif self.form == "mmcv":
             self.attn = MultiheadAttention(WIDTH, size, batch_first=True)
         else:
-            self.attn = Packed(size) if self.form == "packed" else Separate(size)
+            self.attn = {"packed": Packed, "windows": Windows, "separate": Separate}[self.form](size)
 
     def forward(self, x: Tensor, memory: Tensor) -> Tensor:
         """(B, T, C), with (B, S, C) to look at, to (B, T, C)."""
@@ -82,6 +102,8 @@ class StackLayer(nn.Module):
             y = x + self.attn(y, other, other, need_weights=False)[0]
         elif self.form == "mmcv":
             y = self.attn(y, other, other, identity=x)
+        elif self.form == "windows":
+            y = x + self.attn(y.reshape(-1, WINDOW, WIDTH)).reshape(x.shape)
         else:
             y = x + (self.attn(y) if self.form == "packed" else self.attn(y, other))
         return y if self.place == "pre" else self.norm(y)
@@ -112,7 +134,7 @@ def random_spec(seed: int) -> Spec:
     spec: Spec = []
     for _ in range(rng.integers(2, 7)):
         kind, form = str(rng.choice(KINDS)), str(rng.choice(FORMS))
-        if kind == "cross" and form == "packed":
+        if kind == "cross" and form in ("packed", "windows"):
             form = "separate"
         size = int(rng.choice([32, 64, 96] if kind == "ffn" else [2, 4]))
         spec.append((f"{kind}/{form}", size, str(rng.choice(["pre", "post"]))))

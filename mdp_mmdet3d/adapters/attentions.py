@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from mdp_mmdet3d.adapters.network import Shapes
 from mdp_mmdet3d.adapters.residual_blocks import equal_outputs
 from mdp_mmdet3d.layers import RemovedSubLayer, widened
-from mdp_mmdet3d.layers.attention import separate_projections, torch_obstacle
+from mdp_mmdet3d.layers.attention import is_deformable, separate_projections, torch_obstacle
 from mdp_mmdet3d.layers.evaluation import evaluating
 from mdp_mmdet3d.layers.fused import without_fused_layers
-from mdp_mmdet3d.layers.packed_attention import PROJECTION, QKV
+from mdp_mmdet3d.layers.packed_attention import POSITIONS, PROJECTION, QKV, has_positions
 from mdp_mmdet3d.space.builder import SpaceBuilder
 from mdp_mmdet3d.space.types import Block, BlockKind
+from mdp_mmdet3d.surgery.apply import shared_copy
 from mdp_mmdet3d.surgery.masking import silence_block
 
 MORE = "computes more than a plain attention (positions, norms, gates or masks within it)"
@@ -41,6 +42,7 @@ class FoundAttention:
         keys: Tokens that are looked at.
         size: Width of the stream.
         packed: Whether one layer makes queries, keys and values.
+        windows: How many run beside each other; 0 for a deformable attention, whose operators have terms of their own.
     """
 
     name: str
@@ -55,6 +57,7 @@ class FoundAttention:
     keys: int
     size: int
     packed: bool
+    windows: int = 1
 
 
 @dataclass
@@ -90,6 +93,8 @@ def find_attentions(
             candidates[name] = PROJECTION
         elif (projections := separate_projections(module)) is not None:
             candidates[name] = projections.out
+        elif is_deformable(module):
+            candidates[name] = "output_proj"
     judged = _judge(model, forward, candidates)
     found = []
     for name, out in candidates.items():
@@ -112,6 +117,12 @@ def _found(
 ) -> FoundAttention | str:
     """The attention, or why it is left alone."""
     module = model.get_submodule(name)
+    if is_deformable(module):
+        if name not in judged:
+            return "an attention that does not run when the model is traced"
+        block, kind, last = _block(name, out, judged)
+        heads = int(module.num_heads)
+        return FoundAttention(name, block, kind, last, {}, heads, 0, 0, 0, 0, module.output_proj.out_features, False, 0)
     packed = hasattr(module, QKV)
     tensors: dict[str, Any]
     if isinstance(module, nn.MultiheadAttention):
@@ -133,19 +144,22 @@ def _found(
     if len(inputs) > 2:
         return "an attention that runs more than once per frame"
     (batch, queries, size), (_, keys, key_size) = inputs
-    if batch != 1:
-        return "an attention within windows, or on several images at once, has no cost term"
+    if batch != 1 and not packed:
+        return "an attention on several images at once has no cost term"
     if size != key_size or model.get_submodule(f"{name}.{out}").out_features != size:
         return "an attention whose projections have other widths than its stream"
     if not judged[name].equal:
         return MORE
-    block, kind, last = name, judged[name].kind, out
+    block, kind, last = _block(name, out, judged)
+    return FoundAttention(name, block, kind, last, tensors, heads, qk, v, queries, keys, size, packed, batch)
+
+
+def _block(name: str, out: str, judged: Mapping[str, _Judged]) -> tuple[str, BlockKind, str]:
+    """What goes with an attention, itself or the module around it; how it is replaced; path of its end within it."""
     around = name.rpartition(".")[0]
-    if around in judged and around != name and judged[around].kind is BlockKind.SUB_LAYER:
-        block, kind, last = around, BlockKind.SUB_LAYER, f"{name[len(around) + 1 :]}.{out}"
-    return FoundAttention(
-        name, block if kind else "", kind or BlockKind.BRANCH, last, tensors, heads, qk, v, queries, keys, size, packed
-    )
+    if around in judged and judged[around].kind is not None:
+        return around, judged[around].kind or BlockKind.BRANCH, f"{name[len(around) + 1 :]}.{out}"
+    return (name if judged[name].kind else ""), judged[name].kind or BlockKind.BRANCH, out
 
 
 def _linear_inputs(
@@ -176,7 +190,8 @@ def _tensors(module: nn.Module) -> dict[str, Any]:
         return tuple(f"{path}.{leaf}" for leaf, _ in module.get_submodule(path).named_parameters(recurse=False))
 
     if hasattr(module, QKV):
-        return {"packed": leaves(QKV), "out": f"{PROJECTION}.weight"}
+        bias = POSITIONS if has_positions(module) else ""
+        return {"packed": leaves(QKV), "out": f"{PROJECTION}.weight", "bias": bias}
     found = separate_projections(module)
     assert found is not None
     return {"separate": tuple(leaves(part) for part in found.inputs), "out": f"{found.out}.weight"}
@@ -200,7 +215,7 @@ def _judge(model: nn.Module, forward: Callable[[], Any], candidates: Mapping[str
             busy = True
             try:
                 result = judged.setdefault(name, _Judged())
-                if name in candidates:
+                if name in candidates and not is_deformable(module):
                     result.equal &= _equal(module, args, kwargs, output)
                 result.kinds += (_role(module, args, kwargs, names[name]),)
             finally:
@@ -220,17 +235,27 @@ def _judge(model: nn.Module, forward: Callable[[], Any], candidates: Mapping[str
 
 def _equal(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> bool:
     """Whether an attention returned what one with independent widths does."""
-    expected = output[0] if isinstance(module, nn.MultiheadAttention) else output
     try:
-        found = widened(module)(*args, **kwargs)
+        if equal_outputs(_first(widened(module)(*args, **kwargs)), _first(output)):
+            return True
+        # Large values round differently in float32 where nothing else differs.
+        exact = copy.deepcopy(module).double()
+        for part in exact.modules():
+            part._forward_hooks.clear()
+            part._forward_pre_hooks.clear()
+        inputs, named = [_double(value) for value in args], {key: _double(value) for key, value in kwargs.items()}
+        return equal_outputs(_first(widened(exact)(*inputs, **named)), _first(exact(*inputs, **named)))
     except Exception:  # masks, other inputs, other widths: whatever it is, it is not understood
         return False
-    return isinstance(expected, Tensor) and equal_outputs(_first(found), expected)
+
+
+def _double(value: Any) -> Any:
+    return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
 def _role(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], last: str) -> BlockKind | None:
     """What a module returns when its branch is 0, on random inputs: what it adds to, or 0; None if neither."""
-    silent = copy.deepcopy(module)
+    silent = shared_copy(module)
     for part in silent.modules():
         part._forward_hooks.clear()
         part._forward_pre_hooks.clear()

@@ -18,12 +18,12 @@ Shapes = dict[str, list[tuple[int, ...]]]
 
 
 def record_input_shapes(model: nn.Module, forward: Callable[[], Any]) -> Shapes:
-    """Shape of the first input of every call of every convolution, max-pooling and linear layer, by path.
+    """Shape of the first input of every call of every convolution and linear layer, by path.
 
     A `torch.nn.MultiheadAttention` has that of its queries, and that of its keys under ``<path>.key``.
     """
     shapes: Shapes = defaultdict(list)
-    kinds = (nn.Conv2d, nn.MaxPool2d, nn.Linear, nn.MultiheadAttention)
+    kinds = (nn.Conv2d, nn.Linear, nn.MultiheadAttention)
 
     def note(name: str) -> Callable[..., None]:
         def record(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
@@ -56,7 +56,7 @@ def add_network_terms(
     engine: str,
     priced: Sequence[str] = (),
 ) -> None:
-    """Add the cost of every convolution, max-pooling and linear layer, once per call.
+    """Add the cost of every convolution and linear layer, once per call.
 
     Args:
         builder: Holds dimensions and blocks already.
@@ -91,8 +91,6 @@ def add_network_terms(
                 residual=call.name in lasts,
                 term=term,
             )
-        elif isinstance(call.module, nn.MaxPool2d):
-            _add_pool(builder, term, call, calls, shape, engine)
         elif isinstance(call.module, nn.Linear):
             rows = 1
             for count in shape[:-1]:
@@ -101,7 +99,10 @@ def add_network_terms(
                 term,
                 engine,
                 "linear",
-                (builder.width_of(f"{call.name}.weight", 1, shape[-1]), call.module.out_features),
+                (
+                    builder.width_of(f"{call.name}.weight", 1, shape[-1]),
+                    builder.width_of(f"{call.name}.weight", 0, call.module.out_features),
+                ),
                 tokens=rows,
                 norm="none",
                 activation="none",
@@ -114,29 +115,3 @@ def _has_relu(call: Call, readers: dict[int, list[Call]]) -> bool:
     if len(after) >= 1 and isinstance(after[0].module, nn.modules.batchnorm._BatchNorm):
         after = readers[id(after[0].output)]
     return any(isinstance(reader.module, (nn.ReLU, nn.ReLU6)) for reader in after)
-
-
-def _add_pool(
-    builder: SpaceBuilder, term: str, call: Call, calls: Sequence[Call], shape: tuple[int, ...], engine: str
-) -> None:
-    """A max-pooling has the channels of the convolution before it."""
-    pool = call.module
-    simple = all(isinstance(value, int) for value in (pool.kernel_size, pool.stride, pool.padding))
-    before = [c for c in calls if isinstance(c.module, nn.Conv2d) and c.first < call.first]
-    if not simple or pool.dilation != 1 or pool.ceil_mode or not before:
-        builder.leave(term, "a pooling of this kind is not priced by itself; it is part of the fixed latency")
-        return
-    batch, dense, height, width = shape
-    channels = builder.width_of(f"{before[-1].name}.weight", 0, dense)
-    builder.add_term(
-        term,
-        engine,
-        "max_pool",
-        (channels,),
-        batch=batch,
-        height=height,
-        width=width,
-        kernel=pool.kernel_size,
-        stride=pool.stride,
-        padding=pool.padding,
-    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from mdp_mmdet3d.space.builder import SpaceBuilder
 from mdp_mmdet3d.space.calls import Call
 from mdp_mmdet3d.space.types import Block, BlockKind
-from mdp_mmdet3d.surgery.apply import ShortcutBlock
+from mdp_mmdet3d.surgery.apply import ShortcutBlock, shared_copy
 from mdp_mmdet3d.surgery.masking import silence_block
 
 SHORTCUT, ACTIVATION = "downsample", "relu"  # of ResNets of mmdet, mmpretrain, torchvision; the behaviour is checked
@@ -96,9 +95,10 @@ def add_residual_branches(builder: SpaceBuilder, calls: Sequence[Call]) -> list[
 
 def _kind(call: Call, shortcut: nn.Module | None, last: str) -> BlockKind | None:
     """How the block behaves without its branch, None if not as a residual block."""
-    silent = copy.deepcopy(call.module)
+    silent = shared_copy(call.module)
     with torch.no_grad():
-        x = call.input.clone().abs()  # what a ReLU returns; the recorded input may have been overwritten in place
+        # What a ReLU may return; the recorded input may be 0, or have been overwritten in place.
+        x = torch.rand(call.input.shape, generator=torch.Generator().manual_seed(0)).to(call.input)
         before = x.clone()
         try:
             silence_block(silent, Block("", BlockKind.IDENTITY, last=last))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mdp_mmdet3d.adapters.attentions import find_attentions
 from mdp_mmdet3d.adapters.base import HOW_TO, Adapter, DeployOptions, register_adapter
+from mdp_mmdet3d.adapters.call_terms import add_call_terms
 from mdp_mmdet3d.adapters.network import add_network_terms, record_input_shapes
 from mdp_mmdet3d.adapters.residual_blocks import add_residual_branches
 from mdp_mmdet3d.adapters.single_graph_export import TensorMode, export_single_graph
@@ -44,7 +45,7 @@ class SingleGraph(Adapter):
 
     def add_to_space(self, builder: SpaceBuilder, model: nn.Module) -> None:
         """Trace channels and blocks at a small size, and price what ran at the deployed one."""
-        model = self.deployed(model)
+        whole, model = model, self.deployed(model)
         deployed = TensorMode(model, (self.shape.height, self.shape.width))
         size = self._small_size(model, TRACE_SIZE)
         small, small_image = TensorMode(model, size), self._image(model, *size)
@@ -68,6 +69,15 @@ class SingleGraph(Adapter):
         for name, module in model.named_modules():
             if hasattr(module, "lateral_convs") and hasattr(module, "fpn_convs"):
                 add_upsample_terms(builder, module, name, shapes, ENGINE)
+        add_call_terms(
+            builder,
+            whole,
+            self.deployed,
+            lambda part: self._run(TensorMode(part, size), small_image),
+            lambda part: self._run(TensorMode(part, (self.shape.height, self.shape.width)), image),
+            ENGINE,
+            priced,
+        )
 
     def trace(self, model: nn.Module, options: SpaceOptions | None = None) -> PruningSpace:
         """As `Adapter.trace`, with every dimension and block verified; those that fail are left alone.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,11 +12,12 @@ from torch import Tensor, nn
 from mdp_mmdet3d.adapters.attentions import FoundAttention
 from mdp_mmdet3d.adapters.network import Shapes
 from mdp_mmdet3d.adapters.residual_blocks import equal_outputs
-from mdp_mmdet3d.space.attention import add_attention
+from mdp_mmdet3d.space.attention import add_attention, add_deformable_attention
 from mdp_mmdet3d.space.builder import SpaceBuilder
 from mdp_mmdet3d.space.calls import Call
 from mdp_mmdet3d.space.mlp import add_hidden
 from mdp_mmdet3d.space.types import Block, BlockKind
+from mdp_mmdet3d.surgery.apply import shared_copy
 from mdp_mmdet3d.surgery.masking import silence_block
 
 ACTIVATIONS = {nn.ReLU: "relu", nn.GELU: "gelu"}
@@ -69,6 +69,9 @@ def add_transformer_layers(
         parent = next((name for name in layers if sub_layer.name.startswith(f"{name}.")), None)
         builder.add_block(sub_layer.name, sub_layer.kind, parent, last=sub_layer.last)
     for attention in attentions:
+        if not attention.windows:
+            add_deformable_attention(builder, attention.name, attention.heads)
+            continue
         widths = add_attention(builder, attention.name, attention.heads, attention.qk, attention.v, **attention.tensors)
         builder.add_term(
             attention.name,
@@ -80,6 +83,7 @@ def add_transformer_layers(
             embed_dims=attention.size,
             shared=attention.queries == attention.keys,
             packed=attention.packed,
+            windows=attention.windows,
         )
     for sub_layer in feed_forwards:
         rows = shapes[f"{sub_layer.name}.{sub_layer.first}"][0]
@@ -94,7 +98,10 @@ def add_transformer_layers(
             embed_dims=rows[-1],
             activation=sub_layer.activation,
         )
-    return [*(attention.name for attention in attentions), *(sub_layer.name for sub_layer in feed_forwards)]
+    return [
+        *(attention.name for attention in attentions if attention.windows),
+        *(sub_layer.name for sub_layer in feed_forwards),
+    ]
 
 
 def _feed_forwards(builder: SpaceBuilder, calls: Sequence[Call]) -> Iterator[SubLayer]:
@@ -146,7 +153,7 @@ def _layers(calls: Sequence[Call], found: Sequence[SubLayer]) -> Iterator[str]:
             continue
         if isinstance(call.module, (nn.Sequential, nn.ModuleList)) or len(within) != 2:
             continue
-        silent = copy.deepcopy(call.module)
+        silent = shared_copy(call.module)
         for sub_layer in within:
             _silence(silent, f"{sub_layer.name}.{sub_layer.last}"[len(call.name) + 1 :])
         if equal_outputs(_run(silent, call.input), call.input):
@@ -157,7 +164,7 @@ def _role(call: Call, last: str) -> BlockKind | None:
     """What the module returns when its branch is 0: its input, or 0; None if neither, or if its input was 0."""
     if not call.input.any():  # as that of DETR's first decoder layer: both would be the same
         return None
-    silent = copy.deepcopy(call.module)
+    silent = shared_copy(call.module)
     _silence(silent, last)
     found = _run(silent, call.input)
     if found is None:

@@ -56,6 +56,14 @@ def separate_projections(module: nn.Module) -> Projections | None:
     return Projections(names, rest[0], heads, query.out_features // heads, value.out_features // heads)
 
 
+def is_deformable(module: nn.Module) -> bool:
+    """Whether it is a multi-scale deformable attention with the parts of mmcv's; fewer heads need no other class."""
+    parts = ("sampling_offsets", "attention_weights", "value_proj", "output_proj")
+    return isinstance(getattr(module, "num_heads", None), int) and all(
+        isinstance(getattr(module, part, None), nn.Linear) for part in parts
+    )
+
+
 class SeparateAttention(nn.Module):
     """Attention with a linear layer each for queries, keys and values.
 

@@ -5,6 +5,7 @@ Importing this needs numpy only: torch is imported by the method that builds a c
 
 from mdp_mmdet3d.operators.attention import Attention
 from mdp_mmdet3d.operators.base import OPERATORS, GraphBuilder, OperatorKind, OperatorSignature, Work
+from mdp_mmdet3d.operators.call import Call, Call1, Call2, Call3
 from mdp_mmdet3d.operators.conv import Conv, ConvGeometry
 from mdp_mmdet3d.operators.depthwise_conv import DepthwiseConv
 from mdp_mmdet3d.operators.ffn import Ffn
@@ -13,12 +14,14 @@ from mdp_mmdet3d.operators.linear import Linear
 from mdp_mmdet3d.operators.pool import MaxPool
 from mdp_mmdet3d.operators.upsample import UpsampleAdd
 
-for _kind in (Conv(), DepthwiseConv(), GroupedConv(), MaxPool(), UpsampleAdd(), Linear(), Attention(), Ffn()):
+_PRODUCTS = (Conv(), DepthwiseConv(), GroupedConv(), Linear(), Attention(), Ffn())
+for _kind in (*_PRODUCTS, MaxPool(), UpsampleAdd(), Call1(), Call2(), Call3()):
     OPERATORS[_kind.name] = _kind
 
 __all__ = [
     "OPERATORS",
     "Attention",
+    "Call",
     "Conv",
     "ConvGeometry",
     "DepthwiseConv",

@@ -26,35 +26,39 @@ class Attention(OperatorKind):
 
     ``shared``: the first tokens that are attended to are the queries themselves, so keys and values are made anew in
     every layer. ``packed``: self-attention of a vision transformer, one projection for q, k and v, no positions.
+    ``windows``: so many times beside each other, each with a bias per head and pair of tokens; packed ones only.
     """
 
     name = "attention"
     roles = ("heads", "qk_width", "v_width")
     attributes = ("queries", "keys", "embed_dims", "shared")
-    optional = ("packed",)
+    optional = ("packed", "windows")
     # Latency is convex in the heads.
     samples: ClassVar[Mapping[str, int | None]] = {"heads": None, "qk_width": 2, "v_width": 2}
     whole_roles = frozenset({"heads"})
 
     def canonical(self, attributes: Mapping[str, Attribute]) -> dict[str, Attribute]:
-        """Without ``packed`` where it is not."""
-        return {name: value for name, value in attributes.items() if (name, value) != ("packed", False)}
+        """Without ``packed`` where it is not, and without ``windows`` where there is one."""
+        usual = (("packed", False), ("windows", 1))
+        return {name: value for name, value in attributes.items() if (name, value) not in usual}
 
     def work(self, signature: OperatorSignature, widths: tuple[int, ...]) -> Work:
         """Four projections, two products per head, softmax, positions and norm."""
         heads, qk_width, v_width = widths
         queries, keys, size = signature["queries"], signature["keys"], signature["embed_dims"]
+        windows = signature.get("windows", 1)
+        rows = windows * queries
         parts = [
-            matrix_work(queries, size, heads * qk_width),
-            matrix_work(keys, size, heads * qk_width),
-            matrix_work(keys, size, heads * v_width),
-            matrix_work(queries, qk_width, keys, heads),
-            matrix_work(queries, keys, v_width, heads),
-            matrix_work(queries, heads * v_width, size),
+            matrix_work(rows, size, heads * qk_width),
+            matrix_work(windows * keys, size, heads * qk_width),
+            matrix_work(windows * keys, size, heads * v_width),
+            matrix_work(queries, qk_width, keys, windows * heads),
+            matrix_work(queries, keys, v_width, windows * heads),
+            matrix_work(rows, heads * v_width, size),
         ]
-        softmax = 2 * heads * queries * keys
+        softmax = (2 if windows == 1 else 4) * windows * heads * queries * keys
         positions = 0 if signature.get("packed", False) else 2 * queries + (2 * keys if signature["shared"] else 0)
-        positions_and_norm = 2 * size * (positions or 2 * queries)
+        positions_and_norm = 2 * size * (positions or 2 * rows)
         elements = sum(part.elements for part in parts) + softmax + positions_and_norm
         return Work(sum(part.macs for part in parts), elements, len(parts) + 3)
 
@@ -62,7 +66,8 @@ class Attention(OperatorKind):
         """`DECODER_COPIES` sub-layers in a row."""
         heads, qk_width, v_width = widths
         queries, keys, size = signature["queries"], signature["keys"], signature["embed_dims"]
-        x = build.input("queries", 1, queries, size)
+        windows = signature.get("windows", 1)
+        x = build.input("queries", windows, queries, size)
         if signature.get("packed", False):
             for copy in range(DECODER_COPIES):
                 name = f"target{copy}"
@@ -72,7 +77,7 @@ class Attention(OperatorKind):
                 query, key, value = (
                     _columns(build, packed, f"{name}_{part}", *ends[i : i + 2]) for i, part in enumerate("qkv")
                 )
-                x = self._attend(build, name, x, (query, key, value), widths, queries, queries, size)
+                x = self._attend(build, name, x, (query, key, value), widths, queries, queries, size, windows)
             build.token_sink(x)
             return DECODER_COPIES
         query_position = build.input("query_position", 1, queries, size)
@@ -111,18 +116,22 @@ class Attention(OperatorKind):
         queries: int,
         keys: int,
         size: int,
+        windows: int = 1,
     ) -> str:
         """From projected q, k and v to the stream behind addition and norm."""
         heads, qk_width, v_width = widths
-        q = _heads(build, projected[0], queries, heads, qk_width, (0, 2, 1, 3))
-        k = _heads(build, projected[1], keys, heads, qk_width, (0, 2, 3, 1))
-        v = _heads(build, projected[2], keys, heads, v_width, (0, 2, 1, 3))
+        q = _heads(build, projected[0], (windows, queries, heads, qk_width), (0, 2, 1, 3))
+        k = _heads(build, projected[1], (windows, keys, heads, qk_width), (0, 2, 3, 1))
+        v = _heads(build, projected[2], (windows, keys, heads, v_width), (0, 2, 1, 3))
         scale = build.constant(f"{name}_scale", np.array(qk_width**-0.5, dtype=np.float32))
         scores = build.node("Mul", [build.node("MatMul", [q, k], f"{name}_product"), scale], f"{name}_scores")
+        if windows > 1:
+            bias = build.constant(f"{name}_bias", np.full((1, heads, queries, keys), 0.01, dtype=np.float32))
+            scores = build.node("Add", [scores, bias], f"{name}_biased")
         weights = build.node("Softmax", [scores], f"{name}_softmax", axis=-1)
         mixed = build.node("MatMul", [weights, v], f"{name}_mixed")
         mixed = build.node("Transpose", [mixed], f"{name}_merged", perm=[0, 2, 1, 3])
-        mixed = build.reshape(mixed, f"{name}_flat", 1, queries, heads * v_width)
+        mixed = build.reshape(mixed, f"{name}_flat", windows, queries, heads * v_width)
         out = build.linear(mixed, f"{name}_out", heads * v_width, size)
         return build.layer_norm(build.node("Add", [x, out], f"{name}_sum"), f"{name}_norm", size)
 
@@ -137,7 +146,8 @@ class Attention(OperatorKind):
         queries, keys, size = signature["queries"], signature["keys"], signature["embed_dims"]
         shared = signature["shared"]
         if signature.get("packed", False):
-            return _packed_call(size, *widths), (torch.randn(1, queries, size),)
+            windows = signature.get("windows", 1)
+            return _packed_call(size, *widths), (torch.randn(windows, queries, size),)
 
         class Call(nn.Module):
             def __init__(self) -> None:
@@ -166,8 +176,9 @@ def _columns(build: GraphBuilder, x: str, name: str, start: int, end: int) -> st
     return build.node("Slice", [x, *bounds], name)
 
 
-def _heads(build: GraphBuilder, x: str, tokens: int, heads: int, width: int, order: tuple[int, ...]) -> str:
-    split = build.reshape(x, f"{x}_split", 1, tokens, heads, width)
+def _heads(build: GraphBuilder, x: str, shape: tuple[int, int, int, int], order: tuple[int, ...]) -> str:
+    """Tokens (windows, T, heads * width) as ``shape`` (windows, T, heads, width), in another order."""
+    split = build.reshape(x, f"{x}_split", *shape)
     return build.node("Transpose", [split], f"{x}_heads", perm=list(order))
 
 

@@ -13,6 +13,7 @@ from torch import nn
 from mdp_mmdet3d import __version__
 from mdp_mmdet3d.device import Device
 from mdp_mmdet3d.importance.table import ImportanceTable
+from mdp_mmdet3d.latency.coverage import coverage_line, is_low
 from mdp_mmdet3d.onnx.macs import count_macs
 from mdp_mmdet3d.runtime.measure import LatencyStats
 from mdp_mmdet3d.solver.rerank import RankedSolution
@@ -130,6 +131,8 @@ def print_summary(report: Mapping[str, Any], console: Console) -> None:
         f"({report['not_prunable_ms'] / dense['predicted_ms']:.1%} of dense), "
         f"smallest reachable {solver['minimum']['latency_ms']:.{digits}f} ms"
     )
+    for entry in report.get("coverage", ()):
+        console.print(coverage_line(entry), style="yellow" if is_low(entry) else None, highlight=False)
     console.print(
         f"solver {solver['status']}, gap {solver['gap']:.1e}; {_worth(report)}; "
         f"{len(report['removed_blocks'])} blocks removed; "

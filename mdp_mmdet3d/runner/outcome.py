@@ -14,6 +14,7 @@ from torch import nn
 
 from mdp_mmdet3d.adapters import Adapter
 from mdp_mmdet3d.importance.table import ImportanceTable
+from mdp_mmdet3d.latency.coverage import coverage
 from mdp_mmdet3d.report.summary import build_report, model_figures
 from mdp_mmdet3d.runner.optimise import PlanSearch
 from mdp_mmdet3d.runner.settings import parse_budget
@@ -147,6 +148,7 @@ def job_report(
         fitted_networks=len(search.latency.networks),
         latency_model=list(search.latency.explanation),
         breakdown_ms=search.breakdown(),
+        coverage=[entry.to_json() for entry in coverage(search.latency)],
         differences={name: dict(values) for name, values in differences.items()},
         weights=weights,
         device=asdict(session_device() if stats else device),

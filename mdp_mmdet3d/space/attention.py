@@ -18,6 +18,7 @@ def add_attention(
     packed: tuple[str, ...] = ("in_proj_weight", "in_proj_bias"),
     separate: tuple[tuple[str, ...], ...] = (),
     out: str = "out_proj.weight",
+    bias: str = "",
 ) -> tuple[str | int, str | int, str | int]:
     """Add the three dimensions of one attention.
 
@@ -30,6 +31,7 @@ def add_attention(
         packed: Tensors below ``path`` whose rows are those of q, then k, then v, each head after head.
         separate: In place of ``packed``, the tensors of q, those of k and those of v.
         out: Weight below ``path`` of the output projection, whose columns are those of v.
+        bias: Tensor below ``path`` with a column per head, as of relative positions; none if empty.
 
     With `SpaceOptions.tie_head_widths`, q/k and v have one dimension, ``path.width``: an equal number of channels, each
     the best by their own ranking, so that as little value as possible is lost.
@@ -51,7 +53,13 @@ def add_attention(
         f"{path}.heads",
         DimensionKind.HEADS,
         heads,
-        [*in_rows(0, qk), *in_rows(1, qk), *in_rows(2, v), out_columns(v)],
+        [
+            *in_rows(0, qk),
+            *in_rows(1, qk),
+            *in_rows(2, v),
+            out_columns(v),
+            *([TensorAxis(f"{path}.{bias}", 1)] if bias else []),
+        ],
         [],
         multiple=1,
     )
@@ -108,5 +116,39 @@ def _add_tied(
         multiple=builder.options.head_width_multiple,
         copies=2 * heads,
         within=within,
+        scale=0.5,
+    )
+
+
+def add_deformable_attention(builder: SpaceBuilder, path: str, heads: int) -> str | int:
+    """Add the heads of a multi-scale deformable attention under the names of mmcv's.
+
+    Its own class runs with fewer heads: each has rows of ``sampling_offsets``, ``attention_weights`` and
+    ``value_proj`` and columns of ``output_proj``.
+
+    Args:
+        builder: Receives the dimension.
+        path: Path of the attention.
+        heads: Dense number of heads.
+
+    Returns:
+        The dimension's name, or ``heads`` where it is frozen.
+    """
+    module = builder.model.get_submodule(path)
+    rows: dict[str, list[TensorAxis]] = {}
+    for part in ("sampling_offsets", "attention_weights", "value_proj"):
+        layer = module.get_submodule(part)
+        width = layer.weight.shape[0] // heads
+        rows[part] = [TensorAxis(f"{path}.{part}.{leaf}", 0, 0, width) for leaf, _ in layer.named_parameters()]
+    columns = TensorAxis(f"{path}.output_proj.weight", 1, 0, module.get_submodule("output_proj").in_features // heads)
+    members = [axis for part in rows.values() for axis in part]
+    # A gate on a head is seen at its values and at the columns that read them: half of each.
+    return builder.add_dimension(
+        f"{path}.heads",
+        DimensionKind.HEADS,
+        heads,
+        [*members, columns],
+        [[*rows["value_proj"], columns]],
+        multiple=1,
         scale=0.5,
     )

@@ -21,6 +21,7 @@ from mdp_mmdet3d.space.types import (
     PruningSpace,
     ScoreSource,
     TensorAxis,
+    Unpriced,
     Width,
     WidthSum,
     width_dimensions,
@@ -86,6 +87,7 @@ class SpaceBuilder:
         self.blocks: dict[str, Block] = {}
         self.terms: dict[str, CostTerm] = {}
         self.left_alone: dict[str, str] = {}
+        self.unpriced: dict[tuple[str, str, str], int] = {}
         self._excluded: dict[str, str] = {}
 
     def add_block(
@@ -234,6 +236,11 @@ class SpaceBuilder:
             raise MdpError(f"cost term {name!r} is defined twice; an adapter is wrong")
         self.terms[name] = CostTerm(name, OperatorSignature.make(kind, **attributes), widths, block, engine)
 
+    def without_term(self, engine: str, operator: str, reason: str) -> None:
+        """Note an operator whose cost a plan changes and that has no term; ``operator`` is its class or function."""
+        key = (engine, operator, reason)
+        self.unpriced[key] = self.unpriced.get(key, 0) + 1
+
     def leave(self, module: str, reason: str) -> None:
         """Note what is not prunable and why; a dimension of this name is taken out, its terms keep the dense count."""
         self.left_alone[module] = reason
@@ -291,14 +298,18 @@ class SpaceBuilder:
                         f"{dimension.name!r} needs {end} entries along axis {member.axis} of "
                         f"{member.tensor!r}, which has shape {shape}; an adapter is wrong"
                     )
+        return replace(self.snapshot(model_digest), model=model_name, once=once)
+
+    def snapshot(self, model_digest: str) -> PruningSpace:
+        """What was found so far, for cutting the model with it; its members are not checked."""
         return PruningSpace(
-            model=model_name,
+            model=type(self.model).__name__,
             model_digest=model_digest,
             dimensions=tuple(self.dimensions.values()),
             blocks=tuple(self.blocks.values()),
             terms=tuple(self.terms.values()),
             not_prunable=tuple(NotPrunable(m, r) for m, r in self.left_alone.items()),
-            once=once,
+            unpriced=tuple(Unpriced(*key, count) for key, count in self.unpriced.items()),
         )
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 import torch_pruning as tp
 from mmcv.cnn.bricks.wrappers import Conv2d as MmcvConv2d
+from mmcv.cnn.bricks.wrappers import ConvTranspose2d as MmcvConvTranspose2d
 from torch import Tensor, nn
+from torch_pruning.dependency import index_mapping
 
 from mdp_mmdet3d.layers.evaluation import evaluating
 from mdp_mmdet3d.operators import ConvGeometry
@@ -19,13 +21,16 @@ from mdp_mmdet3d.space.types import DimensionKind, TensorAxis
 
 TRACE_SIZE = 128  # pixels; channel coupling does not depend on the image size
 Norm = nn.modules.batchnorm._NormBase
-TRACED = (nn.Conv2d, nn.Linear, Norm, nn.GroupNorm, nn.LayerNorm)
+CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
+TRACED = (*CONVOLUTIONS, nn.Linear, Norm, nn.GroupNorm, nn.LayerNorm)
 
 
 def conv_obstacle(conv: nn.Module) -> str | None:
     """Why a convolution can be neither cut nor priced as what it is, or None."""
-    if type(conv) not in (nn.Conv2d, MmcvConv2d):
+    if type(conv) not in (nn.Conv2d, MmcvConv2d, nn.ConvTranspose2d, MmcvConvTranspose2d):
         return f"is a {type(conv).__name__}, not a plain convolution"
+    if isinstance(conv, nn.ConvTranspose2d) and conv.groups > 1:
+        return f"is a {type(conv).__name__} with groups"
     if "weight" not in conv._parameters:
         return "computes its weight from other parameters"
     if conv.padding_mode != "zeros":
@@ -89,21 +94,26 @@ def add_conv_dimensions(
         graph = tp.DependencyGraph().build_dependency(
             encoder, example_inputs=(torch.zeros(1, in_channels, *size),), verbose=False
         )
-        for group in graph.get_all_groups(root_module_types=(nn.Conv2d,)):
+        _correct_splits(graph)
+        for group in graph.get_all_groups(root_module_types=CONVOLUTIONS):
             traced.add(graph, group)
     traced.tie_groups()
     traced.write(outputs_are_read)
     for module in encoder.modules():
-        if isinstance(module, nn.Conv2d) and module not in traced.reached and builder.excluded(names[module]) is None:
+        if (
+            isinstance(module, CONVOLUTIONS)
+            and module not in traced.reached
+            and builder.excluded(names[module]) is None
+        ):
             builder.leave(f"{names[module]}.out", "not reached by the tracer: frozen or unused")
 
 
 def _exclude_unknown(builder: SpaceBuilder, encoder: nn.Module, names: dict[nn.Module, str]) -> None:
     """Exclude operators that the dependency graph cannot see as one: it would couple their parts, or nothing at all."""
     for module in encoder.modules():
-        parts = [m for m in module.modules() if isinstance(m, nn.Conv2d)]
+        parts = [m for m in module.modules() if isinstance(m, CONVOLUTIONS)]
         own = next(module.parameters(recurse=False), None)
-        if own is not None and parts and not isinstance(module, nn.Conv2d):
+        if own is not None and parts and names.get(module) and not isinstance(module, CONVOLUTIONS):
             builder.exclude(names[module], f"is a {type(module).__name__}, which is not supported")
         elif isinstance(module, (nn.modules.instancenorm._InstanceNorm, nn.GroupNorm)) and not module.affine:
             # Without parameters it is no node of the graph; whatever stands beside it is left alone.
@@ -122,7 +132,7 @@ class _TracedChannels:
     def add(self, graph: tp.DependencyGraph, group: tp.Group) -> None:
         """Tie the channels of one group."""
         root: Axis = (group[0].dep.target.module, "out")
-        self.ties.add(root, root[0].weight.shape[0])
+        self.ties.add(root, _length(root))
         indices = tuple(group[0].idxs)
         reason, sides = None, [root]
         for item in group:
@@ -133,7 +143,10 @@ class _TracedChannels:
                 reason = reason or obstacle
                 continue
             if type(module).__name__ == "_SplitOp":
-                reason = reason or "is split, and which part goes where is not traced"
+                if (part := _equal_part(item.dep.target)) is None:
+                    reason = reason or "is split into parts of different sizes, and which goes where is not traced"
+                elif len(item.root_idxs) == len(item.idxs):
+                    self._tie_parts(root, item.root_idxs, item.idxs, part)
             if module not in self.names or not isinstance(module, TRACED):
                 continue  # shape bookkeeping of torch-pruning: reshape, add, concatenation
             if isinstance(module, nn.Linear) and makes:
@@ -149,6 +162,12 @@ class _TracedChannels:
         self.groups.append(list(dict.fromkeys(sides)))
         if reason is not None:
             self.left.append((root, indices, reason))
+
+    def _tie_parts(self, root: Axis, indices: Sequence[int], split: Sequence[int], part: int) -> None:
+        """Tie what lies at the same place in equal parts of a split: the parts stay equal, whichever goes where."""
+        first: dict[int, int] = {}
+        for index, place in zip(indices, split, strict=True):
+            self.ties.tie(root, [first.setdefault(place % part, index)], root, [index])
 
     def tie_groups(self) -> None:
         """Tie what a grouped convolution or a group norm can only lose as a whole."""
@@ -191,7 +210,7 @@ class _TracedChannels:
                 reason = reason or f"its channels are not in order in {self.names[side[0]]}"
         if reason is not None:
             for side in bundle.runs:
-                if isinstance(side[0], nn.Conv2d) and side[1] == "out":
+                if isinstance(side[0], CONVOLUTIONS) and side[1] == "out":
                     self.builder.leave(f"{self.names[side[0]]}.out", reason)
             return
         if not outputs_are_read and not any(_reads(side) for side in bundle.runs):
@@ -203,15 +222,22 @@ class _TracedChannels:
         multiples = [1]
         for side, runs in bundle.runs.items():
             module, path = side[0], self.names[side[0]]
+            transposed = isinstance(module, nn.ConvTranspose2d)
             for run in runs or ():
+                if side[1] == "in" and transposed:
+                    members.append(TensorAxis(f"{path}.weight", 0, run.offset, run.width))
+                    continue
                 if side[1] == "in":
                     if isinstance(module, nn.Linear) or module.groups == 1:
                         members.append(TensorAxis(f"{path}.weight", 1, run.offset, run.width))
                     continue
                 own = [leaf for leaf, _ in module.named_parameters(recurse=False)]
-                rows = tuple(TensorAxis(f"{path}.{leaf}", 0, run.offset, run.width) for leaf in own)
+                rows = tuple(
+                    TensorAxis(f"{path}.{leaf}", int(transposed and leaf == "weight"), run.offset, run.width)
+                    for leaf in own
+                )
                 members += rows
-                if isinstance(module, nn.Conv2d):
+                if isinstance(module, CONVOLUTIONS):
                     multiple = self.builder.options.channel_multiple
                     multiples.append(multiple // math.gcd(multiple, run.width))
                     if not is_depthwise(module):
@@ -240,9 +266,37 @@ class _TracedChannels:
 def _length(side: Axis) -> int:
     """Channels of one side of a layer."""
     module, which = side
+    if isinstance(module, nn.ConvTranspose2d):
+        return int(module.in_channels if which == "in" else module.out_channels)
     if isinstance(module, (nn.Conv2d, nn.Linear)) and which == "in":
         return int(module.weight.shape[1]) * getattr(module, "groups", 1)
     return int(module.weight.shape[0])
+
+
+def _equal_part(split: tp.dependency.Node) -> int | None:
+    """Channels of each part of a split of channels; None if they differ, or something else is split."""
+    made = split.grad_fn
+    shape: Sequence[int] = getattr(made, "_saved_self_sym_sizes", ())
+    axis = getattr(made, "_saved_dim", -1)
+    if axis != 1 or len(shape) < 2:
+        return None
+    sizes = set(getattr(made, "_saved_split_sizes", None) or [getattr(made, "_saved_split_size", 0)])
+    part = int(sizes.pop())
+    return None if sizes or not part or shape[1] % part else part
+
+
+def _correct_splits(graph: tp.DependencyGraph) -> None:
+    """Give splits the sizes that they have: torch-pruning guesses them, and places concatenations by its guess."""
+    splits = [node for node in graph.module2node.values() if type(node.module).__name__ == "_SplitOp"]
+    for node in splits:
+        if (part := _equal_part(node)) is not None:
+            node.module.split_sizes = [part] * len(node.outputs)
+            node.module.offsets = [part * index for index in range(len(node.outputs) + 1)]
+    for node in graph.module2node.values() if splits else ():
+        if type(node.module).__name__ == "_ConcatOp":
+            node.module.concat_sizes = None
+    if splits:
+        index_mapping.update_index_mapping(graph)
 
 
 def _reads(side: Axis) -> bool:
@@ -262,7 +316,7 @@ def _obstacle(builder: SpaceBuilder, module: nn.Module | Tensor, names: dict[nn.
     excluded = builder.excluded(name)
     if excluded is not None:
         return excluded
-    if isinstance(module, nn.Conv2d):
+    if isinstance(module, CONVOLUTIONS):
         reason = conv_obstacle(module)
     elif isinstance(module, Norm):
         reason = norm_obstacle(module)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import Enum
 from functools import cached_property
 from pathlib import Path
@@ -222,6 +222,23 @@ class NotPrunable:
 
 
 @dataclass(frozen=True)
+class Unpriced:
+    """Operators whose latency depends on the choice and that no cost term stands for.
+
+    Attributes:
+        engine: Engine they run in.
+        operator: Class of the module, or PyTorch function.
+        reason: Why they have no term.
+        count: How many of them run.
+    """
+
+    engine: str
+    operator: str
+    reason: str
+    count: int
+
+
+@dataclass(frozen=True)
 class PruningSpace:
     """Everything that may be pruned in one model.
 
@@ -233,6 +250,7 @@ class PruningSpace:
         terms: Operators whose latency depends on the choice.
         not_prunable: What is left alone and why.
         once: Engines that do not run every frame (position embedding): their terms cost nothing per frame.
+        unpriced: Operators without a cost term.
     """
 
     model: str
@@ -242,6 +260,7 @@ class PruningSpace:
     terms: tuple[CostTerm, ...]
     not_prunable: tuple[NotPrunable, ...] = ()
     once: tuple[str, ...] = ("position_embedding",)
+    unpriced: tuple[Unpriced, ...] = ()
 
     @cached_property
     def by_name(self) -> dict[str, Dimension]:
@@ -282,8 +301,9 @@ class PruningSpace:
 
     @cached_property
     def hash(self) -> str:
-        """Digest of the whole space, but for how blocks are masked, which changes no plan."""
+        """Digest of the whole space, but for how blocks are masked and what has no term, which change no plan."""
         data = to_dict(self)
+        data.pop("unpriced", None)
         for block in data["blocks"]:
             block.pop("last", None)
         return digest(data)
@@ -357,6 +377,7 @@ def to_dict(space: PruningSpace) -> dict[str, Any]:
         ],
         "not_prunable": [{"module": n.module, "reason": n.reason} for n in space.not_prunable],
         "once": list(space.once),
+        **({"unpriced": [asdict(u) for u in space.unpriced]} if space.unpriced else {}),
     }
 
 
@@ -398,6 +419,7 @@ def from_dict(data: Mapping[str, Any], path: str | Path = "<memory>") -> Pruning
             ),
             not_prunable=tuple(NotPrunable(n["module"], n["reason"]) for n in data["not_prunable"]),
             once=tuple(data["once"]),
+            unpriced=tuple(Unpriced(**u) for u in data.get("unpriced", ())),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise FileFormatError(f"pruning space {path} is damaged ({error!r}); delete it and run again") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import defaultdict
 from collections.abc import Mapping
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from mdp_mmdet3d.errors import StructureMismatchError
 from mdp_mmdet3d.files import digest
 from mdp_mmdet3d.layers import RemovedBranch, RemovedSubLayer, TorchAttention, widened
+from mdp_mmdet3d.layers.attention import is_deformable
 from mdp_mmdet3d.space.types import Block, BlockKind, DimensionKind
 from mdp_mmdet3d.surgery.plan import PruningPlan
 
@@ -79,10 +81,16 @@ def apply_plan(model: nn.Module, plan: PruningPlan) -> nn.Module:
     return model
 
 
+def shared_copy(model: nn.Module) -> nn.Module:
+    """A copy whose modules are its own and whose tensors are the model's; `apply_plan` writes none of them."""
+    held: dict[int, object] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    return copy.deepcopy(model, held)
+
+
 def _allow_unequal_widths(model: nn.Module, path: str) -> None:
     """Replace a dense attention whose class has one width for q, k and v."""
     found = model.get_submodule(path)
-    if not hasattr(found, COUNT_ATTRIBUTES[DimensionKind.QK_WIDTH][0]):
+    if not hasattr(found, COUNT_ATTRIBUTES[DimensionKind.QK_WIDTH][0]) and not is_deformable(found):
         parent, _, leaf = path.rpartition(".")
         model.get_submodule(parent)._modules[leaf] = widened(found)
 
@@ -148,6 +156,8 @@ def sync_attributes(module: nn.Module) -> None:
         if module.groups > 1:  # whole groups go
             module.groups = module.groups * module.weight.shape[0] // module.out_channels
         module.out_channels, module.in_channels = module.weight.shape[0], module.weight.shape[1] * module.groups
+    elif isinstance(module, nn.ConvTranspose2d):
+        module.in_channels, module.out_channels = module.weight.shape[0], module.weight.shape[1] * module.groups
     elif isinstance(module, nn.Linear):
         module.out_features, module.in_features = module.weight.shape
     elif isinstance(module, nn.modules.batchnorm._BatchNorm):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+
 import torch
 from torch import Tensor, nn
 
@@ -31,7 +33,7 @@ class MaskedLayerNorm(nn.Module):
 
 
 def mask_model(model: nn.Module, plan: PruningPlan) -> nn.Module:
-    """Switch off, in place and without changing a shape, what ``plan`` cuts.
+    """Switch off, in place and without changing a shape, what ``plan`` cuts; tensors are replaced, not written.
 
     Args:
         model: The dense model the plan was made for.
@@ -45,13 +47,19 @@ def mask_model(model: nn.Module, plan: PruningPlan) -> nn.Module:
     """
     check_fits(model, plan)
     tensors = model.state_dict(keep_vars=True)
+    owners = defaultdict(list)  # one tensor may have several
+    for module in model.modules():
+        for leaf, held in (*module._parameters.items(), *module._buffers.items()):
+            owners[id(held)].append((module, leaf))
     with torch.no_grad():
         for name, masks in keep_masks(model, plan).items():
             if name.endswith(("running_mean", "running_var")):
                 continue  # an output of 0 comes from gamma = beta = 0
-            tensor = tensors[name]
+            tensor = tensors[name].detach().clone()
             for axis, mask in masks.items():
                 tensor.index_fill_(axis, (~mask).nonzero().flatten().to(tensor.device), 0.0)
+            for module, leaf in owners[id(tensors[name])]:
+                _replace(module, leaf, tensor)
             path = name.rpartition(".")[0]
             owner = model.get_submodule(path)
             if isinstance(owner, nn.LayerNorm):
@@ -67,7 +75,7 @@ def mask_model(model: nn.Module, plan: PruningPlan) -> nn.Module:
 
 
 def silence_block(model: nn.Module, block: Block) -> None:
-    """Zero the last affine operator of a residual branch.
+    """Put an affine operator of zeros where the last one of a residual branch was.
 
     Raises:
         MdpError: The block names none that the model has.
@@ -78,11 +86,18 @@ def silence_block(model: nn.Module, block: Block) -> None:
             last = module.get_submodule(path)
         except AttributeError:
             continue
-        last.weight.zero_()
-        if last.bias is not None:
-            last.bias.zero_()
+        for leaf in ("weight", "bias"):
+            if (old := getattr(last, leaf)) is not None:
+                _replace(last, leaf, torch.zeros_like(old))
         return
     raise MdpError(
         f"{block.name}: the last operator of its branch is {block.last or 'not declared'!r}, which this "
         f"{type(module).__name__} does not have; declare it with SpaceBuilder.add_block(last=...)"
     )
+
+
+def _replace(module: nn.Module, leaf: str, tensor: Tensor) -> None:
+    """Put ``tensor`` in the place of a parameter or buffer."""
+    old = getattr(module, leaf)
+    parameter = isinstance(old, nn.Parameter)
+    setattr(module, leaf, nn.Parameter(tensor.detach(), requires_grad=old.requires_grad) if parameter else tensor)

@@ -1,27 +1,32 @@
-"""Every dimension and block by itself: the pruned model must equal the masked dense one, or it is left alone."""
+"""The pruned model must equal the masked dense one; a dimension or block with which it does not is left alone."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Collection, Iterator, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from mdp_mmdet3d.layers.evaluation import evaluating
 from mdp_mmdet3d.space.types import PruningSpace
-from mdp_mmdet3d.surgery.apply import apply_plan
+from mdp_mmdet3d.surgery.apply import apply_plan, shared_copy
 from mdp_mmdet3d.surgery.masking import mask_model
 from mdp_mmdet3d.surgery.plan import PruningPlan
 
 TOLERANCE = 1e-4
 """Largest difference relative to the output's largest value: float32 sums in another order stay below a tenth of it."""
 
+PLANS = 8
+"""Random plans that are tried; even."""
+
 Forward = Callable[[nn.Module], Sequence[Tensor]]
 
 
 def verify_space(space: PruningSpace, model: nn.Module, forward: Forward) -> dict[str, str]:
-    """Cut every dimension to its smallest count, and remove every block, one by one.
+    """Cut half of the dimensions to their smallest count and remove a share of the blocks, in several random plans.
+
+    A plan that is wrong is halved until the dimensions and blocks are found with which alone it is.
 
     Args:
         space: Traced from ``model``.
@@ -30,13 +35,32 @@ def verify_space(space: PruningSpace, model: nn.Module, forward: Forward) -> dic
 
     Returns:
         Names of dimensions and blocks that cannot be cut, with the reason: the pruned model fails, its outputs have
-        other shapes than the dense model's, or other values than the masked dense model's.
+        other shapes than the dense model's, or other values than the masked dense model's. What is wrong only together
+        is not among them (`verify_together`).
     """
     dense = [output.shape for output in _outputs(model, forward)]
-    failures = {}
-    for name, widths, removed in _single_changes(space):
-        if (reason := _difference(space, model, forward, dense, widths, removed)) is not None:
-            failures[name] = f"verification failed: {reason}"
+    failures: dict[str, str] = {}
+
+    def reason(changes: Sequence[str]) -> str | None:
+        widths = {name: space.by_name[name].options[0] for name in changes if name in space.by_name}
+        removed = [name for name in changes if name in space.blocks_by_name and name not in widths]
+        return _difference(space, model, forward, dense, widths, removed)
+
+    def search(changes: Sequence[str], why: str) -> None:
+        if len(changes) == 1:
+            failures[changes[0]] = f"verification failed: {why}"
+            return
+        for half in (changes[: len(changes) // 2], changes[len(changes) // 2 :]):
+            if (found := reason(half)) is not None:
+                search(half, found)
+
+    for plan in _random_changes(space):
+        while changes := [name for name in plan if name not in failures]:
+            known = len(failures)
+            if (why := reason(changes)) is not None:
+                search(changes, why)
+            if len(failures) == known:  # right, or wrong only together
+                break
     return failures
 
 
@@ -47,11 +71,19 @@ def verify_together(space: PruningSpace, model: nn.Module, forward: Forward) -> 
     return _difference(space, model, forward, dense, smallest, ())
 
 
-def _single_changes(space: PruningSpace) -> Iterator[tuple[str, dict[str, int], tuple[str, ...]]]:
-    for dimension in space.dimensions:
-        yield dimension.name, {dimension.name: dimension.options[0]}, ()
-    for block in space.blocks:
-        yield block.name, {}, (block.name,)
+def _random_changes(space: PruningSpace) -> Iterator[list[str]]:
+    """Dimensions that are narrow and blocks that are gone: each dimension in half of the plans, each block in one.
+
+    Blocks within others go in the second half of the plans, where those others stay.
+    """
+    half = PLANS // 2
+    coins = np.random.default_rng(0).integers(0, 2, (half, len(space.dimensions)))
+    outer = [block.name for block in space.blocks if block.parent is None]
+    inner = [block.name for block in space.blocks if block.parent is not None]
+    for index in range(PLANS):
+        side = coins[index % half] == index // half
+        blocks = (outer if index < half else inner)[index % half :: half]
+        yield [*(d.name for d, narrow in zip(space.dimensions, side) if narrow), *blocks]
 
 
 def _difference(
@@ -68,8 +100,8 @@ def _difference(
         kept[d.name] = (tuple(range(d.size - count, d.size)),) * d.copies  # not the first: an offset must show
     plan = PruningPlan.from_kept(space, kept, frozenset(removed))
     try:
-        pruned = _outputs(apply_plan(copy.deepcopy(model), plan), forward)
-        masked = _outputs(mask_model(copy.deepcopy(model), plan), forward)
+        pruned = _outputs(apply_plan(shared_copy(model), plan), forward)
+        masked = _outputs(mask_model(shared_copy(model), plan), forward)
     except Exception as error:  # whatever a model raises with another width, it cannot be cut there
         message = str(error).strip().split("\n")[0]
         return f"{type(error).__name__}: {message}"

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from mmdet.models.backbones.resnet import ResNet
 from torch import Tensor, nn
 
+from mdp_mmdet3d.adapters.call_terms import add_call_terms
 from mdp_mmdet3d.space.attention import add_attention
 from mdp_mmdet3d.space.builder import InputShape, SpaceBuilder
 from mdp_mmdet3d.space.conv import add_conv_dimensions, record_conv_inputs
 from mdp_mmdet3d.space.fpn import add_fpn_terms
 from mdp_mmdet3d.space.mlp import add_fan_out, add_hidden, add_mlp
-from mdp_mmdet3d.space.residual import FIXED, ConvShapes, add_conv_term, add_residual_blocks, add_residual_terms
+from mdp_mmdet3d.space.residual import ConvShapes, add_conv_term, add_residual_blocks, add_residual_terms
 from mdp_mmdet3d.space.types import BlockKind, TensorAxis, Width
-from projects.streampetr.vovnet import EffectiveSqueezeExcitation, OneShotAggregation, VoVNet
+from projects.streampetr.vovnet import OneShotAggregation, VoVNet
 
 HEAD = "pts_bbox_head"
 
@@ -59,6 +62,10 @@ def _add_encoder(builder: SpaceBuilder, model: nn.Module, shape: InputShape) -> 
     else:
         _add_aggregation_terms(builder, backbone, "img_backbone", shapes, "image_encoder")
     add_fpn_terms(builder, model.img_neck, "img_neck", shapes, "image_encoder")
+    if isinstance(backbone, VoVNet):  # gates, poolings that round up, concatenations
+        sizes = ((64, 64), (shape.height, shape.width))
+        small, deployed = (_encoding(torch.zeros(shape.num_cams, 3, *size, device=device)) for size in sizes)
+        add_call_terms(builder, model, lambda whole: whole, small, deployed, "image_encoder")
     output = builder.width_of("img_neck.fpn_convs.0.conv.weight", 0, model.img_neck.fpn_convs[0].conv.out_channels)
     builder.extend(output, [TensorAxis(f"{HEAD}.memory_embed.0.weight", 1)])
     # The auxiliary head reads the same feature map in training.
@@ -67,6 +74,10 @@ def _add_encoder(builder: SpaceBuilder, model: nn.Module, shape: InputShape) -> 
             output, [TensorAxis(f"img_roi_head.{tower}.0.weight", 1) for tower in ("shared_cls", "shared_reg")]
         )
     return output
+
+
+def _encoding(images: Tensor) -> Callable[[nn.Module], Tensor]:
+    return lambda model: model.img_neck(model.img_backbone(images))[0]
 
 
 def _add_aggregation_blocks(builder: SpaceBuilder, backbone: VoVNet, path: str) -> None:
@@ -78,16 +89,12 @@ def _add_aggregation_blocks(builder: SpaceBuilder, backbone: VoVNet, path: str) 
 
 
 def _add_aggregation_terms(builder: SpaceBuilder, backbone: VoVNet, path: str, shapes: ConvShapes, engine: str) -> None:
-    """The cost of every convolution, by the sum of what it reads; gates and poolings count as fixed."""
+    """The cost of every convolution, by the sum of what it reads."""
     for name, module in backbone.named_modules(prefix=path):
         if isinstance(module, nn.Conv2d):
             owner = builder.model.get_submodule(name.rpartition(".")[0])
             relu = isinstance(owner, nn.Sequential)  # of convolution, norm and ReLU; a gate's convolution has none
             add_conv_term(builder, name, module, shapes, engine, relu=relu)
-        elif isinstance(module, EffectiveSqueezeExcitation):
-            builder.leave(f"{name}.gate", f"its mean and its product have no cost term; {FIXED}")
-        elif isinstance(module, nn.MaxPool2d):
-            builder.leave(name, f"pools with ceil_mode; {FIXED}")
 
 
 def _add_embeddings(builder: SpaceBuilder, head: nn.Module, tokens: int, features: Width) -> None:

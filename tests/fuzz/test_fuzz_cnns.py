@@ -54,7 +54,13 @@ def test_attention_of_torch_has_an_onnx_form(fuzz):
     assert row["verdict"] == "right", row
 
 
-@pytest.mark.parametrize("spec", [[("split", 16, "none")], [("split", 16, "bn"), ("residual", 8, "bn")]])
-def test_channels_that_are_split_are_no_crash(spec, fuzz):
-    row = fuzz.judge(spec, 0, LIMIT_S)
-    assert row["verdict"] in ("right", "alone"), row
+@pytest.mark.parametrize(
+    "spec",
+    [
+        [("split", 16, "none"), ("split", 16, "bn"), ("concat", 8, "gn")],
+        [("halves", 16, "ln"), ("up", 24, "gn"), ("up", 8, "bn"), ("halves", 8, "bn")],
+    ],
+)
+def test_channels_that_are_split_or_upsampled_are_cut(spec, fuzz):
+    row = fuzz.judge(spec, 0, LIMIT_S, onnx=True)
+    assert row["verdict"] == "right" and row["share"] > 0.6, row
