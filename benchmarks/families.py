@@ -29,8 +29,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from mdp_mmdet3d.files import write_json
 
 RESULT = "family.json"
+LOG = "family.log"
 COLUMNS = (
-    "model", "dimensions", "blocks (removed)", "terms", "left alone", "not prunable", "dense ms", "pruned ms",
+    "input", "model", "dimensions", "blocks (removed)", "terms", "left alone", "not prunable", "dense ms", "pruned ms",
     "from budget", "= masked", "= reloaded", "ONNX = PyTorch", "seconds", "GiB",
 )  # fmt: skip
 
@@ -89,6 +90,7 @@ def run_one(
     write_json(
         work_dir / RESULT,
         {
+            "input": " x ".join(map(str, settings.input_size)),
             "model": report["model"],
             "dimensions": len(space.dimensions),
             "blocks": len(space.blocks),
@@ -111,6 +113,7 @@ def run_one(
 def row(result: dict[str, Any]) -> list[str]:
     """Cells of the table."""
     return [
+        result["input"],
         result["model"],
         str(result["dimensions"]),
         f"{result['blocks']} ({result['removed']})",
@@ -149,14 +152,14 @@ def main() -> int:
             options = sys.argv[sys.argv.index("--cfg-options") :] if args.cfg_options else []
             options += ["--work-dir", str(work_dir), "--budget", args.budget]
             options += ["--input-size", *map(str, size)] if size else []
-            run = subprocess.run(
-                [sys.executable, "-W", "ignore", __file__, str(config), "--one", *options],
-                capture_output=True,
-                text=True,
-            )
-            if run.returncode:
+            work_dir.mkdir(parents=True, exist_ok=True)
+            command = [sys.executable, "-W", "ignore", __file__, str(config), "--one", *options]
+            with (work_dir / LOG).open("w", encoding="utf-8") as log:
+                code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT).returncode
+            if code:
                 failed += 1
-                reason = run.stderr.strip().splitlines()[-1] if run.stderr.strip() else f"exit {run.returncode}"
+                said = (work_dir / LOG).read_text(encoding="utf-8", errors="replace").strip()
+                reason = said.splitlines()[-1] if said else f"exit {code}"
                 console.print(f"  [red]{escape(reason)}[/red]", highlight=False)
                 rows.append((config.stem, reason.replace("|", "/")))
                 continue

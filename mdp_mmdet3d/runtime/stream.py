@@ -228,7 +228,8 @@ class StreamRunner:
         if "prev_exists" in self._head.inputs:
             feeds["prev_exists"] = np.array([goes_on], np.float32)
         outputs = self._head.run(feeds)
-        names = ("all_cls_scores", "all_bbox_preds", *(("post_memory_embedding",) if looked_at else ()))
+        remembered = ("post_memory_embedding",) if looked_at and self._remembers else ()
+        names = ("all_cls_scores", "all_bbox_preds", *remembered)
         try:
             for name in names:
                 self._require_finite(name, outputs[name], self._head, f"at {frame.timestamp!r} s")
@@ -283,7 +284,7 @@ class StreamRunner:
         Anchoring it at the first frame's own pose makes it exact: no rounding by a pose.
         """
         length, propagated = self.manifest.memory.pre_length, self.manifest.memory.num_propagated
-        shape = self._head.inputs["pre_memory_embedding"].shape
+        shape = self._head.inputs["pre_memory_embedding"].shape if self._remembers else (1, 0, 0)
         reference_point = np.zeros((1, length, 3), np.float32)
         reference_point[0, :propagated] = self._pseudo_points
         egopose = np.zeros((1, length, 4, 4), np.float32)
@@ -334,10 +335,11 @@ class StreamRunner:
 
     def _head_inputs(self, features: Any, memory: HostMemory, pose: np.ndarray, timestamp: float) -> dict[str, Any]:
         length = self.manifest.memory.pre_length
+        seen = {"x": features, **{name: self._rig_outputs[name] for name in ("pos_embed", "cone")}}
+        if not self._remembers:
+            return seen
         return {
-            "x": features,
-            "pos_embed": self._rig_outputs["pos_embed"],
-            "cone": self._rig_outputs["cone"],
+            **seen,
             # The graph leaves its new memory in this frame's lidar coordinates, see `_next_memory`.
             "data_ego_pose": np.eye(4, dtype=np.float32)[None],
             "data_ego_pose_inv": np.linalg.solve(pose, memory.anchor)[None].astype(np.float32),
@@ -348,7 +350,14 @@ class StreamRunner:
             "pre_memory_velo": _first_rows(memory.velo, length),
         }
 
+    @property
+    def _remembers(self) -> bool:
+        """Whether a frame says something to the next; a model without a memory has no inputs and outputs for one."""
+        return self.manifest.memory.post_length > 0
+
     def _next_memory(self, outputs: dict[str, Any], pose: np.ndarray, timestamp: float) -> HostMemory:
+        if not self._remembers:
+            return self.initial_memory(pose, timestamp)
         return HostMemory(
             embedding=outputs["post_memory_embedding"],
             reference_point=outputs["post_memory_reference_point"],

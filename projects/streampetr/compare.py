@@ -37,7 +37,7 @@ class StreamDifference:
         boxes: Box codes of the last level: metres, log metres, sine and cosine, metres per second.
         memory: Rows of the memory after the frame, in the lidar frame: embeddings, metres, metres per second, seconds,
             pose entries. Rows that near-ties allow to change places are paired (`memory_difference`). Empty if each
-            keeps its own.
+            keeps its own, or there is none.
         near_ties: New rows of the memory for which more than one query scored enough, up to rounding.
     """
 
@@ -118,7 +118,7 @@ def compare_stream(
                 logits=(*found.logits, float(np.abs(logits - queries.logits)[rows].max())),
                 boxes=(*found.boxes, float(np.abs(boxes - queries.boxes)[rows].max())),
             )
-            if mode == "teacher_forced":
+            if mode == "teacher_forced" and runner.manifest.memory.post_length:
                 margin = tie_margin(logits, queries.logits)
                 rest = memory_difference(runner.memory_on_host(), host_memory(memory), queries, new, margin)
                 found = replace(

@@ -89,6 +89,21 @@ class Head(nn.Module):
         return (scores, boxes, *memory)
 
 
+class SingleFrameHead(nn.Module):
+    """A head that keeps no memory: neither poses nor ``pre_memory_*`` are inputs of its graph."""
+
+    def __init__(self, head: nn.Module, levels: Levels) -> None:
+        super().__init__()
+        self.pts_bbox_head = head
+        self.last_level_only = levels == "last"
+
+    def forward(self, x: Tensor, pos_embed: Tensor, cone: Tensor) -> tuple[Tensor, Tensor]:
+        """Shapes as in `StreamPETRHead.predict`."""
+        head = self.pts_bbox_head
+        output = head.predict(x, pos_embed, cone, head.empty_memory(1), last_level_only=self.last_level_only)
+        return output.all_cls_scores, output.all_bbox_preds
+
+
 def export_streampetr(
     model: nn.Module,
     out_dir: str | Path,
@@ -146,7 +161,7 @@ def export_streampetr(
     out_dir = Path(out_dir)
     head = model.pts_bbox_head
     check_target(out_dir)
-    _check_arguments(model, class_names, input_size, layout, levels)
+    _check_arguments(model, class_names, input_size, layout, levels, prev_exists)
     cameras = len(camera_names)
     if encoder_batch not in (None, 1, cameras):
         raise DeploymentError(f"encoder_batch={encoder_batch!r}: the image encoder takes 1 image or all {cameras}")
@@ -164,7 +179,7 @@ def export_streampetr(
             cameras,
             encoder_batch or cameras,
             input_size,
-            Head(head, layout, levels, prev_exists),
+            Head(head, layout, levels, prev_exists) if head.remembers else SingleFrameHead(head, levels),
             simplify,
             on_engine,
         )
@@ -192,8 +207,8 @@ def export_streampetr(
             max_detections=coder.max_num,
             score_threshold=coder.score_threshold,
             memory=MemorySpec(
-                pre_length=rows["pre_memory_embedding"],
-                post_length=rows["post_memory_embedding"],
+                pre_length=rows.get("pre_memory_embedding", 0),
+                post_length=rows.get("post_memory_embedding", 0),
                 num_propagated=head.num_propagated,
                 init_file=f"{INIT_MEMORY}.npz",
             ),
@@ -212,11 +227,17 @@ def _check_arguments(
     input_size: tuple[int, int],
     layout: str,
     levels: str,
+    prev_exists: bool,
 ) -> None:
     if layout not in ("native", "autoware"):
         raise DeploymentError(f"layout={layout!r} is neither 'native' nor 'autoware'")
     if levels not in ("last", "all"):
         raise DeploymentError(f"levels={levels!r} is neither 'last' nor 'all'")
+    if not model.pts_bbox_head.remembers and (layout == "autoware" or prev_exists):
+        raise DeploymentError(
+            f"layout={layout!r}, prev_exists={prev_exists}: this model has no memory (memory_len=0, topk_proposals=0), "
+            "which Autoware's node and the input prev_exists are about; export it in the layout 'native' without them"
+        )
     stride = model.pts_bbox_head.stride
     if any(side <= 0 or side % stride for side in input_size):
         raise DeploymentError(f"input_size={tuple(input_size)}: height and width must be multiples of {stride} pixels")
@@ -236,7 +257,7 @@ def _export_graphs(
     num_cams: int,
     encoder_batch: int,
     input_size: tuple[int, int],
-    detector: Head,
+    detector: Head | SingleFrameHead,
     simplify: bool,
     on_engine: Callable[[str], None] | None,
 ) -> dict[str, onnx.ModelProto]:
@@ -260,17 +281,15 @@ def _export_graphs(
         "img2lidar": identity.expand(1, num_cams, 4, 4),
     }
     position, tokens = export("position_embedding", PositionEmbedding(head), rig, ["pos_embed", "cone"])
-    memory = head.initial_memory(identity[None])._asdict()
-    inputs = {
-        "x": features["img_feats"][:, :1].repeat(1, num_cams, 1, 1, 1),
-        **tokens,
-        "data_ego_pose": identity[None],
-        "data_ego_pose_inv": identity[None],
-        **{f"pre_memory_{field}": memory[field] for field in MEMORY_FIELDS},
-    }
-    if detector.prev_exists:
-        inputs["prev_exists"] = torch.ones(1, device=device)
-    outputs = ["all_cls_scores", "all_bbox_preds", *(f"post_memory_{field}" for field in MEMORY_FIELDS)]
+    inputs = {"x": features["img_feats"][:, :1].repeat(1, num_cams, 1, 1, 1), **tokens}
+    outputs = ["all_cls_scores", "all_bbox_preds"]
+    if isinstance(detector, Head):
+        memory = head.initial_memory(identity[None])._asdict()
+        inputs |= {"data_ego_pose": identity[None], "data_ego_pose_inv": identity[None]}
+        inputs |= {f"pre_memory_{field}": memory[field] for field in MEMORY_FIELDS}
+        outputs += [f"post_memory_{field}" for field in MEMORY_FIELDS]
+        if detector.prev_exists:
+            inputs["prev_exists"] = torch.ones(1, device=device)
     graph, _ = export("head", detector, inputs, outputs)
     return {"image_encoder": features_graph, "position_embedding": position, "head": graph}
 

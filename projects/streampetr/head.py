@@ -156,6 +156,11 @@ class StreamPETRHead(nn.Module):
         )
 
     @property
+    def remembers(self) -> bool:
+        """Whether a frame says something to the next."""
+        return self.memory_len > 0 or self.topk_proposals > 0
+
+    @property
     def num_propagated(self) -> int:
         """Queries that come from the memory."""
         return self.pseudo_reference_points.num_embeddings
@@ -245,15 +250,17 @@ class StreamPETRHead(nn.Module):
             reference = torch.cat((extra_references, reference), dim=1)
         query_pos = self._embed_points(reference)
         tgt = torch.zeros_like(query_pos)
-        memory_reference = self.normalise(memory.reference_point)
-        temp_pos = self._embed_points(memory_reference)
-
         identity = torch.eye(4, dtype=tgt.dtype, device=tgt.device)[:3].reshape(1, 1, 12)
         still = motion_embedding(torch.cat((identity.new_zeros(1, 1, 3), identity), dim=-1))
-        age = memory.timestamp.to(tgt.dtype)
-        moved = motion_embedding(torch.cat((memory.velo, age, memory.egopose[:, :, :3].flatten(2)), dim=-1))
         tgt = self.ego_pose_memory(tgt, still)
         query_pos = self.ego_pose_pe(query_pos, still) + self._embed_age(torch.zeros_like(identity[..., :1]))
+        if not self.remembers:  # exporters divide by the number of rows
+            return AlignedQueries(tgt, query_pos, reference, tgt[:, :0], query_pos[:, :0])
+
+        memory_reference = self.normalise(memory.reference_point)
+        temp_pos = self._embed_points(memory_reference)
+        age = memory.timestamp.to(tgt.dtype)
+        moved = motion_embedding(torch.cat((memory.velo, age, memory.egopose[:, :, :3].flatten(2)), dim=-1))
         temp_memory = self.ego_pose_memory(memory.embedding, moved)
         temp_pos = self.ego_pose_pe(temp_pos, moved) + self._embed_age(memory.timestamp)
 
