@@ -182,6 +182,11 @@ class StreamRunner:
         self._rig = rig
         return True
 
+    @property
+    def rig_outputs(self) -> dict[str, Any]:
+        """``pos_embed`` and ``cone`` of the rig that is set; handles of device memory with TensorRT."""
+        return dict(self._rig_outputs)
+
     def start(self, frame: Frame) -> bool:
         """What is computed once, before a stream: the position embedding of the frame's rig; whether it was due."""
         return self.set_rig(frame.intrinsics, frame.lidar2img)
