@@ -25,7 +25,7 @@ from mdp_mmdet3d.space.calls import record_calls
 from mdp_mmdet3d.space.conv import TRACE_SIZE, add_conv_dimensions
 from mdp_mmdet3d.space.fpn import add_upsample_terms
 from mdp_mmdet3d.space.types import PruningSpace
-from mdp_mmdet3d.surgery.verify import verify_space, verify_together
+from mdp_mmdet3d.surgery.verify import constant_network, verify_space, verify_together
 
 ENGINE = "model"
 VERIFY_SIZE = 64  # pixels: every dimension and block runs twice
@@ -100,6 +100,16 @@ class SingleGraph(Adapter):
             raise MdpError(
                 f"{space.model}: each dimension can be cut by itself, but not all together ({reason}). Leave parts "
                 f"of it alone with prune.freeze, or write an adapter: {HOW_TO}"
+            )
+        images = (image, image.flip(-1))
+        some = ", ".join(block.name for block in space.blocks[:3]) or "no blocks"
+        forwards = [lambda m, image=image: TensorMode(self.deployed(m), size)(image) for image in images]
+        if (which := constant_network(space, model, forwards)) is not None:
+            raise MdpError(
+                f"{space.model}: {which} gives the same outputs for two different inputs, so nothing measured on "
+                "it means anything. Check the weights; if only the smallest model is so, keep a way from the input to "
+                f"the output with prune.freeze ({some} ...) or "
+                "prune.min_keep"
             )
         return space
 
@@ -176,14 +186,21 @@ class SingleGraph(Adapter):
         """Largest difference of an output, relative to the output's largest value where that is above 1."""
         runner = GraphRunner(folder)
         wrapper = TensorMode(self.deployed(model.eval()), (self.shape.height, self.shape.width))
-        worst = 0.0
+        worst, seen = 0.0, []
         for frame in frames:
             found = runner.run(frame).tensors
+            seen.append((frame, found))
             with torch.no_grad():
                 expected = [value.numpy() for value in wrapper(torch.from_numpy(frame))]
             for name, values in zip(wrapper.output_names, expected):
                 gap = float(np.abs(found[name] - values).max())
                 worst = float(np.maximum(worst, gap / max(1.0, float(np.abs(values).max()))))
+        others = [found for frame, found in seen[1:] if not np.array_equal(frame, seen[0][0])]
+        if others and all(np.array_equal(seen[0][1][name], found[name]) for found in others for name in found):
+            raise MdpError(
+                f"{folder}: the outputs are the same for {len(others) + 1} different frames: a constant network. "
+                "Check the weights; where only the pruned one is so, give a larger budget or prune.min_keep"
+            )
         return {"outputs": worst}
 
     def _image(self, model: nn.Module, height: int, width: int) -> Tensor:

@@ -113,7 +113,12 @@ def write_pruned_config(
         content.pop(key, None)
     if kept := {key: prune[key] for key in DEPLOYMENT_KEYS if prune.get(key) is not None}:
         content["prune"] = kept
-    content["model"] = {"type": "MDPPrunedModel", "architecture": content["model"], "plan": "{{ fileDirname }}/" + plan}
+    content["model"] = {
+        "type": "MDPPrunedModel",
+        "architecture": content["model"],
+        "plan": "{{ fileDirname }}/" + plan,
+        "backbone": {},  # MMDetection's init_detector looks into it
+    }
     content["load_from"] = "{{ fileDirname }}/" + checkpoint
     imports = list((content.get("custom_imports") or {}).get("imports", ()))
     content["custom_imports"] = {

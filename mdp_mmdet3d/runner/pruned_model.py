@@ -18,7 +18,7 @@ from mdp_mmdet3d.surgery.plan import PruningPlan
 
 
 @MODELS.register_module(name=["MDPPrunedModel", "MDPSlimModel"])  # the second is that of version-1 configs
-def MDPPrunedModel(architecture: dict, plan: str | Path | dict, **inherited: Any) -> nn.Module:
+def MDPPrunedModel(architecture: dict, plan: str | Path | dict, backbone: Any = None, **inherited: Any) -> nn.Module:
     """Build ``architecture`` and cut ``plan`` out of it; register name for ``model=dict(type="MDPPrunedModel", ...)``.
 
     The result is an ordinary model of the dense class, with the same state-dict names and narrower tensors: every
@@ -28,6 +28,7 @@ def MDPPrunedModel(architecture: dict, plan: str | Path | dict, **inherited: Any
     Args:
         architecture: Config of the dense model. Pretrained initialisations in it are ignored: they have dense shapes.
         plan: Plan file, or its content.
+        backbone: Not used: MMDetection's ``init_detector`` looks into ``model.backbone`` of every config.
         **inherited: What MMEngine and MMDetection3D add to a model config (``data_preprocessor``,
             ``train_cfg``): passed on to the architecture unless it is None.
 

@@ -141,6 +141,44 @@ def test_what_verification_finds_wrong_is_left_alone_with_the_reason(traced, mon
     assert {n.module: n.reason for n in again.not_prunable}[broken.name] == "verification failed: it differs"
 
 
+class Blind(nn.Module):
+    """Sees its image only through a block: without it, or with weights of 0, the outputs are a constant."""
+
+    def __init__(self, scale=1.0):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 32, 3, padding=1)
+        self.block = BasicBlock(32, 32)
+        self.head = nn.Conv2d(32, 4, 1)
+        self.scale = scale
+
+    def forward(self, inputs, data_samples=None, mode="tensor"):
+        x = self.stem(inputs).relu()
+        return self.head(self.scale * (self.block(x) - x))
+
+
+def test_a_network_whose_outputs_are_the_same_whatever_it_sees_is_refused():
+    adapter = SingleGraph(Config(), InputShape(1, *SIZE))
+    options = SpaceOptions(4, 8, 8, 0.0, ())
+    torch.manual_seed(0)
+    with pytest.raises(MdpError, match=r"Blind: the dense model gives the same outputs for two different inputs"):
+        adapter.trace(Blind(0).eval(), options)
+    message = r"the smallest model, without any removable block gives the same.*prune\.freeze \(block"
+    with pytest.raises(MdpError, match=message):
+        adapter.trace(Blind().eval(), options)
+    assert adapter.trace(Blind().eval(), replace(options, freeze=("block",))).dimensions
+
+
+def test_an_exported_network_that_is_a_constant_is_refused(tmp_path):
+    adapter = SingleGraph(Config(), InputShape(1, *SIZE))
+    model = Blind().eval()
+    nn.init.zeros_(model.head.weight)
+    adapter.export(model, tmp_path / "x", plan_hash=None, weights="w")
+    frames = [np.full((1, 3, *SIZE), value, np.float32) for value in (0.1, 0.2)]
+    with pytest.raises(MdpError, match=r"x: the outputs are the same for 2 different frames"):
+        adapter.compare(model, tmp_path / "x", frames)
+    assert adapter.compare(model, tmp_path / "x", frames[:1] * 2)["outputs"] == 0
+
+
 class Halving(BasicBlock):
     """Looks like a residual block, and without its branch returns half of its input."""
 
