@@ -1,12 +1,11 @@
 # CenterPoint with pillars of MMDetection3D on nuScenes: its dense part is pruned; see README.md in this folder.
 #   python tools/prune.py configs/centerpoint/centerpoint_pillar02_mdp.py --checkpoint YOURS.pth
-_base_ = ["mmdet3d::centerpoint/centerpoint_pillar02_second_secfpn_8xb4-cyclic-20e_nus-3d.py"]
+_base_ = [
+    "mmdet3d::centerpoint/centerpoint_pillar02_second_secfpn_8xb4-cyclic-20e_nus-3d.py",
+    "../_base_/datasets/nuscenes_frames.py",
+]
 
-custom_imports = dict(imports=["mdp_mmdet3d.runner"], allow_failed_imports=False)
-
-checkpoint = None
-repository = "{{ fileDirname }}".rsplit("/", 2)[0]
-data_root = "{{$NUSCENES_ROOT:REPOSITORY/data/nuscenes}}".replace("REPOSITORY", repository) + "/"
+data_root = {{_base_.nuscenes_root}}
 
 # As shipped, but for the objects pasted into scenes, whose files tools/create_infos.py does not write.
 db_sampler = None
@@ -41,7 +40,7 @@ importance_pipeline = [*points, *targets, pack]
 
 train_data = dict(
     type="NuScenesDataset",
-    data_root=data_root,
+    data_root={{_base_.nuscenes_root}},
     ann_file="nuscenes_infos_train.pkl",
     metainfo=dict(classes={{_base_.class_names}}),
     modality={{_base_.input_modality}},
@@ -55,16 +54,11 @@ train_dataloader = dict(
     persistent_workers=False,
     dataset=dict(dataset=dict(_delete_=True, **train_data, pipeline=train_pipeline)),
 )
-importance_dataloader = dict(
-    batch_size=1,
-    num_workers=0,
-    sampler=dict(type="DefaultSampler", shuffle=False),
-    dataset=dict(**train_data, pipeline=importance_pipeline),
-)
-val_dataloader = dict(num_workers=0, persistent_workers=False, dataset=dict(data_root=data_root))
-test_dataloader = val_dataloader
-val_evaluator = dict(data_root=data_root, ann_file=data_root + "nuscenes_infos_val.pkl")
-test_evaluator = val_evaluator
+importance_dataloader = dict(dataset=dict(**train_data, pipeline=importance_pipeline))
+val_dataloader = {{_base_.nuscenes_data}}
+test_dataloader = {{_base_.nuscenes_data}}
+val_evaluator = {{_base_.nuscenes_evaluator}}
+test_evaluator = {{_base_.nuscenes_evaluator}}
 
 # Cells of the pillar grid (height, width), not pixels.
 prune = dict(budget=0.6, frames=8, input_size=(512, 512), num_cams=1, max_options=8, channel_multiple=16)

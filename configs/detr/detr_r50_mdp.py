@@ -1,43 +1,17 @@
 # DETR R50 of MMDetection on COCO, its config as shipped: what of it is pruned and what stays is in README.md here.
 #   python tools/create_mini_images.py coco data/mini_coco            # where the real data set is not at hand
 #   COCO_ROOT=data/coco python tools/prune.py configs/detr/detr_r50_mdp.py --checkpoint detr_r50_8xb2-150e_coco.pth
-_base_ = ["mmdet::detr/detr_r50_8xb2-150e_coco.py"]
-
-custom_imports = dict(imports=["mdp_mmdet3d.runner"], allow_failed_imports=False)
-
-checkpoint = None
-repository = "{{ fileDirname }}".rsplit("/", 2)[0]
-data_root = "{{$COCO_ROOT:REPOSITORY/data/mini_coco}}".replace("REPOSITORY", repository) + "/"
+_base_ = ["mmdet::detr/detr_r50_8xb2-150e_coco.py", "../_base_/datasets/coco_512x320.py"]
 
 # The shipped initialisation makes every residual branch 0: without a checkpoint no block would be worth anything.
 model = dict(backbone=dict(zero_init_residual=False))
 
-train_dataloader = dict(num_workers=0, persistent_workers=False, dataset=dict(data_root=data_root))
-val_dataloader = dict(num_workers=0, persistent_workers=False, dataset=dict(data_root=data_root))
-test_dataloader = val_dataloader
-val_evaluator = dict(ann_file=data_root + "annotations/instances_val2017.json")
-test_evaluator = val_evaluator
-
-# Crops and random sizes are for training; importance takes the images as they are.
-importance_pipeline = [
-    dict(type="LoadImageFromFile"),
-    dict(type="LoadAnnotations", with_bbox=True),
-    dict(type="Resize", scale=(512, 320), keep_ratio=True),
-    dict(type="PackDetInputs"),
-]
-importance_dataloader = dict(
-    batch_size=1,
-    num_workers=0,
-    sampler=dict(type="DefaultSampler", shuffle=False),
-    dataset=dict(
-        type="CocoDataset",
-        data_root=data_root,
-        ann_file="annotations/instances_train2017.json",
-        data_prefix=dict(img="train2017/"),
-        filter_cfg=dict(filter_empty_gt=True, min_size=32),
-        pipeline=importance_pipeline,
-    ),
-)
+data_root = {{_base_.coco_root}}
+train_dataloader = {{_base_.coco_data}}
+val_dataloader = {{_base_.coco_data}}
+test_dataloader = {{_base_.coco_data}}
+val_evaluator = {{_base_.coco_evaluator}}
+test_evaluator = {{_base_.coco_evaluator}}
 
 prune = dict(
     budget=0.6,

@@ -8,48 +8,32 @@ data_root = "{{$FASHION_MNIST_ROOT:CACHE/fashion_mnist}}".replace("CACHE", "{{$H
 checkpoint = None
 
 data_preprocessor = dict(mean=[72.94] * 3, std=[90.02] * 3, to_rgb=False, num_classes=10)
+_images = dict(
+    type="FashionMNIST",
+    data_root=data_root,
+    download=False,
+    serialize_data=False,  # one process needs no copy of it
+)
+_loader = dict(num_workers=0, collate_fn=dict(type="default_collate"))
+_in_order = dict(type="DefaultSampler", shuffle=False)
+_flip = dict(type="RandomFlip", prob=0.5, direction="horizontal")
+_pack = dict(type="PackInputs")
+
 train_dataloader = dict(
+    **_loader,
     batch_size=128,
-    num_workers=0,
-    collate_fn=dict(type="default_collate"),
     sampler=dict(type="InfiniteSampler", shuffle=True),
-    dataset=dict(
-        type="FashionMNIST",
-        data_root=data_root,
-        download=False,
-        serialize_data=False,  # one process needs no copy of it
-        pipeline=[dict(type="RandomFlip", prob=0.5, direction="horizontal"), dict(type="PackInputs")],
-    ),
+    dataset=dict(**_images, pipeline=[_flip, _pack]),
 )
 # Importance, loss values and repair take training images as they are, the same ones each time.
 importance_dataloader = dict(
-    batch_size=64,
-    num_workers=0,
-    collate_fn=dict(type="default_collate"),
-    sampler=dict(type="DefaultSampler", shuffle=False),
-    dataset=dict(
-        type="FashionMNIST",
-        data_root=data_root,
-        download=False,
-        indices=2048,
-        serialize_data=False,
-        pipeline=[dict(type="PackInputs")],
-    ),
+    **_loader, batch_size=64, sampler=_in_order, dataset=dict(**_images, indices=2048, pipeline=[_pack])
 )
 test_dataloader = dict(
+    **_loader,
     batch_size=256,
-    num_workers=0,
-    collate_fn=dict(type="default_collate"),
-    sampler=dict(type="DefaultSampler", shuffle=False),
-    dataset=dict(
-        type="FashionMNIST",
-        data_root=data_root,
-        split="test",
-        download=False,
-        serialize_data=False,
-        pipeline=[dict(type="PackInputs")],
-        test_mode=True,
-    ),
+    sampler=_in_order,
+    dataset=dict(**_images, split="test", test_mode=True, pipeline=[_pack]),
 )
 val_dataloader = test_dataloader
 test_evaluator = dict(type="Accuracy", topk=(1,))
@@ -64,3 +48,15 @@ default_hooks = dict(
     logger=dict(type="LoggerHook", interval=100),
 )
 log_processor = dict(by_epoch=False)
+
+prune = dict(
+    budget=0.5,
+    frames=32,
+    input_size=(28, 28),
+    channel_multiple=8,
+    rounds=400,  # an image takes less than a millisecond
+    importance=dict(type="loss", frames=8, max_frames=8),
+    repair=dict(frames=256),
+    evaluate=True,
+    finetune=dict(iterations=469, save_interval=200),  # once through the training images
+)

@@ -27,14 +27,4 @@ param_scheduler = [
     dict(type="CosineAnnealingLR", begin=100, end=938, by_epoch=False),
 ]
 
-prune = dict(
-    budget=0.5,
-    frames=32,
-    input_size=(28, 28),
-    channel_multiple=8,
-    rounds=400,  # an image takes less than a millisecond
-    importance=dict(type="loss", frames=8, max_frames=8),
-    repair=dict(frames=256),
-    evaluate=True,
-    finetune=dict(iterations=469, lr=1e-3, save_interval=200),  # once through the training images
-)
+prune = dict(finetune=dict(lr=1e-3))

@@ -29,15 +29,4 @@ param_scheduler = [
 
 train_cfg = dict(max_iters=469, val_interval=469)
 
-prune = dict(
-    budget=0.5,
-    frames=32,
-    input_size=(28, 28),
-    channel_multiple=8,
-    head_width_multiple=4,
-    rounds=400,
-    importance=dict(type="loss", frames=8, max_frames=8),
-    repair=dict(frames=256),
-    evaluate=True,
-    finetune=dict(iterations=469, lr=5e-4, save_interval=200),
-)
+prune = dict(head_width_multiple=4, finetune=dict(lr=5e-4))

@@ -1,12 +1,9 @@
 # FCOS3D R101 of MMDetection3D on nuScenes without its deformable convolutions; see README.md in this folder.
 #   python tools/prune.py configs/fcos3d/fcos3d_r101_mdp.py --checkpoint YOURS.pth
-_base_ = ["mmdet3d::fcos3d/fcos3d_r101-caffe-dcn_fpn_head-gn_8xb2-1x_nus-mono3d.py"]
-
-custom_imports = dict(imports=["mdp_mmdet3d.runner"], allow_failed_imports=False)
-
-checkpoint = None
-repository = "{{ fileDirname }}".rsplit("/", 2)[0]
-data_root = "{{$NUSCENES_ROOT:REPOSITORY/data/nuscenes}}".replace("REPOSITORY", repository) + "/"
+_base_ = [
+    "mmdet3d::fcos3d/fcos3d_r101-caffe-dcn_fpn_head-gn_8xb2-1x_nus-mono3d.py",
+    "../_base_/datasets/nuscenes_frames.py",
+]
 
 # Deformable convolutions are in no ONNX graph that every runtime reads. The shipped initialisation makes every residual
 # branch 0: without a checkpoint no block would be worth anything.
@@ -15,11 +12,12 @@ model = dict(
     bbox_head=dict(dcn_on_last_conv=False),
 )
 
-train_dataloader = dict(num_workers=0, persistent_workers=False, dataset=dict(data_root=data_root))
-val_dataloader = dict(num_workers=0, persistent_workers=False, dataset=dict(data_root=data_root))
-test_dataloader = val_dataloader
-val_evaluator = dict(data_root=data_root, ann_file=data_root + "nuscenes_infos_val.pkl")
-test_evaluator = val_evaluator
+data_root = {{_base_.nuscenes_root}}
+train_dataloader = {{_base_.nuscenes_data}}
+val_dataloader = {{_base_.nuscenes_data}}
+test_dataloader = {{_base_.nuscenes_data}}
+val_evaluator = {{_base_.nuscenes_evaluator}}
+test_evaluator = {{_base_.nuscenes_evaluator}}
 
 # Half of the camera's size, without the random flip. A 3D resize: cameras and depths follow.
 importance_pipeline = [
@@ -49,12 +47,7 @@ importance_pipeline = [
     ),
 ]
 importance_dataloader = dict(
-    batch_size=1,
-    num_workers=0,
-    sampler=dict(type="DefaultSampler", shuffle=False),
     dataset=dict(
-        type="NuScenesDataset",
-        data_root=data_root,
         data_prefix=dict(
             pts="",
             CAM_FRONT="samples/CAM_FRONT",
@@ -64,12 +57,10 @@ importance_dataloader = dict(
             CAM_BACK_RIGHT="samples/CAM_BACK_RIGHT",
             CAM_BACK_LEFT="samples/CAM_BACK_LEFT",
         ),
-        ann_file="nuscenes_infos_train.pkl",
         load_type="mv_image_based",
         pipeline=importance_pipeline,
         metainfo={{_base_.metainfo}},
         modality={{_base_.input_modality}},
-        test_mode=False,
         box_type_3d="Camera",
         use_valid_flag=True,
     ),
