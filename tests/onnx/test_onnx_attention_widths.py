@@ -58,7 +58,8 @@ def head_widths(graph):
 @pytest.mark.parametrize("kind", [Wrapped, Itself])
 @pytest.mark.parametrize("simplify", [True, False])
 @pytest.mark.parametrize(
-    ("heads", "qk", "v", "width"), [(3, 20, 12, 24), (2, 24, 32, 32), (2, 32, 8, 32), (5, 4, 4, 16), (2, 16, 17, 24)]
+    ("heads", "qk", "v", "width"),
+    [(3, 20, 12, 24), (2, 24, 32, 32), (2, 32, 8, 32), (5, 4, 4, 16), (2, 16, 17, 24), (1, 8, 8, 16)],
 )
 @pytest.mark.numerics
 def test_padded_attention_has_one_width_and_computes_the_same(tmp_path, heads, qk, v, width, kind, simplify):
