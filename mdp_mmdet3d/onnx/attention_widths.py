@@ -35,7 +35,7 @@ class _Linear:
 
 @dataclass(frozen=True)
 class _Projection:
-    """A linear layer whose output is reshaped to (1, tokens, heads, width), or (1, 1, tokens, width) of one head."""
+    """A linear layer whose output is reshaped to (1, tokens, heads, width)."""
 
     linear: _Linear
     reshape: onnx.NodeProto
@@ -47,8 +47,8 @@ def pad_attention(graph: onnx.ModelProto) -> tuple[onnx.ModelProto, tuple[str, .
     """Pad the head widths of every attention with zeros to one width.
 
     It is the next multiple of 8 of the larger of the two, 16 at least (`padded_width`). The projections gain a few
-    columns of work. Attentions of one such width, as all dense ones, are left alone, and so is what has another form
-    than `projects.streampetr.attention` exports.
+    columns of work. Attentions of one such width, as all dense ones, are left alone, and so are those of a single head,
+    which TensorRT fuses at no width, and what has another form than `projects.streampetr.attention` exports.
 
     Args:
         graph: float32 graph with static shapes.
@@ -90,12 +90,14 @@ class _Editor:
         if scores is None or weighted is None:
             return False
         query, key, value = (self._projection(name) for name in (*scores.input, weighted.input[1]))
-        back = self._only_user(weighted.output[0], "Transpose")  # none behind a single head: onnxslim takes it out
-        flat = self._only_user((back or weighted).output[0], "Reshape")
+        back = self._only_user(weighted.output[0], "Transpose")
+        flat = back and self._only_user(back.output[0], "Reshape")
         out = flat and self._only_user(flat.output[0], "MatMul", "Gemm")
         if query is None or key is None or value is None or flat is None or out is None:
             return False
         if not {flat.input[1], out.input[1]} <= self._constants.keys() or not query.heads == key.heads == value.heads:
+            return False
+        if query.heads == 1:
             return False
         width = padded_width(query.width, value.width)
         if query.width == value.width == width:
@@ -121,17 +123,16 @@ class _Editor:
         node = self._producers.get(name)
         if node is not None and node.op_type == "Mul":  # the scale of the scores
             node = self._producers.get(node.input[0])
-        transposed = node is not None and node.op_type == "Transpose"
-        reshape = self._producer(node.input[0], "Reshape") if node is not None and transposed else node
-        if reshape is None or reshape.op_type != "Reshape" or reshape.input[1] not in self._constants:
+        if node is None or node.op_type != "Transpose":
+            return None
+        reshape = self._producer(node.input[0], "Reshape")
+        if reshape is None or reshape.input[1] not in self._constants:
             return None
         shape = self._array(reshape.input[1])
         linear = self._linear(reshape.input[0])
         if linear is None or len(shape) != 4:
             return None
-        heads, width = int(shape[2 if transposed else 1]), int(shape[3])
-        if not transposed and heads != 1:
-            return None
+        heads, width = int(shape[2]), int(shape[3])
         columns = self._array(linear.node.input[1]).shape[0 if linear.transposed else -1]
         # Another reader of the projection would see the zeros.
         inner = [linear.node, reshape, *([linear.bias[0]] if linear.bias else [])]

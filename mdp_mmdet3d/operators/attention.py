@@ -52,8 +52,8 @@ class Attention(OperatorKind):
         return {name: value for name, value in attributes.items() if (name, value) not in usual}
 
     def deployed_widths(self, signature: OperatorSignature, widths: tuple[int, ...], precision: str) -> tuple[int, ...]:
-        """Padded head widths in float16, but for a packed projection, which is not padded."""
-        if precision != "float16" or signature.get("packed", False):
+        """Padded head widths in float16; a packed projection and a single head are not padded."""
+        if precision != "float16" or signature.get("packed", False) or widths[0] == 1:
             return widths
         width = padded_width(*widths[1:])
         return (widths[0], width, width)
