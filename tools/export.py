@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from mmengine.logging import MMLogger
 from rich.progress import Progress
 from torch import nn
 
-from mdp_mmdet3d.adapters import RANDOM, Adapter, DeployOptions, InputShape, adapter_of
+from mdp_mmdet3d.adapters import RANDOM, Adapter, DeployOptions, adapter_of
 from mdp_mmdet3d.config_file import default_work_dir, read_config
 from mdp_mmdet3d.errors import MdpError
 from mdp_mmdet3d.onnx.folders import check_target
@@ -58,7 +59,7 @@ def parse_args() -> argparse.Namespace:
         "--encoder-batch",
         type=int,
         metavar="N",
-        help="images that one run of StreamPETR's image encoder takes: 1, camera by camera; default: all at once",
+        help="images that one run of StreamPETR's image encoder takes: 1, camera by camera; default: as pruned",
     )
     parser.add_argument(
         "--frames",
@@ -117,7 +118,7 @@ def load(args: argparse.Namespace) -> tuple[Adapter, nn.Module, str]:
         raise MdpError(
             f"the size of {type(model).__name__}'s network image is not in the config: give --input-size HEIGHT WIDTH"
         )
-    adapter.shape = InputShape(adapter.shape.num_cams, *size)
+    adapter.shape = replace(adapter.shape, height=size[0], width=size[1])
     return adapter, model, weights
 
 

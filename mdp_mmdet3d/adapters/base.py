@@ -27,6 +27,7 @@ from mdp_mmdet3d.datasets.identity import data_identity
 from mdp_mmdet3d.errors import MdpError
 from mdp_mmdet3d.files import file_sha256
 from mdp_mmdet3d.importance.collect import model_loss
+from mdp_mmdet3d.runtime.manifest import Manifest
 from mdp_mmdet3d.space.builder import InputShape, SpaceBuilder, SpaceOptions
 from mdp_mmdet3d.space.types import PruningSpace
 from mdp_mmdet3d.surgery.apply import model_digest
@@ -100,6 +101,7 @@ class Adapter(ABC):
         supervision: Patterns of loss terms that only guide training (levels before the last one, denoising): they say
             nothing about what is deployed.
         default_cams: Camera images of a frame where the config does not tell.
+        camera_by_camera: Whether an engine can be exported that runs once per camera (`InputShape.encoder_batch`).
     """
 
     models: ClassVar[tuple[str, ...]] = ()
@@ -108,10 +110,17 @@ class Adapter(ABC):
     headline: ClassVar[tuple[str, ...]] = ()
     supervision: ClassVar[tuple[str, ...]] = ("d[0-9]*.*", "enc_*", "dn_*", "*.dn_*")
     default_cams: ClassVar[int] = 1
+    camera_by_camera: ClassVar[bool] = False
 
     def __init__(self, config: Config, shape: InputShape) -> None:
         self.config = config
         self.shape = shape if shape.num_cams else replace(shape, num_cams=self.default_cams)
+        batch, cams = self.shape.encoder_batch, self.shape.num_cams
+        if batch not in ((0, 1, cams) if self.camera_by_camera else (0, cams)):
+            able = (
+                f"must be 1 or all {cams}" if self.camera_by_camera else "is for a streaming model of several cameras"
+            )
+            raise MdpError(f"prune.encoder_batch = {batch} {able}; 0 runs all camera images at once")
         self.refused: dict[str, str] = {}
 
     # what the model is built from
@@ -184,7 +193,12 @@ class Adapter(ABC):
                 raise MdpError(
                     f"prune.freeze pattern {pattern!r} matches no dimension and no block of {name}{examples}"
                 )
-        return builder.finish(name, model_digest(model), self.once)
+        return builder.finish(name, model_digest(model), self.once, self.repeated)
+
+    @property
+    def repeated(self) -> dict[str, int]:
+        """How often an engine runs per frame, where it is more than once."""
+        return {}
 
     # data
 
@@ -304,6 +318,10 @@ class Adapter(ABC):
         Raises:
             DeploymentError: The model cannot be exported.
         """
+
+    def is_deployed_so(self, manifest: Manifest) -> bool:
+        """Whether a deployment has the engines that `export` makes for `shape`."""
+        return True
 
     @abstractmethod
     def compare(self, model: nn.Module, folder: Path, frames: Sequence[Any]) -> dict[str, float]:

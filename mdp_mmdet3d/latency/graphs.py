@@ -58,7 +58,7 @@ class OperatorGraph:
 def operator_graph(
     signature: OperatorSignature, widths: tuple[int, ...], precision: Precision = "float32"
 ) -> OperatorGraph:
-    """Build the model that measures ``signature`` at ``widths``, all tensors in ``precision``.
+    """Build the model that measures ``signature`` at ``widths``, all tensors in ``precision``, as it is deployed in it.
 
     Raises:
         ValueError: A width is 0, or an attribute has a value that cannot be built.
@@ -66,7 +66,8 @@ def operator_graph(
     if min(widths) < 1:
         raise ValueError(f"{signature.key}: cannot build an operator with widths {widths}")
     builder = _Builder(precision)
-    copies = OPERATORS[signature.kind].graph(builder, signature, widths)
+    operator = OPERATORS[signature.kind]
+    copies = operator.graph(builder, signature, operator.deployed_widths(signature, widths, precision))
     return OperatorGraph(builder.finish(), builder.inputs, copies)
 
 

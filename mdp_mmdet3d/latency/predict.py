@@ -125,12 +125,12 @@ class LatencyModel:
     def cost_array(
         self, term: CostTerm, sums: Mapping[WidthSum, Sequence[int]] = MappingProxyType({})
     ) -> tuple[np.ndarray, np.ndarray]:
-        """`LatencyTable.cost_array` with the scale of the term's engine.
+        """`LatencyTable.cost_array` with the scale of the term's engine and its runs per frame.
 
         With `total_fixed_ms` these add up to `predict`.
         """
         ms, interpolated = self.table.cost_array(self.space, term, sums)
-        return ms * self.scale[term.engine], interpolated
+        return ms * (self.scale[term.engine] * self.space.runs(term.engine)), interpolated
 
     def predict(self, widths: Mapping[str, int], removed: Collection[str] = ()) -> float:
         """Milliseconds per frame.
@@ -188,7 +188,7 @@ class LatencyModel:
         result = []
         for term in kept_terms(self.space, removed):
             found = self.table.lookup(term.signature, term_widths(self.space, term, widths))
-            result.append((term, found.ms, found.interpolated))
+            result.append((term, found.ms * self.space.runs(term.engine), found.interpolated))
         return result
 
     def _check(self, widths: Mapping[str, int], removed: Collection[str]) -> None:

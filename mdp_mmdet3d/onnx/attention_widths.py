@@ -15,10 +15,7 @@ import onnx
 from onnx import numpy_helper
 
 from mdp_mmdet3d.errors import DeploymentError
-
-SMALLEST_WIDTH = 16
-MULTIPLE = 8
-"""Widths between cost one more kernel."""
+from mdp_mmdet3d.operators.attention import padded_width
 
 
 @dataclass(frozen=True)
@@ -49,9 +46,9 @@ class _Projection:
 def pad_attention(graph: onnx.ModelProto) -> tuple[onnx.ModelProto, tuple[str, ...]]:
     """Pad the head widths of every attention with zeros to one width.
 
-    It is the next `MULTIPLE` of the larger of the two, `SMALLEST_WIDTH` at least. The projections gain a few columns of
-    work. Attentions of one such width, as all dense ones, are left alone, and so is what has another form than
-    `projects.streampetr.attention` exports.
+    It is the next multiple of 8 of the larger of the two, 16 at least (`padded_width`). The projections gain a few
+    columns of work. Attentions of one such width, as all dense ones, are left alone, and so are those of a single head,
+    which TensorRT fuses at no width, and what has another form than `projects.streampetr.attention` exports.
 
     Args:
         graph: float32 graph with static shapes.
@@ -100,7 +97,9 @@ class _Editor:
             return False
         if not {flat.input[1], out.input[1]} <= self._constants.keys() or not query.heads == key.heads == value.heads:
             return False
-        width = max(SMALLEST_WIDTH, -(-max(query.width, value.width) // MULTIPLE) * MULTIPLE)
+        if query.heads == 1:
+            return False
+        width = padded_width(query.width, value.width)
         if query.width == value.width == width:
             return False
         for projection in (query, key, value):

@@ -20,6 +20,15 @@ from mdp_mmdet3d.operators.base import (
 if TYPE_CHECKING:
     from torch import Tensor
 
+SMALLEST_WIDTH = 16
+MULTIPLE = 8
+"""Of a head, for TensorRT's fused kernel; widths between cost one more kernel."""
+
+
+def padded_width(qk_width: int, v_width: int) -> int:
+    """Width that a head has in a float16 deployment, where zeros make q/k and v equal (`onnx.attention_widths`)."""
+    return max(SMALLEST_WIDTH, -(-max(qk_width, v_width) // MULTIPLE) * MULTIPLE)
+
 
 class Attention(OperatorKind):
     """Attention of (1, queries, embed_dims) to ``keys`` tokens; whether the norm stands in front or behind is no cost.
@@ -41,6 +50,13 @@ class Attention(OperatorKind):
         """Without ``packed`` where it is not, and without ``windows`` where there is one."""
         usual = (("packed", False), ("windows", 1))
         return {name: value for name, value in attributes.items() if (name, value) not in usual}
+
+    def deployed_widths(self, signature: OperatorSignature, widths: tuple[int, ...], precision: str) -> tuple[int, ...]:
+        """Padded head widths in float16; a packed projection and a single head are not padded."""
+        if precision != "float16" or signature.get("packed", False) or widths[0] == 1:
+            return widths
+        width = padded_width(*widths[1:])
+        return (widths[0], width, width)
 
     def work(self, signature: OperatorSignature, widths: tuple[int, ...]) -> Work:
         """Four projections, two products per head, softmax, positions and norm."""

@@ -106,6 +106,10 @@ class OperatorKind(ABC):
         """The attributes without optional ones that have their usual value; one operator has one key."""
         return dict(attributes)
 
+    def deployed_widths(self, signature: OperatorSignature, widths: tuple[int, ...], precision: str) -> tuple[int, ...]:
+        """Widths that a deployment in ``precision`` has where a plan has ``widths``."""
+        return widths
+
     @abstractmethod
     def work(self, signature: OperatorSignature, widths: tuple[int, ...]) -> Work:
         """How much it computes and moves at ``widths``."""

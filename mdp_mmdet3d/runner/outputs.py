@@ -22,7 +22,12 @@ from mdp_mmdet3d.together import appear_together
 
 PLAN_FILE, CHECKPOINT_FILE, CONFIG_FILE = "plan.json", "pruned.pth", "pruned_config.py"
 RAW_FILE = "pruned_raw.pth"  # before repair, where it was asked for
-DEPLOYMENT_KEYS = ("adapter", "input_size", "num_cams")  # of the prune section: export and test need them again
+DEPLOYMENT_KEYS = (
+    "adapter",
+    "input_size",
+    "num_cams",
+    "encoder_batch",
+)  # of the prune section: export and test need them again
 PRUNED_FILES = (
     PLAN_FILE,
     CHECKPOINT_FILE,

@@ -156,6 +156,8 @@ class PruneSettings:
             have nothing to lose, it is always the latter.
         input_size: Height and width in pixels of the network image at deployment.
         num_cams: Camera images of a frame; 0: as the adapter says (6 for StreamPETR, else 1).
+        encoder_batch: Camera images that one run of the image encoder takes, for a streaming model: 1 prices, measures
+            and exports an encoder of one camera, which runs once per camera and frame; 0: all at once.
         max_options: Counts per dimension at most.
         channel_multiple: Smallest step of channels and hidden widths.
         head_width_multiple: Step of the q/k and v width of a head.
@@ -185,6 +187,7 @@ class PruneSettings:
     importance: Annotated[str | Mapping[str, Any], PlainValidator(_parsed(LossSettings.from_config))] = "loss"
     input_size: Annotated[tuple[Count, Count], Field(examples=["(256, 704)"])] = (256, 704)
     num_cams: Natural = 0
+    encoder_batch: Natural = 0
     max_options: Count = 8
     channel_multiple: Count = 16
     head_width_multiple: Count = 8
@@ -240,7 +243,7 @@ class PruneSettings:
     @property
     def input_shape(self) -> InputShape:
         """One frame at deployment."""
-        return InputShape(self.num_cams, *self.input_size)
+        return InputShape(self.num_cams, *self.input_size, self.encoder_batch)
 
     def check(self) -> None:
         """Raise `MdpError` where a value makes no sense."""

@@ -85,7 +85,8 @@ def export_model(
     """Export into ``folder``; a dense model with the same weights that is there already is kept."""
     if plan is None and (folder / MANIFEST_FILE).exists():
         try:
-            if load_manifest(folder).weights == weights:
+            manifest = load_manifest(folder)
+            if manifest.weights == weights and adapter.is_deployed_so(manifest):
                 say(f"reused: {folder}")
                 return
         except FileFormatError as error:
@@ -128,6 +129,7 @@ def find_networks(
         "input_size": list(settings.input_size),
         "count": settings.fit_networks,
         "loads": LOADS,
+        **({"encoder_batch": settings.encoder_batch} if settings.encoder_batch else {}),
     }
     networks = load_networks(path, identity)
     if networks is None:
@@ -150,5 +152,11 @@ def find_networks(
 
 
 def frame_engine_files(folder: Path, once: Sequence[str]) -> list[Path]:
-    """ONNX files of the engines that run every frame."""
-    return [folder / spec.file for name, spec in load_manifest(folder).engines.items() if name not in once]
+    """ONNX files of the engines that run every frame, each as often as it does."""
+    manifest = load_manifest(folder)
+    return [
+        folder / spec.file
+        for name, spec in manifest.engines.items()
+        if name not in once
+        for _ in range(manifest.runs(name))
+    ]

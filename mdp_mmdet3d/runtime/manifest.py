@@ -86,6 +86,10 @@ class Manifest:
     checksums: dict[str, str]
     checks: dict[str, Any]
 
+    def runs(self, engine: str) -> int:
+        """How often an engine runs for the frames that it is needed for."""
+        return 1
+
     def save(self, folder: str | Path) -> None:
         """Write ``deployment.json`` into ``folder``, signed by its own digest."""
         kind = {} if self.kind is None else {"kind": self.kind}
@@ -213,6 +217,10 @@ class DeploymentManifest(Manifest):
     def encoder_batch(self) -> int:
         """Images that one run of the image encoder takes: those of all cameras, or 1."""
         return self.engines["image_encoder"].inputs[0].shape[1]
+
+    def runs(self, engine: str) -> int:
+        """The image encoder may run camera by camera."""
+        return len(self.camera_names) // self.encoder_batch if engine == "image_encoder" else 1
 
     def _files(self) -> set[str]:
         return {*super()._files(), self.memory.init_file}

@@ -69,11 +69,18 @@ class InputShape:
         num_cams: Camera images N; 0: as the adapter says.
         height: Pixels of the network image.
         width: Pixels of the network image.
+        encoder_batch: Images that one run of the image encoder takes, 1 or N; 0: N.
     """
 
     num_cams: int
     height: int
     width: int
+    encoder_batch: int = 0
+
+    @property
+    def encoder_runs(self) -> int:
+        """How often the image encoder runs per frame."""
+        return self.num_cams // (self.encoder_batch or self.num_cams)
 
 
 class SpaceBuilder:
@@ -268,8 +275,20 @@ class SpaceBuilder:
                 return f"{module}: {reason}"
         return None
 
-    def finish(self, model_name: str, model_digest: str, once: tuple[str, ...] = ()) -> PruningSpace:
+    def finish(
+        self,
+        model_name: str,
+        model_digest: str,
+        once: tuple[str, ...] = (),
+        repeated: Mapping[str, int] | None = None,
+    ) -> PruningSpace:
         """Check members against the model's tensors and freeze everything.
+
+        Args:
+            model_name: Class name, for people.
+            model_digest: Of the dense model.
+            once: Engines that do not run every frame.
+            repeated: How often an engine runs per frame, where it is more than once.
 
         Raises:
             MdpError: A dimension does not fit the model's tensors, or no cost term uses it.
@@ -298,7 +317,8 @@ class SpaceBuilder:
                         f"{dimension.name!r} needs {end} entries along axis {member.axis} of "
                         f"{member.tensor!r}, which has shape {shape}; an adapter is wrong"
                     )
-        return replace(self.snapshot(model_digest), model=model_name, once=once)
+        more = tuple((engine, runs) for engine, runs in (repeated or {}).items() if runs != 1)
+        return replace(self.snapshot(model_digest), model=model_name, once=once, repeated=more)
 
     def snapshot(self, model_digest: str) -> PruningSpace:
         """What was found so far, for cutting the model with it; its members are not checked."""

@@ -27,8 +27,10 @@ def describe(space: PruningSpace) -> str:
     kinds = Counter((t.engine, t.signature.kind) for t in space.terms)
     lines += ["", f"{len(space.terms)} cost terms, {len({t.signature for t in space.terms})} distinct operators:"]
     for (engine, kind), count in sorted(kinds.items()):
-        once = " (runs once per rig, costs nothing per frame)" if engine in space.once else ""
-        lines.append(f"  {engine}: {count} x {kind}{once}")
+        runs = space.runs(engine)
+        often = " (runs once per rig, costs nothing per frame)" if engine in space.once else ""
+        often = often or (f" (runs {runs} times per frame)" if runs > 1 else "")
+        lines.append(f"  {engine}: {count} x {kind}{often}")
     lines += ["", "not prunable:"]
     lines += [f"  {n.module}: {n.reason}" for n in space.not_prunable]
     return "\n".join(lines)

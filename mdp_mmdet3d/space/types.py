@@ -251,6 +251,8 @@ class PruningSpace:
         not_prunable: What is left alone and why.
         once: Engines that do not run every frame (position embedding): their terms cost nothing per frame.
         unpriced: Operators without a cost term.
+        repeated: Engines that run more than once per frame, and how often (an image encoder of one camera): a term is
+            what one run costs.
     """
 
     model: str
@@ -261,6 +263,11 @@ class PruningSpace:
     not_prunable: tuple[NotPrunable, ...] = ()
     once: tuple[str, ...] = ("position_embedding",)
     unpriced: tuple[Unpriced, ...] = ()
+    repeated: tuple[tuple[str, int], ...] = ()
+
+    def runs(self, engine: str) -> int:
+        """How often an engine that is not `once` runs per frame."""
+        return dict(self.repeated).get(engine, 1)
 
     @cached_property
     def by_name(self) -> dict[str, Dimension]:
@@ -378,6 +385,7 @@ def to_dict(space: PruningSpace) -> dict[str, Any]:
         "not_prunable": [{"module": n.module, "reason": n.reason} for n in space.not_prunable],
         "once": list(space.once),
         **({"unpriced": [asdict(u) for u in space.unpriced]} if space.unpriced else {}),
+        **({"repeated": [list(item) for item in space.repeated]} if space.repeated else {}),
     }
 
 
@@ -420,6 +428,7 @@ def from_dict(data: Mapping[str, Any], path: str | Path = "<memory>") -> Pruning
             not_prunable=tuple(NotPrunable(n["module"], n["reason"]) for n in data["not_prunable"]),
             once=tuple(data["once"]),
             unpriced=tuple(Unpriced(**u) for u in data.get("unpriced", ())),
+            repeated=tuple((engine, int(runs)) for engine, runs in data.get("repeated", ())),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise FileFormatError(f"pruning space {path} is damaged ({error!r}); delete it and run again") from error

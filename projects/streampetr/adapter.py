@@ -16,6 +16,7 @@ from torch import nn
 
 from mdp_mmdet3d.adapters import Adapter, DeployOptions, register_adapter
 from mdp_mmdet3d.errors import MdpError
+from mdp_mmdet3d.runtime.manifest import Manifest
 from mdp_mmdet3d.space.builder import SpaceBuilder
 from mdp_mmdet3d.surgery.repair import Frame
 
@@ -34,6 +35,7 @@ class StreamPETRAdapter(Adapter):
     training_only = ("img_roi_head.",)
     headline = ("mAP", "NDS")
     default_cams = 6
+    camera_by_camera = True
 
     def load(self, model: nn.Module, path: str) -> None:
         """Official, converted and own checkpoints."""
@@ -47,6 +49,11 @@ class StreamPETRAdapter(Adapter):
                 f"prune.input_size = {size} must be (height, width), multiples of 16: the neck's upper level"
             )
         add_streampetr(builder, model, self.shape)
+
+    @property
+    def repeated(self) -> dict[str, int]:
+        """The image encoder, where it takes one camera at a time."""
+        return {"image_encoder": self.shape.encoder_runs}
 
     def frames(self, model: nn.Module, count: int) -> list[Any]:
         """The first ``count`` frames of the importance data, preprocessed as a host would feed them."""
@@ -108,6 +115,7 @@ class StreamPETRAdapter(Adapter):
         from .export import export_streampetr
 
         options["source_size"] = options.get("source_size") or self.source_size
+        options["encoder_batch"] = options.get("encoder_batch") or self.shape.encoder_batch or None
 
         export_streampetr(
             model,
@@ -134,6 +142,12 @@ class StreamPETRAdapter(Adapter):
         from .deployment import deploy
 
         return deploy(self, model, folder, options, say, plan_hash=plan_hash, weights=weights)
+
+    def is_deployed_so(self, manifest: Manifest) -> bool:
+        """Equal image size and images per run of the encoder."""
+        shape = self.shape
+        image = manifest.engines["image_encoder"].inputs[0].shape
+        return image[1:2] + image[3:] == (shape.encoder_batch or shape.num_cams, shape.height, shape.width)
 
     def compare(self, model: nn.Module, folder: Path, frames: Sequence[Any]) -> dict[str, float]:
         """Logits, box codes and memory over a stream, the engines starting every frame from PyTorch's memory."""

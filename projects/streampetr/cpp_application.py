@@ -30,8 +30,8 @@ def package_cpp(
 ) -> int:
     """Write the application's working folder: ``onnxfiles/``, ``data/`` and a README.
 
-    ``data/0001``, ``data/0002``, ... hold the inputs of the engines and what ONNX Runtime makes of them. Poses are those
-    that `StreamRunner` feeds, relative to the frame before: the application has them in float32.
+    ``data/0001``, ``data/0002``, ... hold the inputs of the engines and what ONNX Runtime makes of them. Poses are what
+    `StreamRunner` feeds, relative to the frame before: the application has them in float32.
 
     Args:
         deployment: Folder of `export_streampetr` in the native layout.
@@ -62,7 +62,9 @@ def package_cpp(
             _write(part / "data" / f"{count:04d}", arrays)
         if not count:
             raise DeploymentError("there is no frame to write; give a drive with at least one")
-        _write_text(part / "data" / UNREAD / "README.txt", "The application does not read this folder, but counts it.\n")
+        _write_text(
+            part / "data" / UNREAD / "README.txt", "The application does not read this folder, but counts it.\n"
+        )
         _write_text(part / "README.md", _readme(runner.manifest, count))
     return count
 
@@ -153,14 +155,15 @@ mkdir -p engines
 streampetr_app
 ```
 
-The application reads `data/0001` to `data/{count:04d}` and writes `all_cls_scores_trt.bin` and `all_bbox_preds_trt.bin` beside
-`all_cls_scores.bin` and `all_bbox_preds.bin`, which ONNX Runtime computed here: float32, {list(head.shape)} and the same with 10
-in place of {head.shape[-1]}. `data/{UNREAD}` is counted and not read. Put nothing else into `data`.
+The application reads `data/0001` to `data/{count:04d}` and writes `all_cls_scores_trt.bin` and
+`all_bbox_preds_trt.bin` beside `all_cls_scores.bin` and `all_bbox_preds.bin`, which ONNX Runtime computed
+here: float32, {list(head.shape)} and the same with 10 in place of {head.shape[-1]}.
+`data/{UNREAD}` is counted and not read. Put nothing else into `data`.
 
 * Classes: {", ".join(manifest.class_names)}.
 * Images: {", ".join(manifest.camera_names)}.
-* The memory has {manifest.memory.pre_length} rows that are read and {manifest.memory.post_length} that are written. The application
-  has {MEMORY_ROWS[0]} and {MEMORY_ROWS[1]} in `kernels/memory.cu` and `include/memory.cuh`.
-* `data_ego_pose_inv` is the motion from the frame before, `data_ego_pose` the identity: the memory stays in the coordinates of
-  the last frame, so that float32 never sees a global position.
+* The memory has {manifest.memory.pre_length} rows that are read and {manifest.memory.post_length} that are written.
+  The application has {MEMORY_ROWS[0]} and {MEMORY_ROWS[1]} in `kernels/memory.cu` and `include/memory.cuh`.
+* `data_ego_pose_inv` is the motion from the frame before, `data_ego_pose` the identity: the memory stays in the
+  coordinates of the last frame, so that float32 never sees a global position.
 """

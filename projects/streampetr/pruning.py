@@ -56,7 +56,9 @@ def _add_encoder(builder: SpaceBuilder, model: nn.Module, shape: InputShape) -> 
         return int(model.img_neck.fpn_convs[0].conv.out_channels)
     add_conv_dimensions(builder, encoder)
     device = next(model.parameters()).device
-    shapes = record_conv_inputs(encoder, torch.zeros(shape.num_cams, 3, shape.height, shape.width, device=device))
+    shapes = record_conv_inputs(
+        encoder, torch.zeros(shape.num_cams // shape.encoder_runs, 3, shape.height, shape.width, device=device)
+    )
     if isinstance(backbone, ResNet):
         add_residual_terms(builder, backbone, "img_backbone", shapes, "image_encoder")
     else:

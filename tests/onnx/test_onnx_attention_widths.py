@@ -58,7 +58,8 @@ def head_widths(graph):
 @pytest.mark.parametrize("kind", [Wrapped, Itself])
 @pytest.mark.parametrize("simplify", [True, False])
 @pytest.mark.parametrize(
-    ("heads", "qk", "v", "width"), [(3, 20, 12, 24), (2, 24, 32, 32), (2, 32, 8, 32), (5, 4, 4, 16), (2, 16, 17, 24)]
+    ("heads", "qk", "v", "width"),
+    [(3, 20, 12, 24), (2, 24, 32, 32), (2, 32, 8, 32), (5, 4, 4, 16), (2, 16, 17, 24)],
 )
 @pytest.mark.numerics
 def test_padded_attention_has_one_width_and_computes_the_same(tmp_path, heads, qk, v, width, kind, simplify):
@@ -71,8 +72,9 @@ def test_padded_attention_has_one_width_and_computes_the_same(tmp_path, heads, q
     assert pad_attention(padded)[1] == ()
 
 
-def test_an_attention_that_fits_is_left_alone(tmp_path):
-    graph = export(tmp_path / "a.onnx", 4, 16, 16)
+@pytest.mark.parametrize(("heads", "qk", "v", "simplify"), [(4, 16, 16, True), (1, 8, 8, True), (1, 8, 16, False)])
+def test_an_attention_that_fits_is_left_alone_and_a_single_head(tmp_path, heads, qk, v, simplify):
+    graph = export(tmp_path / "a.onnx", heads, qk, v, simplify=simplify)
     padded, names = pad_attention(graph)
     assert names == () and padded == graph
 
@@ -99,3 +101,14 @@ def test_tensorrt_fuses_only_the_padded_attention(tmp_path, qk, v):
         report = build_engine(trt, path, "8.6", tmp_path / "cache")[1]
         fused.append(any("mha" in kernel["name"] for kernel in report["kernels"]))
     assert fused == [False, True]
+
+
+@pytest.mark.tensorrt
+def test_tensorrt_fuses_no_single_head(tmp_path):
+    """Why single heads are not padded; if this fails, pad them too."""
+    trt = pytest.importorskip("tensorrt_rtx", exc_type=ImportError, reason="tensorrt_rtx is not installed")
+    from mdp_mmdet3d.trt.build import build_engine
+
+    onnx.save(to_float16(export(tmp_path / "a.onnx", 1, 16, 16), "image_encoder"), str(tmp_path / "b.onnx"))
+    report = build_engine(trt, tmp_path / "b.onnx", "8.6", tmp_path / "cache")[1]
+    assert not any("mha" in kernel["name"] for kernel in report["kernels"])

@@ -85,6 +85,8 @@ def test_unknown_key_names_the_nearest():
         {"channel_multiple": 8.5},
         {"input_size": [256]},
         {"tie_head_widths": "auto"},
+        {"encoder_batch": -1},
+        {"encoder_batch": "1"},
         {"input_size": "256x704"},
     ],
 )

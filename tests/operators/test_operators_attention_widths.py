@@ -1,0 +1,31 @@
+"""A probe of float16 is what a float16 deployment makes of an attention: heads padded to one width."""
+
+from __future__ import annotations
+
+import pytest
+
+from mdp_mmdet3d.latency.graphs import operator_graph
+from mdp_mmdet3d.operators import OperatorSignature
+
+CROSS = OperatorSignature.make("attention", queries=6, keys=20, embed_dims=32, shared=False)
+PACKED = OperatorSignature.make("attention", queries=6, keys=6, embed_dims=32, shared=True, packed=True)
+
+
+@pytest.mark.parametrize(
+    ("widths", "deployed"),
+    [
+        ((2, 24, 32), (2, 32, 32)),
+        ((2, 4, 8), (2, 16, 16)),
+        ((1, 4, 8), (1, 4, 8)),
+        ((3, 20, 12), (3, 24, 24)),
+        ((2, 16, 16), (2, 16, 16)),
+    ],
+)
+def test_float16_is_measured_as_it_is_deployed(widths, deployed):
+    def graph(signature, widths, precision):
+        return operator_graph(signature, widths, precision).model
+
+    assert graph(CROSS, widths, "float16") == graph(CROSS, deployed, "float16")
+    assert (graph(CROSS, widths, "float32") == graph(CROSS, deployed, "float32")) is (widths == deployed)
+    if widths != deployed:  # a packed projection is not padded
+        assert graph(PACKED, widths, "float16") != graph(PACKED, deployed, "float16")
