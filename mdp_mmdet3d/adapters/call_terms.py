@@ -5,7 +5,7 @@ by running models with other widths, and its probe is the call itself.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from typing import Any
 
@@ -25,6 +25,7 @@ PRODUCTS = ("conv2d", "linear")  # their terms are `add_conv_term` and the like
 NORMS = ("batch_norm", "sync_batch_norm")
 # What every runtime computes within the convolution in front of it.
 FUSED = ("relu", "relu6", "leaky_relu", "sigmoid", "tanh", "hardsigmoid", "hardtanh", "clamp", "clip")
+SILU = "torch.nn.functional.silu"
 SUMS = ("add", "iadd", "radd")
 PIECE = 16  # channels at most that stand for all parts of a concatenation but one
 STREAM_BLOCKS = (BlockKind.SUB_LAYER, BlockKind.LAYER, BlockKind.BRANCH)  # terms of a sub-layer hold its norm and sum
@@ -67,12 +68,16 @@ def add_call_terms(
     dense, opaque = record_operations(part(model), lambda: small(part(model)), follow=True)
     at_size = {o.key: o for o in record_operations(part(model), lambda: deployed(part(model)))[0]}
     cut = _cut_models(builder, model, part, small)
-    fused = _fused(dense)
+    swishes = _swishes(dense)
+    left_out = _fused(dense) | set(swishes.values())
     covered = _covered(builder, priced)
     for position, operation in enumerate(dense):
-        if operation.view or position in fused or covered(operation):
+        if operation.view or position in left_out or covered(operation):
             continue
-        judged = _judge(builder, operation, at_size.get(operation.key), cut)
+        versions = [operation, at_size.get(operation.key), *(run.get(operation.key) for run in cut.runs)]
+        if position in swishes:
+            versions = [v and replace(v, function=SILU, arguments=v.arguments[:1]) for v in versions]
+        judged = _judge(builder, versions, cut)
         if judged is None:
             continue
         if not judged.obstacle:
@@ -169,6 +174,22 @@ def _fused(operations: Sequence[Operation]) -> set[int]:
     return {p for p, step in ends.items() if step != "conv"}
 
 
+def _swishes(operations: Sequence[Operation]) -> dict[int, int]:
+    """Positions of ``x * sigmoid(x)``, which runtimes compute at once, and those of the sigmoids in them."""
+    readers: dict[int, list[int]] = {}
+    for position, operation in enumerate(operations):
+        for source in operation.reads:
+            if source is not None:
+                readers.setdefault(source, []).append(position)
+    found = {}
+    for position, operation in enumerate(operations):
+        if operation.name == "sigmoid" and len(readers.get(position, ())) == 1:
+            product = operations[readers[position][0]]
+            if product.name == "mul" and product.reads == (operation.reads[0], position):
+                found[readers[position][0]] = position
+    return found
+
+
 def _covered(builder: SpaceBuilder, priced: Sequence[str]) -> Callable[[Operation], bool]:
     modules = {name.rpartition("#")[0] if "#" in name else name for name in builder.terms}
     pyramids = {n.partition(".lateral_convs.")[0] for n in builder.terms if n.endswith(".upsample_add")}
@@ -183,14 +204,22 @@ def _covered(builder: SpaceBuilder, priced: Sequence[str]) -> Callable[[Operatio
     return covered
 
 
-def _judge(builder: SpaceBuilder, operation: Operation, at_size: Operation | None, cut: _Cut) -> _Judged | None:
-    """The operation at the deployed size with its widths; None if no plan changes what it costs."""
+def _judge(builder: SpaceBuilder, versions: Sequence[Operation | None], cut: _Cut) -> _Judged | None:
+    """The operation at the deployed size with its widths; None if no plan changes what it costs.
+
+    Args:
+        builder: Holds blocks.
+        versions: It in the dense model at the small size, at the deployed size, and in each of the cut models; None
+            where it did not run.
+        cut: The cut models.
+    """
+    operation, at_size, *runs = versions
+    assert operation is not None
     block = builder.block_of(operation.module)
     goes = block is not None and builder.blocks[block].kind not in STREAM_BLOCKS
     if cut.error:
         return _Judged(operation, obstacle=cut.error)
     leaves = dict(_leaves(operation))
-    runs = [run.get(operation.key) for run in cut.runs]
     others = [dict(_leaves(run)) for run in runs if run is not None]
     if len(others) < len(runs) or any(other.keys() != leaves.keys() for other in others):
         return _Judged(operation, obstacle="runs in another way when the model has other widths")
