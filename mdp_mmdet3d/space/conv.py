@@ -17,6 +17,7 @@ from mdp_mmdet3d.layers.evaluation import evaluating
 from mdp_mmdet3d.operators import ConvGeometry
 from mdp_mmdet3d.space.builder import SpaceBuilder
 from mdp_mmdet3d.space.channels import Axis, Bundle, ChannelTies
+from mdp_mmdet3d.space.coupled import indexed_groups
 from mdp_mmdet3d.space.types import DimensionKind, TensorAxis
 
 TRACE_SIZE = 128  # pixels; channel coupling does not depend on the image size
@@ -90,7 +91,7 @@ def add_conv_dimensions(
     names = {module: name for name, module in builder.model.named_modules()}
     _exclude_unknown(builder, encoder, names)
     traced = _TracedChannels(builder, names)
-    with _traceable(encoder):
+    with _traceable(encoder), indexed_groups():
         graph = tp.DependencyGraph().build_dependency(
             encoder, example_inputs=(torch.zeros(1, in_channels, *size),), verbose=False
         )
