@@ -148,7 +148,7 @@ class Method:
 
 
 METHODS = {
-    "mdp": Method("MDP (this package)", mdp),
+    "mdp": Method("MDP (this package)", mdp, 2),
     "halp": Method("HALP", halp_method, HALP_STEPS),
     "uniform": Method("uniform", uniform),
     "magnitude": Method("magnitude", magnitude),
