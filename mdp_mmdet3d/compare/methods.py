@@ -190,7 +190,7 @@ class Method:
 
 
 METHODS = {
-    "mdp": Method("MDP (this package)", mdp),
+    "mdp": Method("MDP (this package)", mdp, 2),
     "mdp-taylor": Method("MDP (Taylor)", mdp_taylor),
     "mdp-channels": Method("MDP (Taylor), channels only", ablation(channels=True, linear=False)),
     "mdp-linear": Method("MDP (Taylor), linear latency", ablation(channels=False, linear=True)),

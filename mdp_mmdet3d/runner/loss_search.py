@@ -31,6 +31,8 @@ LARGEST_FACTOR = 4.0
 """A loss change is not corrected by more: one width within one plan says little about the others."""
 
 
+UNREPAIRABLE = 100.0
+"""Factor on the loss change of a layer that a candidate keeps, if the budget allows."""
 UNDECIDED = 2.0
 """Standard errors of the difference within which two plans are not told apart."""
 
@@ -81,8 +83,9 @@ class LossSearch:
 
         Values of single cuts add up only roughly. So each part that the plan cuts is put back by itself, and what that
         gains takes the place of the change that was measured by itself; parts that were not cut follow those of their
-        kind. Where plans are repaired, which the values do not know of, the plan of first-order importance is a
-        candidate too. The one with the lowest measured loss, repaired if it will be, is kept.
+        kind. Where plans are repaired, which the values do not know of, two more plans are candidates: one that keeps
+        the layer whose removal costs most (`_costliest_layer`), and that of first-order importance. The one with the
+        lowest measured loss, repaired if it will be, is kept.
 
         Args:
             search: For the budget at hand; keeps values and solution of the best plan.
@@ -97,6 +100,10 @@ class LossSearch:
             if found.record["measured"] >= last.record["measured"]:
                 break
         if self.repaired is not None:
+            if layer := self._costliest_layer(candidates[0]):
+                search.values = keeping = self.values.corrected({layer: UNREPAIRABLE})
+                if layer not in search.solve().removed:  # the budget allows it
+                    candidates.append(self._candidate(search, keeping, f"{layer} kept"))
             candidates.append(self._candidate(search, None, "first order"))
         best, compared = self._best(candidates)
         search.values, search.solution = best.values, best.solution
@@ -155,6 +162,18 @@ class LossSearch:
             line += f", {after.mean:+.3f} +- {after.error:.3f} repaired"
         self.say(line)
         return Candidate(record, values, solution, changes)
+
+    def _costliest_layer(self, candidate: Candidate) -> str | None:
+        """The layer, a block that holds others, whose removal costs a plan most; None where none costs anything.
+
+        Repair makes up for narrow widths better than for a layer that is gone, and the values do not know.
+        """
+        space, kept = self.values.space, candidate.solution.result.plan.kept
+        removed = {block.name for block, stays in zip(space.blocks, kept) if not stays}
+        changes = self.values.changes.blocks
+        layers = removed & {block.parent for block in space.blocks if block.parent}
+        costly = [name for name in layers if changes[name].mean > UNDECIDED * changes[name].error]
+        return max(costly, key=lambda name: (changes[name].mean, name), default=None)
 
     def _corrected(self, search: PlanSearch, last: Candidate) -> LossValues:
         """Values in which every part that the last plan cuts costs what putting it back gains."""

@@ -1,6 +1,7 @@
 """Plans by values in units of loss: what is predicted, measured, corrected; the best by measurement is kept."""
 
 import copy
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 
 from mdp_mmdet3d.importance.collect import collect_importance
 from mdp_mmdet3d.importance.loss_changes import spearman
+from mdp_mmdet3d.importance.values import LossChange
 from mdp_mmdet3d.runner.live import find_live_plan
 from mdp_mmdet3d.runner.loss_search import find_loss_search, put_back, undecided
 from mdp_mmdet3d.runner.optimise import PlanSearch
@@ -41,12 +43,12 @@ class Latency:
     total_fixed_ms = 10.0
     table = SimpleNamespace(device="fake", get=lambda *_: 1.0)
 
-    def __init__(self, space):
-        self.space = space
+    def __init__(self, space, layer=1.0):
+        self.space, self.factors = space, {"blocks": 3.0, "layer": layer}
 
     def cost_array(self, term):
         options = np.array(self.space.by_name[term.dimensions[0]].options, dtype=float)
-        factor = 3.0 if term.name.startswith("blocks") else 1.0
+        factor = self.factors.get(term.name.partition(".")[0], 1.0)
         return factor * (1.0 + options), np.zeros(len(options), dtype=bool)
 
 
@@ -72,9 +74,9 @@ def make(nouns, tmp_path):
     return search_of
 
 
-def plan_search(nouns, budget_ms):
+def plan_search(nouns, budget_ms, layer=1.0):
     _, space, importance = nouns
-    return PlanSearch(space, importance, Latency(space), None, None, budget_ms, 60.0)
+    return PlanSearch(space, importance, Latency(space, layer), None, None, budget_ms, 60.0)
 
 
 @pytest.mark.parametrize("share", [0.85, 0.6, 0.4])
@@ -117,6 +119,35 @@ def test_where_plans_are_repaired_the_best_one_after_repair_is_kept(nouns, make)
     assert all("repaired" in line for line in said if "measured" in line)
     count = len(built)
     assert loss.solve(plan_search(nouns, 80.0)).hash == taylor.hash and len(built) == count  # known by now
+
+
+def test_where_plans_are_repaired_a_plan_that_keeps_its_costliest_layer_is_compared_too(nouns, make):
+    net, _, _ = nouns
+    loss, _ = make(corrections=0)
+    # As a whole the layer costs less than its parts, so it goes as a whole.
+    blocks = {"layer": LossChange(0.02, 0.001), "layer.0": LossChange(0.5, 0.01), "layer.1": LossChange(0.5, 0.01)}
+    changes = loss.values.changes
+    loss.values = replace(loss.values, changes=replace(changes, blocks={**changes.blocks, **blocks}))
+    search = plan_search(nouns, 250.0, layer=30.0)
+    search.values = loss.values
+    removing = search.solve()
+    assert "layer" in removing.removed
+
+    def repaired(plan):
+        """A repair after which only plans with their layer are as good as dense."""
+        model = copy.deepcopy(net)
+        if "layer" in plan.removed:
+            with torch.no_grad():
+                model.head.bias += 1.0
+        return model
+
+    loss.repaired, loss.repaired_as = repaired, "test"
+    plan = loss.solve(search)
+    found = {candidate["how"]: candidate for candidate in loss.report["candidates"]}
+    assert found["by single cuts"]["plan"] == removing.hash
+    assert found["layer kept"]["plan"] != removing.hash
+    assert found["layer kept"]["predicted"] < 1.0  # the cut as it is, not the factor that keeps the layer
+    assert "layer" not in plan.removed and search.predicted_ms <= 250.0 * (1 + 1e-9)
 
 
 @pytest.mark.parametrize(("errors", "frames"), [(0.0, 8), (1e9, 24)])
