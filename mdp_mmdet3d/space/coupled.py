@@ -34,7 +34,8 @@ class IndexedGroup(tp.Group):
         if place is None:
             self.add_dep(dep, idxs)
             return
-        item, merged = self[place], {}
+        item = self[place]
+        merged: dict[int, Any] = {}
         for index in [*item.idxs, *idxs]:
             merged.setdefault(index.idx, index)
         self[place] = type(item)(dep=item.dep, idxs=list(merged.values()))

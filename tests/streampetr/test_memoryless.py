@@ -16,7 +16,6 @@ from mdp_mmdet3d.runtime.manifest import DeploymentManifest
 from mdp_mmdet3d.surgery.apply import apply_plan
 from mdp_mmdet3d.surgery.masking import mask_model
 from mdp_mmdet3d.surgery.plan import PruningPlan
-
 from projects.streampetr.compare import check_against_pytorch
 from projects.streampetr.export import export_streampetr
 
