@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from markupsafe import Markup, escape
 from mdp_mmdet3d import __version__
 from mdp_mmdet3d.device import Device
 from mdp_mmdet3d.files import atomic_path
+from mdp_mmdet3d.report.html_answer import busy, next_steps, savers, tool, verdict
 from mdp_mmdet3d.report.html_charts import ALERT, DENSE, INK, KEPT, QUIET, Mark, scatter
 from mdp_mmdet3d.report.html_front import TIME_LIMIT_S, Front, FrontPoint, front
 from mdp_mmdet3d.report.html_inputs import RunFiles
@@ -63,10 +65,18 @@ def render(files: RunFiles, found: Front | str) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        num=number, ms=milliseconds, percent=percent, change=change, above=above, signed=signed, breakable=breakable
+        num=number,
+        ms=milliseconds,
+        fps=frames_per_second,
+        percent=percent,
+        change=change,
+        above=above,
+        signed=signed,
+        breakable=breakable,
     )
     report = files.report
     rows = compared(files)
+    modules = breakdown(files)
     return environment.get_template("report.html.j2").render(
         report=report,
         files=files,
@@ -76,7 +86,12 @@ def render(files: RunFiles, found: Front | str) -> str:
         figures=_figures(report, files.measured),
         scale_ms=_dense_ms(report, files.measured),
         engines=structure(files),
-        breakdown=breakdown(files),
+        breakdown=modules,
+        verdict=verdict(files),
+        savers=savers(modules, files.removed),
+        busy=busy(files),
+        next_steps=next_steps(files),
+        tool=partial(tool, files),
         front=found,
         front_chart=None if isinstance(found, str) else Markup(_front_chart(found)),
         front_rows=[] if isinstance(found, str) else _front_rows(found),
@@ -108,6 +123,11 @@ def milliseconds(value: float | None) -> str:
     if value == 0:
         return "0"
     return f"{value:.{0 if value >= 1000 else 1 if value >= 100 else 2 if value >= 1 else 3}f}"
+
+
+def frames_per_second(value: float) -> str:
+    """As many decimals as a frame rate of that size deserves."""
+    return f"{value:.{0 if value >= 100 else 1 if value >= 10 else 2}f}"
 
 
 def percent(value: float | None, digits: int = 1) -> str:

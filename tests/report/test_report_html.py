@@ -15,9 +15,10 @@ from onnx import TensorProto, helper
 from mdp_mmdet3d.errors import FileFormatError, MdpError, StructureMismatchError
 from mdp_mmdet3d.report.html import change as relative
 from mdp_mmdet3d.report.html import number, write_html
+from mdp_mmdet3d.report.html_answer import savers
 from mdp_mmdet3d.report.html_front import front
 from mdp_mmdet3d.report.html_inputs import RunFiles
-from mdp_mmdet3d.report.html_latency import compared
+from mdp_mmdet3d.report.html_latency import ModuleLatency, compared
 from mdp_mmdet3d.report.html_order import first_uses
 from mdp_mmdet3d.report.html_structure import Card, Engine, Module, Places, children_first, structure
 
@@ -103,6 +104,41 @@ def test_numbers_are_those_of_the_report(run):
         assert part in page.text, part
     for name in report["removed_blocks"]:
         assert name in text
+
+
+def test_the_first_screen_answers_what_a_user_asks(run):
+    def trained(budget_ms):
+        def edit(report):
+            report.update(weights="w.pth@0", budget_ms=budget_ms)
+            report["provenance"]["settings"]["tolerance"] = 0.02
+
+        return edit
+
+    met = json.loads((run / "report.json").read_text())["pruned"]["latency_ms"]
+    for budget_ms, word in ((met, "Budget met"), (met / 1.019, "Met within tolerance"), (met / 1.03, "Budget missed")):
+        change(run, trained(budget_ms))
+        _, page = page_of(run, front_limit_s=0)
+        assert word in page.text and ("ask for less" in page.text) == (word == "Budget missed")
+    assert "The machine was busy." not in page.text
+    assert f"python tools/export.py {run} --checkpoint {run}/finetune/finetuned.pth" in page.text
+
+    def unfinished(report):
+        del report["accuracy"]
+        report["pruned"]["p90_ms"] = 3 * report["pruned"]["median_ms"]
+        report["provenance"]["command"] = "python /venv/bin/mdp-prune x.py"
+
+    change(run, unfinished)
+    _, page = page_of(run)
+    assert "The machine was busy." in page.text and "took 3 times" in page.text
+    assert f"mdp-test {run}/pruned_config.py {run}/pruned.pth" in page.text and f"mdp-train {run}" in page.text
+    change(run, lambda data: data.update(weights="random"))
+    _, page = page_of(run)
+    assert "Run it again with trained weights" in page.text and "Export it" not in page.text
+
+
+def test_the_time_that_was_saved_is_told_by_module():
+    rows = [ModuleLatency(name, dense, pruned, True) for name, dense, pruned in (("a", 3, 2), ("b", 9, 0), ("c", 1, 1))]
+    assert [(row.name, gone) for row, gone in savers(rows, {"b"})] == [("b", True), ("a", False)]
 
 
 def test_nothing_comes_from_outside(run):

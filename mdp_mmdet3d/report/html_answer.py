@@ -1,0 +1,110 @@
+"""The first screen of ``report.html``: was the budget met, what did it cost, what saved the time, what to do next."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mdp_mmdet3d.report.html_inputs import RunFiles
+from mdp_mmdet3d.report.html_latency import ModuleLatency
+
+BUSY = 2.0  # 90th percentile over median beyond which the machine did other things
+NAMED = 4  # modules that are named as where the time was saved
+DEFAULT_TOLERANCE = 0.02  # of `prune.tolerance`, for reports that do not say theirs
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a run met its budget.
+
+    Attributes:
+        word: For a tile.
+        good: Met, or within the run's own tolerance.
+        distance: Latency relative to the budget, minus 1.
+    """
+
+    word: str
+    good: bool
+    distance: float
+
+
+@dataclass(frozen=True)
+class Step:
+    """What to do next: why, and the command, if it is one."""
+
+    text: str
+    command: str = ""
+
+
+def verdict(files: RunFiles) -> Verdict:
+    """The latency, measured where it was, against the budget and the run's ``prune.tolerance``."""
+    report = files.report
+    distance = report["pruned"]["latency_ms" if files.measured else "predicted_ms"] / report["budget_ms"] - 1
+    settings = (report.get("provenance") or {}).get("settings") or {}
+    tolerance = settings.get("tolerance", DEFAULT_TOLERANCE)
+    if distance <= 0:
+        return Verdict("met" if files.measured else "met, by prediction", True, distance)
+    if distance <= tolerance:
+        return Verdict("met within tolerance", True, distance)
+    return Verdict("missed", False, distance)
+
+
+def savers(rows: Sequence[ModuleLatency], removed: frozenset[str] | set[str]) -> list[tuple[ModuleLatency, bool]]:
+    """Modules that saved most, at most `NAMED`, and whether each was taken out whole."""
+    found = sorted((row for row in rows if row.saved_ms > 0), key=lambda row: -row.saved_ms)
+    return [(row, row.name in removed) for row in found[:NAMED]]
+
+
+def busy(files: RunFiles) -> float | None:
+    """How far the 90th percentile of the pruned model lies above its median, where that says the machine was busy."""
+    pruned = files.report["pruned"]
+    median_ms, p90_ms = pruned.get("median_ms"), pruned.get("p90_ms")
+    if not median_ms or not p90_ms or p90_ms / median_ms < BUSY:
+        return None
+    return p90_ms / median_ms
+
+
+def tool(files: RunFiles, name: str) -> str:
+    """A tool as the run's own command calls them: from a checkout, or by the name that the package installs."""
+    words = shlex.split((files.report.get("provenance") or {}).get("command") or "")
+    if any(Path(word).name == "mdp-prune" for word in words[:2]):
+        return f"mdp-{name.replace('_', '-')}"
+    return f"python tools/{name}.py"
+
+
+def next_steps(files: RunFiles) -> list[Step]:
+    """What a user does with this result, the most pressing first."""
+    report, folder = files.report, shlex.quote(str(files.work_dir))
+    accuracy = report.get("accuracy") or {}
+    steps = []
+    if report.get("weights") == "random":
+        return [
+            Step("Run it again with trained weights (--checkpoint): of random ones no part is worth more than another.")
+        ]
+    if not files.measured:
+        steps.append(
+            Step("Measure it on the target.", f"{tool(files, 'validate_fps')} DEPLOYMENT --report {folder}/report.json")
+        )
+    elif not verdict(files).good:
+        again = "on a quiet machine" if busy(files) else "with more prune.refinements"
+        steps.append(Step(f"The budget was missed: run the same command again {again}, or ask for less."))
+    if not accuracy:
+        steps.append(
+            Step(
+                "Find out what it costs in accuracy.",
+                f"{tool(files, 'test')} {folder}/pruned_config.py {folder}/pruned.pth",
+            )
+        )
+    if "finetuned" not in accuracy:
+        steps.append(
+            Step("Fine-tune it: repair refits, it does not train.", f"{tool(files, 'train')} {folder}/pruned_config.py")
+        )
+        weights = ""
+    else:
+        longer = "A longer fine-tuning may bring more back."
+        steps.append(Step(longer, f"{tool(files, 'train')} {folder}/pruned_config.py"))
+        weights = f" --checkpoint {folder}/finetune/finetuned.pth"
+    steps.append(Step("Export it for deployment.", f"{tool(files, 'export')} {folder}{weights}"))
+    return steps
