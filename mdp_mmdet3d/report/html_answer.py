@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,14 +20,14 @@ class Verdict:
     """Whether a run met its budget.
 
     Attributes:
-        word: For a tile.
-        good: Met, or within the run's own tolerance.
+        met: Within the run's own tolerance.
         distance: Latency relative to the budget, minus 1.
+        tolerance: Largest distance that the run was content with.
     """
 
-    word: str
-    good: bool
+    met: bool
     distance: float
+    tolerance: float
 
 
 @dataclass(frozen=True)
@@ -44,17 +44,19 @@ def verdict(files: RunFiles) -> Verdict:
     distance = report["pruned"]["latency_ms" if files.measured else "predicted_ms"] / report["budget_ms"] - 1
     settings = (report.get("provenance") or {}).get("settings") or {}
     tolerance = settings.get("tolerance", DEFAULT_TOLERANCE)
-    if distance <= 0:
-        return Verdict("met" if files.measured else "met, by prediction", True, distance)
-    if distance <= tolerance:
-        return Verdict("met within tolerance", True, distance)
-    return Verdict("missed", False, distance)
+    return Verdict(distance <= tolerance, distance, tolerance)
 
 
-def savers(rows: Sequence[ModuleLatency], removed: frozenset[str] | set[str]) -> list[tuple[ModuleLatency, bool]]:
-    """Modules that saved most, at most `NAMED`, and whether each was taken out whole."""
-    found = sorted((row for row in rows if row.saved_ms > 0), key=lambda row: -row.saved_ms)
-    return [(row, row.name in removed) for row in found[:NAMED]]
+def savers(rows: Sequence[ModuleLatency], removed: Collection[str]) -> list[tuple[ModuleLatency, int]]:
+    """Modules that saved most, at most `NAMED`, and how many whole blocks each lost.
+
+    Args:
+        rows: Every module.
+        removed: Names of removed blocks; of nested ones the outermost counts.
+    """
+    outermost = [name for name in removed if not any(name.startswith(f"{other}.") for other in removed)]
+    found = sorted((row for row in rows if row.saved_ms > 0), key=lambda row: -row.saved_ms)[:NAMED]
+    return [(row, sum(f"{name}.".startswith(f"{row.name}.") for name in outermost)) for row in found]
 
 
 def busy(files: RunFiles) -> float | None:
@@ -87,7 +89,7 @@ def next_steps(files: RunFiles) -> list[Step]:
         steps.append(
             Step("Measure it on the target.", f"{tool(files, 'validate_fps')} DEPLOYMENT --report {folder}/report.json")
         )
-    elif not verdict(files).good:
+    elif not verdict(files).met:
         again = "on a quiet machine" if busy(files) else "with more prune.refinements"
         steps.append(Step(f"The budget was missed: run the same command again {again}, or ask for less."))
     if not accuracy:
