@@ -1,14 +1,21 @@
-"""What a comparison needs, checked before anything is measured or written."""
+"""What a comparison needs and what it kept, checked before it is used."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from mmengine.config import Config
 
-from mdp_mmdet3d.errors import MdpError
+from mdp_mmdet3d.errors import FileFormatError, MdpError
+from mdp_mmdet3d.files import read_json
 from mdp_mmdet3d.runner.settings import FinetuneSettings
+
+SCHEMA_VERSION = 1
+TUNED_FILE = "tuned.json"
+_TUNED = ("identity", "plan_hash", "measured_share", "dense_ms", "params", "macs")
 
 
 def check_config(config: Config, path: str, checkpoint: str | None, finetune: FinetuneSettings | None) -> None:
@@ -34,3 +41,20 @@ def check_cores(cores: Sequence[int]) -> None:
         raise MdpError(
             f"--cores: this process may not use core {missing[0]}, only {', '.join(map(str, sorted(allowed)))}"
         )
+
+
+def tuned_plan(folder: Path) -> dict[str, Any]:
+    """What was found out about a method's plan.
+
+    Args:
+        folder: Of the plan.
+
+    Raises:
+        FileFormatError: The file is damaged.
+    """
+    path = folder / TUNED_FILE
+    content = read_json(path, what="tuned plan", schema_version=SCHEMA_VERSION)
+    missing = [key for key in _TUNED if key not in content]
+    if missing:
+        raise FileFormatError(f"tuned plan {path} lacks {', '.join(missing)}; delete it and run again")
+    return content

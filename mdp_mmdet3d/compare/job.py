@@ -21,7 +21,7 @@ from torch import nn
 
 from mdp_mmdet3d import __version__
 from mdp_mmdet3d.adapters import adapter_of
-from mdp_mmdet3d.compare.checks import check_config, check_cores
+from mdp_mmdet3d.compare.checks import SCHEMA_VERSION, TUNED_FILE, check_config, check_cores, tuned_plan
 from mdp_mmdet3d.compare.methods import METHODS, Material, check_methods, labelled
 from mdp_mmdet3d.compare.report import summary, verdicts
 from mdp_mmdet3d.compare.steps import Steps
@@ -29,7 +29,7 @@ from mdp_mmdet3d.compare.time_left import TimeLeft
 from mdp_mmdet3d.compare.tuning import CLOSE, NoPlanError, tune
 from mdp_mmdet3d.config_file import read_config
 from mdp_mmdet3d.errors import MdpError
-from mdp_mmdet3d.files import digest, read_json, write_json
+from mdp_mmdet3d.files import digest, write_json
 from mdp_mmdet3d.importance.table import ImportanceTable
 from mdp_mmdet3d.latency.backends.onnxruntime import OnnxRuntimeBackend
 from mdp_mmdet3d.latency.backends.staircases import ONNXRUNTIME_CPU
@@ -68,7 +68,6 @@ from mdp_mmdet3d.surgery.apply import apply_plan
 from mdp_mmdet3d.surgery.plan import PruningPlan
 from mdp_mmdet3d.surgery.repair import RepairReport
 
-SCHEMA_VERSION = 1
 SESSIONS = 3  # of the final measurement of a plan
 DENSE_FILE = "dense.pth"
 
@@ -245,14 +244,14 @@ class Comparison:
             "device": asdict(session_device()),
             **({} if self.close == CLOSE else {"close": self.close}),
         }
-        if (folder / "tuned.json").is_file():
-            kept = read_json(folder / "tuned.json", what="tuned plan", schema_version=SCHEMA_VERSION)
-            if kept.get("identity") == identity:
+        if (folder / TUNED_FILE).is_file():
+            kept = tuned_plan(folder)
+            if kept["identity"] == identity:
                 self._say("reused")
                 self.dense_ms += kept["dense_ms"]
                 return kept["measured_share"]
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "tuned.json").unlink(missing_ok=True)  # until everything is there again
+        (folder / TUNED_FILE).unlink(missing_ok=True)  # until everything is there again
 
         def measure(plan: PruningPlan) -> float:
             self._cut(plan, folder)
@@ -276,7 +275,7 @@ class Comparison:
         share, dense_ms = statistics.median(s for s, _ in sessions), [ms for _, ms in sessions]
         self.dense_ms += dense_ms
         write_json(
-            folder / "tuned.json",
+            folder / TUNED_FILE,
             {
                 "schema_version": SCHEMA_VERSION,
                 "identity": identity,
@@ -341,8 +340,7 @@ class Comparison:
             if name == "dense":
                 size = self._size(self.dense, self.work_dir / "onnx" / "dense")
                 return {"latency_ms": dense_ms, "measured_share": 1.0, **size, **figures}
-            path = self.work_dir / "plans" / name / "tuned.json"
-            kept = read_json(path, what="tuned plan", schema_version=SCHEMA_VERSION)
+            kept = tuned_plan(self.work_dir / "plans" / name)
             kept = {key: value for key, value in kept.items() if key not in ("schema_version", "identity", "dense_ms")}
             return {"latency_ms": kept["measured_share"] * dense_ms, **kept, **figures}
 

@@ -17,13 +17,14 @@ from torch import nn
 
 from mdp_mmdet3d.adapters import SingleGraph
 from mdp_mmdet3d.compare import methods, report
+from mdp_mmdet3d.compare.checks import tuned_plan
 from mdp_mmdet3d.compare.job import Comparison
 from mdp_mmdet3d.compare.magnitude import magnitude_importance
 from mdp_mmdet3d.compare.recipe import finetune_settings
 from mdp_mmdet3d.compare.steps import Steps
 from mdp_mmdet3d.compare.time_left import TimeLeft
 from mdp_mmdet3d.compare.torch_pruning import torch_pruning_plan
-from mdp_mmdet3d.errors import MdpError, MissingExtraError
+from mdp_mmdet3d.errors import FileFormatError, MdpError, MissingExtraError
 from mdp_mmdet3d.files import write_json
 from mdp_mmdet3d.importance.table import ImportanceTable
 from mdp_mmdet3d.latency.backends.fake import FakeBackend
@@ -297,6 +298,18 @@ def test_a_missing_library_is_told_with_its_extra(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"torch-pruning needs .*'torch_pruning'.*'mdp_mmdet3d\[all\]'"):
         methods.check_methods(["torch-pruning"])
+
+
+def test_a_damaged_record_of_a_plan_is_named(tmp_path):
+    whole = {"schema_version": 1, "identity": {}, "plan_hash": "a", "measured_share": 0.5, "dense_ms": [1.0]}
+    write_json(tmp_path / "tuned.json", {**whole, "params": 3, "macs": 4})
+    assert tuned_plan(tmp_path)["measured_share"] == 0.5
+    write_json(tmp_path / "tuned.json", whole)
+    with pytest.raises(FileFormatError, match=r"tuned\.json lacks params, macs; delete it and run again"):
+        tuned_plan(tmp_path)
+    (tmp_path / "tuned.json").write_text('{"schema_version": 1, "iden')
+    with pytest.raises(FileFormatError, match=r"tuned\.json is truncated or not JSON .*; delete it and run again"):
+        tuned_plan(tmp_path)
 
 
 def test_recipe_of_fine_tuning(tmp_path):
