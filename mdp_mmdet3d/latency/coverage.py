@@ -58,7 +58,8 @@ def coverage(model: LatencyModel) -> list[Coverage]:
     found = []
     for engine in dict.fromkeys(term.engine for term in space.frame_terms()):
         terms = [term for term in space.frame_terms() if term.engine == engine]
-        priced = sum(model.table.lookup(term.signature, term.counts(sizes)).ms for term in terms)
+        one_run = sum(model.table.lookup(term.signature, term.counts(sizes)).ms for term in terms)
+        priced = space.runs(engine) * one_run
         unpriced = tuple((u.operator, u.count, u.reason) for u in space.unpriced if u.engine == engine)
         found.append(Coverage(engine, engines_ms[engine], priced, unpriced))
     return found

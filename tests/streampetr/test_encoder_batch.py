@@ -11,6 +11,7 @@ from mdp_mmdet3d.adapters import adapter_of
 from mdp_mmdet3d.adapters.single_graph import SingleGraph
 from mdp_mmdet3d.errors import MdpError
 from mdp_mmdet3d.latency.backends.fake import FakeBackend
+from mdp_mmdet3d.latency.coverage import coverage
 from mdp_mmdet3d.latency.measure import measure_latency
 from mdp_mmdet3d.latency.predict import LatencyModel, MeasuredNetwork
 from mdp_mmdet3d.latency.structures import fit_structures, random_structure
@@ -62,6 +63,8 @@ def test_predictions_count_every_run(spaces, tmp_path):
     for term in space.frame_terms():
         ours, theirs = (m.cost_array(term)[0] for m in (model, once))
         assert ours == pytest.approx(theirs * (6 if term.engine == "image_encoder" else 1))
+    covered, covered_once = ({c.engine: c.priced_ms for c in coverage(m)} for m in (model, once))
+    assert covered["image_encoder"] == pytest.approx(6 * covered_once["image_encoder"])
     # Whole networks hold six runs: a fit of what the operators say has scale 1.
     networks = [
         MeasuredNetwork(s.widths, s.removed, model.predict_engines(s.widths, s.removed))
