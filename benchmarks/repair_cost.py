@@ -15,7 +15,7 @@ import copy
 import resource
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatch
 from itertools import islice
 from pathlib import Path
@@ -43,12 +43,15 @@ REMOVED = ("*layer3.4", "*layer4.2", "*decoder.layers.4")  # two bottlenecks and
 Outputs = dict[str, Tensor]
 
 
-def plan_for(space: PruningSpace) -> PruningPlan:
+def plan_for(space: PruningSpace, remove: Sequence[str]) -> PruningPlan:
     """Three quarters of every dimension, and a few blocks less."""
     widths = {d.name: min(d.options, key=lambda n, d=d: abs(n - KEEP * d.size)) for d in space.dimensions}
-    removed = frozenset(b.name for b in space.blocks if any(fnmatch(b.name, pattern) for pattern in REMOVED))
-    if len(removed) != len(REMOVED):
-        raise MdpError(f"the space has no blocks {REMOVED}, only {[b.name for b in space.blocks][:5]} ...")
+    for pattern in remove:
+        if not any(fnmatch(b.name, pattern) for b in space.blocks):
+            raise MdpError(
+                f"--remove {pattern}: there is no such block, only {', '.join(b.name for b in space.blocks)}"
+            )
+    removed = frozenset(b.name for b in space.blocks if any(fnmatch(b.name, pattern) for pattern in remove))
     return plan_of_structure(space, Structure(widths, removed))
 
 
@@ -77,13 +80,15 @@ def errors(model: nn.Module, batches: list[Mapping[str, Any]], dense: list[Outpu
     return {name: (wrong / spread) ** 0.5 for name, (wrong, spread) in squared.items()}
 
 
-def run(adapter: Adapter, real: Adapter | None, settings: RepairSettings, frames: int, held_out: int) -> dict[str, Any]:
+def run(
+    adapter: Adapter, real: Adapter | None, settings: RepairSettings, frames: int, held_out: int, remove: Sequence[str]
+) -> dict[str, Any]:
     """Cut, repair, compare."""
     options = PruneSettings.from_config(adapter.config.prune)
     dense, weights = adapter.build(adapter.config.get("checkpoint"))
     dense.eval()
     space = adapter.trace(dense, options.space_options)
-    plan = plan_for(space)
+    plan = plan_for(space, remove)
     pruned = apply_plan(copy.deepcopy(dense), plan).eval()
     sets = {"miniature frames behind those": list(islice(adapter.importance_batches(), frames, frames + held_out))}
     if real is not None:
@@ -128,6 +133,7 @@ def main() -> int:
     parser.add_argument("--checkpoint")
     parser.add_argument("--frames", type=int, help="default: as the job would take")
     parser.add_argument("--held-out", type=int, default=4, help="frames to compare on")
+    parser.add_argument("--remove", nargs="*", default=REMOVED, help="shell patterns of the blocks that go")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path, required=True)
     args = parser.parse_args()
@@ -142,7 +148,7 @@ def main() -> int:
     settings = options.repairing or RepairSettings()
     shape = adapters[0].shape
     frames = args.frames or settings.count(shape.num_cams * shape.height * shape.width)
-    found = run(adapters[0], adapters[1] if args.real else None, settings, frames, args.held_out)
+    found = run(adapters[0], adapters[1] if args.real else None, settings, frames, args.held_out, args.remove)
     write_json(args.json, {"schema_version": SCHEMA_VERSION, **found})
     print(found)
     return 0
