@@ -32,7 +32,7 @@ from mdp_mmdet3d.latency.structures import Structure
 from mdp_mmdet3d.runner.networks import plan_of_structure
 from mdp_mmdet3d.runner.settings import PruneSettings
 from mdp_mmdet3d.space.types import PruningSpace
-from mdp_mmdet3d.surgery.apply import apply_plan
+from mdp_mmdet3d.surgery.apply import apply_plan, keep_masks
 from mdp_mmdet3d.surgery.plan import PruningPlan
 from mdp_mmdet3d.surgery.repair import Frame, RepairSettings, repair
 from projects.streampetr.frame import frame_inputs
@@ -40,6 +40,7 @@ from projects.streampetr.frame import frame_inputs
 SCHEMA_VERSION = 1
 KEEP = 0.75  # of every dimension
 REMOVED = ("*layer3.4", "*layer4.2", "*decoder.layers.4")  # two bottlenecks and a decoder layer
+NECK_OUTPUT = "img_neck.fpn_convs.0.conv.weight"
 Outputs = dict[str, Tensor]
 
 
@@ -56,14 +57,22 @@ def plan_for(space: PruningSpace, remove: Sequence[str]) -> PruningPlan:
 
 
 @torch.no_grad()
-def outputs(model: nn.Module, batch: Mapping[str, Any]) -> Outputs:
-    """What the head takes of a frame's images, and what it makes of them, on its own and from the start of a stream."""
+def outputs(model: nn.Module, batch: Mapping[str, Any], mask: Tensor | None = None) -> Outputs:
+    """What the head takes of a frame's images, and what it makes of them from the start of a stream.
+
+    Args:
+        model: The dense or the pruned model.
+        batch: Of the importance data.
+        mask: Of the feature channels to return; None: all.
+    """
     data = model.data_preprocessor(dict(batch), False)
     imgs = data["inputs"]["imgs"]
     frame = frame_inputs(data["data_samples"], imgs)
     frame = frame._replace(prev_exists=torch.zeros_like(frame.prev_exists))
     features = model.extract_img_feat(imgs)
     found, _ = model.run_frame(features, frame, None, last_level_only=True)
+    if mask is not None:
+        features = features[:, :, mask]
     return {"head's inputs": features, "class logits": found.all_cls_scores, "boxes": found.all_bbox_preds}
 
 
@@ -93,7 +102,8 @@ def run(
     sets = {"miniature frames behind those": list(islice(adapter.importance_batches(), frames, frames + held_out))}
     if real is not None:
         sets["real nuScenes frame"] = list(islice(real.importance_batches(), 1))
-    expected = {name: [outputs(dense, batch) for batch in batches] for name, batches in sets.items()}
+    mask = keep_masks(dense, plan).get(NECK_OUTPUT, {}).get(0)
+    expected = {name: [outputs(dense, batch, mask) for batch in batches] for name, batches in sets.items()}
     before = {name: errors(pruned, batches, expected[name]) for name, batches in sets.items()}
     peak_before = _peak_gb()
     wall, cpu = time.perf_counter(), time.process_time()
