@@ -1,8 +1,9 @@
-"""MDP, HALP and uniform pruning of the small StreamPETR: `tools/compare.py` with this benchmark's budgets and seeds.
+"""MDP (loss values, first-order importance), HALP and uniform pruning of the small StreamPETR.
 
     python benchmarks/mini_nuscenes.py --json work_dirs/mini_nuscenes.json
 
-Further options are those of `tools/compare.py`, and come last: the last one counts.
+`tools/compare.py` with this benchmark's budgets and seeds. Further options are that program's, and come last: the last
+one counts.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMAND = (
-    "tools/compare.py configs/streampetr_mini_mdp.py --methods mdp,halp,uniform --budgets 0.7 0.55 0.4 "
+    "tools/compare.py configs/streampetr_mini_mdp.py --methods mdp,mdp-taylor,halp,uniform --budgets 0.85 0.7 0.55 0.4 "
     "--seeds 0 1 2 --work-dir work_dirs/mini_nuscenes"
 )
 

@@ -15,7 +15,7 @@ import copy
 import resource
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatch
 from itertools import islice
 from pathlib import Path
@@ -32,7 +32,7 @@ from mdp_mmdet3d.latency.structures import Structure
 from mdp_mmdet3d.runner.networks import plan_of_structure
 from mdp_mmdet3d.runner.settings import PruneSettings
 from mdp_mmdet3d.space.types import PruningSpace
-from mdp_mmdet3d.surgery.apply import apply_plan
+from mdp_mmdet3d.surgery.apply import apply_plan, keep_masks
 from mdp_mmdet3d.surgery.plan import PruningPlan
 from mdp_mmdet3d.surgery.repair import Frame, RepairSettings, repair
 from projects.streampetr.frame import frame_inputs
@@ -40,27 +40,39 @@ from projects.streampetr.frame import frame_inputs
 SCHEMA_VERSION = 1
 KEEP = 0.75  # of every dimension
 REMOVED = ("*layer3.4", "*layer4.2", "*decoder.layers.4")  # two bottlenecks and a decoder layer
+NECK_OUTPUT = "img_neck.fpn_convs.0.conv.weight"
 Outputs = dict[str, Tensor]
 
 
-def plan_for(space: PruningSpace) -> PruningPlan:
+def plan_for(space: PruningSpace, remove: Sequence[str]) -> PruningPlan:
     """Three quarters of every dimension, and a few blocks less."""
     widths = {d.name: min(d.options, key=lambda n, d=d: abs(n - KEEP * d.size)) for d in space.dimensions}
-    removed = frozenset(b.name for b in space.blocks if any(fnmatch(b.name, pattern) for pattern in REMOVED))
-    if len(removed) != len(REMOVED):
-        raise MdpError(f"the space has no blocks {REMOVED}, only {[b.name for b in space.blocks][:5]} ...")
+    for pattern in remove:
+        if not any(fnmatch(b.name, pattern) for b in space.blocks):
+            raise MdpError(
+                f"--remove {pattern}: there is no such block, only {', '.join(b.name for b in space.blocks)}"
+            )
+    removed = frozenset(b.name for b in space.blocks if any(fnmatch(b.name, pattern) for pattern in remove))
     return plan_of_structure(space, Structure(widths, removed))
 
 
 @torch.no_grad()
-def outputs(model: nn.Module, batch: Mapping[str, Any]) -> Outputs:
-    """What the head takes of a frame's images, and what it makes of them, on its own and from the start of a stream."""
+def outputs(model: nn.Module, batch: Mapping[str, Any], mask: Tensor | None = None) -> Outputs:
+    """What the head takes of a frame's images, and what it makes of them from the start of a stream.
+
+    Args:
+        model: The dense or the pruned model.
+        batch: Of the importance data.
+        mask: Of the feature channels to return; None: all.
+    """
     data = model.data_preprocessor(dict(batch), False)
     imgs = data["inputs"]["imgs"]
     frame = frame_inputs(data["data_samples"], imgs)
     frame = frame._replace(prev_exists=torch.zeros_like(frame.prev_exists))
     features = model.extract_img_feat(imgs)
     found, _ = model.run_frame(features, frame, None, last_level_only=True)
+    if mask is not None:
+        features = features[:, :, mask]
     return {"head's inputs": features, "class logits": found.all_cls_scores, "boxes": found.all_bbox_preds}
 
 
@@ -77,18 +89,21 @@ def errors(model: nn.Module, batches: list[Mapping[str, Any]], dense: list[Outpu
     return {name: (wrong / spread) ** 0.5 for name, (wrong, spread) in squared.items()}
 
 
-def run(adapter: Adapter, real: Adapter | None, settings: RepairSettings, frames: int, held_out: int) -> dict[str, Any]:
+def run(
+    adapter: Adapter, real: Adapter | None, settings: RepairSettings, frames: int, held_out: int, remove: Sequence[str]
+) -> dict[str, Any]:
     """Cut, repair, compare."""
     options = PruneSettings.from_config(adapter.config.prune)
     dense, weights = adapter.build(adapter.config.get("checkpoint"))
     dense.eval()
     space = adapter.trace(dense, options.space_options)
-    plan = plan_for(space)
+    plan = plan_for(space, remove)
     pruned = apply_plan(copy.deepcopy(dense), plan).eval()
     sets = {"miniature frames behind those": list(islice(adapter.importance_batches(), frames, frames + held_out))}
     if real is not None:
         sets["real nuScenes frame"] = list(islice(real.importance_batches(), 1))
-    expected = {name: [outputs(dense, batch) for batch in batches] for name, batches in sets.items()}
+    mask = keep_masks(dense, plan).get(NECK_OUTPUT, {}).get(0)
+    expected = {name: [outputs(dense, batch, mask) for batch in batches] for name, batches in sets.items()}
     before = {name: errors(pruned, batches, expected[name]) for name, batches in sets.items()}
     peak_before = _peak_gb()
     wall, cpu = time.perf_counter(), time.process_time()
@@ -128,6 +143,7 @@ def main() -> int:
     parser.add_argument("--checkpoint")
     parser.add_argument("--frames", type=int, help="default: as the job would take")
     parser.add_argument("--held-out", type=int, default=4, help="frames to compare on")
+    parser.add_argument("--remove", nargs="*", default=REMOVED, help="shell patterns of the blocks that go")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path, required=True)
     args = parser.parse_args()
@@ -142,7 +158,7 @@ def main() -> int:
     settings = options.repairing or RepairSettings()
     shape = adapters[0].shape
     frames = args.frames or settings.count(shape.num_cams * shape.height * shape.width)
-    found = run(adapters[0], adapters[1] if args.real else None, settings, frames, args.held_out)
+    found = run(adapters[0], adapters[1] if args.real else None, settings, frames, args.held_out, args.remove)
     write_json(args.json, {"schema_version": SCHEMA_VERSION, **found})
     print(found)
     return 0
