@@ -27,7 +27,7 @@ from mdp_mmdet3d.compare.steps import Steps
 from mdp_mmdet3d.compare.time_left import TimeLeft
 from mdp_mmdet3d.compare.tuning import tune
 from mdp_mmdet3d.config_file import read_config
-from mdp_mmdet3d.errors import MdpError
+from mdp_mmdet3d.errors import FileFormatError, MdpError
 from mdp_mmdet3d.files import digest, read_json, write_json
 from mdp_mmdet3d.importance.table import ImportanceTable
 from mdp_mmdet3d.latency.backends.onnxruntime import OnnxRuntimeBackend
@@ -109,6 +109,8 @@ class Comparison:
             raise MdpError(
                 f"--cores: this process may not use core {missing[0]}, only {_list(os.sched_getaffinity(0))}"
             )
+        for seed in self.seeds if self.finetune is not None else ():
+            FinetuneSettings.from_config({**vars(self.finetune), "seed": seed})
         self.checkpoint = self.checkpoint or self.config.get("checkpoint")
         check_config(self.config, self.config_path, self.checkpoint, self.finetune)
 
@@ -240,8 +242,8 @@ class Comparison:
             "device": asdict(session_device()),
         }
         if (folder / "tuned.json").is_file():
-            kept = read_json(folder / "tuned.json", what="tuned plan", schema_version=SCHEMA_VERSION)
-            if kept.get("identity") == identity:
+            kept = read_tuned(folder / "tuned.json")
+            if kept["identity"] == identity:
                 self._say("reused")
                 self.dense_ms += kept["dense_ms"]
                 return kept["measured_share"]
@@ -336,7 +338,7 @@ class Comparison:
                 size = self._size(self.dense, self.work_dir / "onnx" / "dense")
                 return {"latency_ms": dense_ms, "measured_share": 1.0, **size, **figures}
             path = self.work_dir / "plans" / name / "tuned.json"
-            kept = read_json(path, what="tuned plan", schema_version=SCHEMA_VERSION)
+            kept = read_tuned(path)
             kept = {key: value for key, value in kept.items() if key not in ("schema_version", "identity", "dense_ms")}
             return {"latency_ms": kept["measured_share"] * dense_ms, **kept, **figures}
 
@@ -358,6 +360,17 @@ class Comparison:
                 budget: {method: entry(names[budget, method]) for method in self.methods} for budget in self.budgets
             },
         }
+
+
+def read_tuned(path: Path) -> dict[str, Any]:
+    """What an earlier run found out about a plan; raises `FileFormatError` where it is damaged."""
+    kept = read_json(path, what="tuned plan", schema_version=SCHEMA_VERSION)
+    lacking = [key for key in ("identity", "plan_hash", "measured_share", "dense_ms") if key not in kept]
+    plan = PruningPlan.load(path.parent / PLAN_FILE)
+    if lacking or kept["plan_hash"] != plan.hash:
+        what = f"lacks {', '.join(lacking)}" if lacking else f"is of plan {kept['plan_hash']}, beside plan {plan.hash}"
+        raise FileFormatError(f"tuned plan {path} {what}: it is damaged; delete the folder {path.parent}, run again")
+    return kept
 
 
 def check_config(config: Config, path: str, checkpoint: str | None, finetune: FinetuneSettings | None) -> None:

@@ -17,13 +17,13 @@ from torch import nn
 
 from mdp_mmdet3d.adapters import SingleGraph
 from mdp_mmdet3d.compare import methods, report
-from mdp_mmdet3d.compare.job import Comparison
+from mdp_mmdet3d.compare.job import Comparison, read_tuned
 from mdp_mmdet3d.compare.magnitude import magnitude_importance
 from mdp_mmdet3d.compare.recipe import finetune_settings
 from mdp_mmdet3d.compare.steps import Steps
 from mdp_mmdet3d.compare.time_left import TimeLeft
 from mdp_mmdet3d.compare.torch_pruning import torch_pruning_plan
-from mdp_mmdet3d.errors import MdpError, MissingExtraError
+from mdp_mmdet3d.errors import FileFormatError, MdpError, MissingExtraError
 from mdp_mmdet3d.files import write_json
 from mdp_mmdet3d.runner.settings import FinetuneSettings
 from mdp_mmdet3d.solver import ProblemDimension, ProblemTerm, PruningProblem
@@ -251,3 +251,28 @@ def test_recipe_of_fine_tuning(tmp_path):
     Config(dict(model={})).dump(path)
     with pytest.raises(MdpError, match=r"no optim_wrapper\.optimizer\.lr: give --lr"):
         finetune_settings(str(path), 7, None)
+
+
+def test_what_a_comparison_kept_of_a_plan_belongs_to_it(tmp_path, traced):
+    _, _, space = traced
+    plan = PruningPlan.from_kept(space, {"a.out": (tuple(range(8)),)}, frozenset())
+    plan.save(tmp_path / "plan.json")
+    kept = {"schema_version": 1, "identity": {}, "plan_hash": plan.hash, "measured_share": 0.5, "dense_ms": [1.0]}
+    path = tmp_path / "tuned.json"
+    write_json(path, kept)
+    assert read_tuned(path) == kept
+    for changes, message in (
+        ({"plan_hash": "0" * 16}, rf"is of plan 0+, beside plan {plan.hash}: it is damaged; delete the folder"),
+        ({"dense_ms": None}, "lacks dense_ms"),
+    ):
+        write_json(path, {key: value for key, value in {**kept, **changes}.items() if value is not None})
+        with pytest.raises(FileFormatError, match=message):
+            read_tuned(path)
+    path.write_text(path.read_text()[:40])
+    with pytest.raises(FileFormatError, match=r"tuned\.json is truncated or not JSON"):
+        read_tuned(path)
+
+
+def test_a_seed_that_is_none_is_refused_before_the_plans(tmp_path):
+    with pytest.raises(MdpError, match=r"prune\.finetune\.seed = -1 must be at least 0"):
+        Comparison(CONFIG, None, ["mdp"], ["0.5"], tmp_path, finetune=FinetuneSettings(3), seeds=(0, -1))
