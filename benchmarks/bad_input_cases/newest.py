@@ -173,7 +173,10 @@ def encoders(assets: Assets) -> Iterator[Case]:
         command = (*export, "--out", folder / "o", f"--encoder-batch={value}")
         yield Case(f"export --encoder-batch {value}", lambda command=command: run_tool(*command), ("encoder",))
     package = ("package_autoware", assets.deployment, folder / "p", "--node", "0.53")
-    yield Case("package --encoder-batch 2", lambda: run_tool(*package, "--encoder-batch", 2), ("encoder",))
+    yield Case("package --encoder-batch one", lambda: run_tool(*package, "--encoder-batch", "one"), ("encoder",))
+    yield Case(
+        "package --encoder-batch 1 of a native layout", lambda: run_tool(*package, "--encoder-batch", 1), ("layout",)
+    )
     markers = ROOT / "examples" / "own_detector" / "markers_mdp.py"
     yield Case(
         "own_detector without PYTHONPATH", lambda: run_tool("prune", markers), ("markers_mdp.py", "own_detector")
