@@ -60,6 +60,24 @@ def test_the_solver_needs_numpy_and_pyscipopt_only(problem):
     assert found["status"] == "optimal" and found["objective"] == 3.0
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"HOME": None, "TERM": "dumb"},
+        {"HOME": "/proc", "XDG_CACHE_HOME": "/proc", "XDG_CONFIG_HOME": "/proc"},
+        {"LC_ALL": "C", "PYTHONUTF8": "0"},
+        {"LC_ALL": "de_DE.UTF-8", "LANG": "de_DE.UTF-8"},
+    ],
+)
+def test_a_command_runs_from_another_folder_and_without_a_home(problem, changes):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **changes}
+    command = [sys.executable, str(ROOT / "tools" / "solve.py"), str(problem), "--budget", "0.5", "--json"]
+    found = {key: value for key, value in environment.items() if value is not None}
+    done = subprocess.run(command, capture_output=True, text=True, cwd="/", env=found)
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    assert json.loads(done.stdout)["objective"] == 3.0
+
+
 def test_a_missing_solver_names_its_extra(problem):
     done = python("import solve; sys.exit(solve.main())", (), str(problem), "--budget", "0.5", "--audit")
     assert done.returncode == 2 and "Traceback" not in done.stderr

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from mdp_mmdet3d.errors import WriteError
-from mdp_mmdet3d.files import atomic_path, write_json, writing
+from mdp_mmdet3d.files import atomic_path, check_target_file, write_json, writing
 from mdp_mmdet3d.together import OLD, PART, appear_together, new_folder, replace_folder
 
 NAMES = ("a.txt", "b.txt", "onnx/pruned")
@@ -148,3 +149,21 @@ def test_a_new_folder_is_complete_or_not_there_and_errors_name_it(tmp_path) -> N
     with new_folder(target) as part:
         write(part, "new", ("a.txt",))
     assert content(tmp_path) == {"data/a.txt": "new"}
+
+
+def test_a_read_only_file_system_is_named_before_the_work_and_by_it(tmp_path) -> None:
+    command = ["mount", "-t", "tmpfs", "-o", "ro,size=64k", "tmpfs", str(tmp_path)]
+    if os.geteuid() != 0 or subprocess.run(command, capture_output=True).returncode != 0:
+        pytest.skip("mounting a file system needs root")
+    refused = rf"^cannot write {tmp_path}.*: Read-only file system; give a folder that can be written to"
+    try:
+        with pytest.raises(WriteError, match=refused):
+            check_target_file(tmp_path / "new" / "x.json")
+        with pytest.raises(WriteError, match=refused):
+            write_json(tmp_path / "x.json", {})
+        with pytest.raises(WriteError, match=refused), new_folder(tmp_path / "data"):
+            pass
+        with pytest.raises(WriteError, match=refused), appear_together(tmp_path / "run", NAMES):
+            pass
+    finally:
+        subprocess.run(["umount", "-l", str(tmp_path)], check=True)

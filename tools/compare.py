@@ -16,7 +16,7 @@ from mdp_mmdet3d.compare.recipe import finetune_settings
 from mdp_mmdet3d.compare.report import markdown, plot
 from mdp_mmdet3d.compare.tuning import CLOSE
 from mdp_mmdet3d.errors import MdpError
-from mdp_mmdet3d.files import atomic_path, write_json, writing
+from mdp_mmdet3d.files import atomic_path, check_target_file, write_json, writing
 from mdp_mmdet3d.shipped import config_path
 
 
@@ -62,6 +62,8 @@ def main() -> int:
             close=args.close,
             console=console,
         )
+        if args.json:
+            check_target_file(args.json)
         with writing(work_dir):
             report = job.run()
             for path in filter(None, (work_dir / "compare.json", args.json)):

@@ -21,7 +21,10 @@ def parse_args() -> argparse.Namespace:
         metavar="S",
         help=f"seconds that solving for other budgets may take (default {TIME_LIMIT_S:.0f}; 0 leaves them out)",
     )
-    return parser.parse_args()
+    args = parser.parse_args()
+    if not 0 <= args.front_limit < float("inf"):
+        parser.error(f"argument --front-limit: {args.front_limit:g} must be a number of seconds of at least 0")
+    return args
 
 
 def main() -> int:

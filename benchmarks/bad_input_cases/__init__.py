@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from . import checkpoints, data, disks, folders, runtime, settings
+from . import checkpoints, data, disks, folders, newest, runtime, settings
 from .case import Assets, Case, make_assets
 
 GROUPS: dict[str, Callable[[Assets], Iterator[Case]]] = {
@@ -26,6 +26,10 @@ GROUPS: dict[str, Callable[[Assets], Iterator[Case]]] = {
     "folder": folders.targets,
     "disk": disks.disks,
     "tool": folders.tools,
+    "comparison": newest.comparisons,
+    "report": newest.reports,
+    "newest setting": newest.settings,
+    "encoder and example": newest.encoders,
     "place": folders.places,
 }
 
@@ -48,6 +52,10 @@ TESTS = {
     "folder": "tests/onnx/test_onnx_folders.py, tests/test_together.py",
     "tool": "tests/runner/test_runner_lock.py, tests/streampetr/test_deployment_export_tool.py",
     "disk": "tests/onnx/test_onnx_folders.py, tests/trt/test_trt_build.py, tests/runner/test_runner_full_disk.py",
+    "comparison": "tests/compare/test_compare.py",
+    "report": "tests/report/test_report_html.py",
+    "newest setting": "tests/runner/test_runner_settings.py, tests/runner/test_runner_hooks.py",
+    "encoder and example": "tests/streampetr/test_deployment_export.py, tests/examples/test_own_detector.py",
     "place": "this benchmark only",
 }
 """Where a case of each group is tested."""

@@ -25,7 +25,7 @@ from mdp_mmdet3d.space.calls import record_calls
 from mdp_mmdet3d.space.conv import TRACE_SIZE, add_conv_dimensions
 from mdp_mmdet3d.space.fpn import add_upsample_terms
 from mdp_mmdet3d.space.types import PruningSpace
-from mdp_mmdet3d.surgery.verify import constant_network, verify_space, verify_together
+from mdp_mmdet3d.surgery.verify import is_constant, verify_space, verify_together
 
 ENGINE = "model"
 VERIFY_SIZE = 64  # pixels: every dimension and block runs twice
@@ -93,6 +93,12 @@ class SingleGraph(Adapter):
         def forward(candidate: nn.Module) -> Sequence[Tensor]:
             return TensorMode(self.deployed(candidate), size)(image)
 
+        others = [lambda m, x=x: TensorMode(self.deployed(m), size)(x) for x in (image, image.flip(-1))]
+        if is_constant(model, others):
+            raise MdpError(
+                f"{space.model}: the model gives the same outputs for two different inputs: nothing measured on it "
+                "means anything; check the weights"
+            )
         if failures := verify_space(space, model, forward):
             self.refused = {**self.refused, **failures}
             space = super().trace(model, options)
@@ -100,16 +106,6 @@ class SingleGraph(Adapter):
             raise MdpError(
                 f"{space.model}: each dimension can be cut by itself, but not all together ({reason}). Leave parts "
                 f"of it alone with prune.freeze, or write an adapter: {HOW_TO}"
-            )
-        images = (image, image.flip(-1))
-        some = ", ".join(block.name for block in space.blocks[:3]) or "no blocks"
-        forwards = [lambda m, image=image: TensorMode(self.deployed(m), size)(image) for image in images]
-        if (which := constant_network(space, model, forwards)) is not None:
-            raise MdpError(
-                f"{space.model}: {which} gives the same outputs for two different inputs, so nothing measured on "
-                "it means anything. Check the weights; if only the smallest model is so, keep a way from the input to "
-                f"the output with prune.freeze ({some} ...) or "
-                "prune.min_keep"
             )
         return space
 

@@ -11,7 +11,9 @@ from mmengine.config import Config
 
 from mdp_mmdet3d.errors import FileFormatError, MdpError
 from mdp_mmdet3d.files import read_json
+from mdp_mmdet3d.runner.outputs import PLAN_FILE
 from mdp_mmdet3d.runner.settings import FinetuneSettings
+from mdp_mmdet3d.surgery.plan import PruningPlan
 
 SCHEMA_VERSION = 1
 TUNED_FILE = "tuned.json"
@@ -50,11 +52,13 @@ def tuned_plan(folder: Path) -> dict[str, Any]:
         folder: Of the plan.
 
     Raises:
-        FileFormatError: The file is damaged.
+        FileFormatError: The file is damaged, or of another plan than the one beside it.
     """
     path = folder / TUNED_FILE
-    content = read_json(path, what="tuned plan", schema_version=SCHEMA_VERSION)
-    missing = [key for key in _TUNED if key not in content]
-    if missing:
-        raise FileFormatError(f"tuned plan {path} lacks {', '.join(missing)}; delete it and run again")
-    return content
+    kept = read_json(path, what="tuned plan", schema_version=SCHEMA_VERSION)
+    lacking = [key for key in _TUNED if key not in kept]
+    plan = PruningPlan.load(folder / PLAN_FILE)
+    if lacking or kept["plan_hash"] != plan.hash:
+        what = f"lacks {', '.join(lacking)}" if lacking else f"is of plan {kept['plan_hash']}, beside plan {plan.hash}"
+        raise FileFormatError(f"tuned plan {path} {what}: it is damaged; delete the folder {folder}, run again")
+    return kept

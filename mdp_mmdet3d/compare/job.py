@@ -109,6 +109,8 @@ class Comparison:
         check_cores(self.cores)
         if not 0 < self.close < 1:
             raise MdpError(f"--close: {self.close:g} is no share of the budget; give one between 0 and 1, such as 0.03")
+        for seed in self.seeds if self.finetune is not None else ():
+            FinetuneSettings.from_config({**vars(self.finetune), "seed": seed})
         self.checkpoint = self.checkpoint or self.config.get("checkpoint")
         check_config(self.config, self.config_path, self.checkpoint, self.finetune)
 

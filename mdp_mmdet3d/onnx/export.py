@@ -73,7 +73,8 @@ def export_onnx(
     require_clean(graph, Path(path).name)
     if dropped := sorted(inputs.keys() - {value.name for value in graph.graph.input}):
         raise DeploymentError(
-            f"{Path(path).name} does not depend on its inputs {dropped}; remove them from the module's signature"
+            f"{Path(path).name} does not depend on its inputs {dropped}; remove them from the module's signature. "
+            "Where a pruned model alone is so, its removed blocks were the only way there: keep one with prune.freeze"
         )
     onnx.save(graph, str(path))
     if bad := onnx_facts(path).not_finite:

@@ -57,7 +57,10 @@ class RunFiles:
         report = read_json(folder / "report.json", what="report", schema_version=REPORT_VERSION)
         lacking = [key for key in KEYS if key not in report]
         lacking += [
-            f"{name}.{key}" for name in ("dense", "pruned") for key in FIGURES if key not in report.get(name, {})
+            f"{name}.{key}"
+            for name in ("dense", "pruned")
+            for key in FIGURES
+            if not isinstance(report.get(name), dict) or key not in report[name]
         ]
         if lacking:
             raise FileFormatError(

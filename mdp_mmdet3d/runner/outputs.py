@@ -94,7 +94,8 @@ def save_pruned_checkpoint(
         META_KEY: plan.to_dict(),
         "mdp_weights": weights,
         "mdp_version": __version__,
-        "dataset_meta": {"classes": list(class_names)},
+        # No empty list: MMPretrain's inferencer takes the classes of the config's data set where there are none.
+        **({"dataset_meta": {"classes": list(class_names)}} if class_names else {}),
         "time": time.strftime("%Y-%m-%dT%H:%M:%S"),
     }
     state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}

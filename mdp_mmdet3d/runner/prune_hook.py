@@ -29,7 +29,7 @@ from mdp_mmdet3d.runner.live import find_live_plan, repair_live
 from mdp_mmdet3d.runner.optimise import PlanSearch
 from mdp_mmdet3d.runner.outputs import CHECKPOINT_FILE, CONFIG_FILE, PLAN_FILE, new_pruned_model
 from mdp_mmdet3d.runner.repairing import sentence
-from mdp_mmdet3d.runner.settings import LossSettings, PruneSettings, budget_ms
+from mdp_mmdet3d.runner.settings import LossSettings, PruneSettings, budget_ms, parse_budget
 from mdp_mmdet3d.space.types import BlockKind, PruningSpace
 from mdp_mmdet3d.surgery.apply import apply_plan, keep_masks
 from mdp_mmdet3d.surgery.masking import silence_block
@@ -168,11 +168,15 @@ class MDPPruneHook(Hook):
         stop: bool = True,
         importance: str | Mapping[str, Any] = "taylor",
     ) -> None:
-        if steps_each < 1 or num_prunings < 1 or begin < 0:
-            raise MdpError(
-                f"MDPPruneHook: steps_each={steps_each} and num_prunings={num_prunings} must be at least 1, "
-                f"begin={begin} at least 0"
-            )
+        for name, value, least in (
+            ("steps_each", steps_each, 1),
+            ("num_prunings", num_prunings, 1),
+            ("begin", begin, 0),
+        ):
+            if type(value) is not int or value < least:
+                raise MdpError(f"MDPPruneHook: {name}={value!r} must be a whole number of at least {least}")
+        if budget is not None:
+            parse_budget(budget)
         self.latency_dir = Path(latency_dir)
         self.budget = budget
         self.steps_each = steps_each

@@ -71,27 +71,10 @@ def verify_together(space: PruningSpace, model: nn.Module, forward: Forward) -> 
     return _difference(space, model, forward, dense, smallest, ())
 
 
-def constant_network(space: PruningSpace, model: nn.Module, forwards: Sequence[Forward]) -> str | None:
-    """Whether outputs are the same whatever goes in: of the dense model, or of the smallest one without any block.
-
-    Args:
-        space: Traced from ``model``.
-        model: The dense model; not changed.
-        forwards: Run a model, each on another input.
-
-    Returns:
-        Which of the two it is; None: neither.
-    """
-    smallest = {d.name: (tuple(range(d.options[0])),) * d.copies for d in space.dimensions}
-    plan = PruningPlan.from_kept(space, smallest, frozenset(block.name for block in space.blocks))
-    for name, candidate in (
-        ("the dense model", model),
-        ("the smallest model, without any removable block", apply_plan(shared_copy(model), plan)),
-    ):
-        first, *others = [_outputs(candidate, forward) for forward in forwards]
-        if all(torch.equal(a, b) for other in others for a, b in zip(first, other, strict=True)):
-            return name
-    return None
+def is_constant(model: nn.Module, forwards: Sequence[Forward]) -> bool:
+    """Whether the outputs of a model are the same for each of ``forwards``, which run it on different inputs."""
+    first, *others = [_outputs(model, forward) for forward in forwards]
+    return all(torch.equal(a, b) for other in others for a, b in zip(first, other, strict=True))
 
 
 def _random_changes(space: PruningSpace) -> Iterator[list[str]]:

@@ -300,18 +300,6 @@ def test_a_missing_library_is_told_with_its_extra(monkeypatch):
         methods.check_methods(["torch-pruning"])
 
 
-def test_a_damaged_record_of_a_plan_is_named(tmp_path):
-    whole = {"schema_version": 1, "identity": {}, "plan_hash": "a", "measured_share": 0.5, "dense_ms": [1.0]}
-    write_json(tmp_path / "tuned.json", {**whole, "params": 3, "macs": 4})
-    assert tuned_plan(tmp_path)["measured_share"] == 0.5
-    write_json(tmp_path / "tuned.json", whole)
-    with pytest.raises(FileFormatError, match=r"tuned\.json lacks params, macs; delete it and run again"):
-        tuned_plan(tmp_path)
-    (tmp_path / "tuned.json").write_text('{"schema_version": 1, "iden')
-    with pytest.raises(FileFormatError, match=r"tuned\.json is truncated or not JSON .*; delete it and run again"):
-        tuned_plan(tmp_path)
-
-
 def test_recipe_of_fine_tuning(tmp_path):
     path = tmp_path / "config.py"
     Config(dict(model={}, optim_wrapper=dict(optimizer=dict(type="Adam", lr=1e-3)))).dump(path)
@@ -322,3 +310,29 @@ def test_recipe_of_fine_tuning(tmp_path):
     Config(dict(model={})).dump(path)
     with pytest.raises(MdpError, match=r"no optim_wrapper\.optimizer\.lr: give --lr"):
         finetune_settings(str(path), 7, None)
+
+
+def test_what_a_comparison_kept_of_a_plan_belongs_to_it(tmp_path, traced):
+    _, _, space = traced
+    plan = PruningPlan.from_kept(space, {"a.out": (tuple(range(8)),)}, frozenset())
+    plan.save(tmp_path / "plan.json")
+    kept = {"schema_version": 1, "identity": {}, "plan_hash": plan.hash, "measured_share": 0.5, "dense_ms": [1.0]}
+    kept |= {"params": 3, "macs": 4}
+    path = tmp_path / "tuned.json"
+    write_json(path, kept)
+    assert tuned_plan(tmp_path) == kept
+    for changes, message in (
+        ({"plan_hash": "0" * 16}, rf"is of plan 0+, beside plan {plan.hash}: it is damaged; delete the folder"),
+        ({"dense_ms": None}, "lacks dense_ms"),
+    ):
+        write_json(path, {key: value for key, value in {**kept, **changes}.items() if value is not None})
+        with pytest.raises(FileFormatError, match=message):
+            tuned_plan(tmp_path)
+    path.write_text(path.read_text()[:40])
+    with pytest.raises(FileFormatError, match=r"tuned\.json is truncated or not JSON"):
+        tuned_plan(tmp_path)
+
+
+def test_a_seed_that_is_none_is_refused_before_the_plans(tmp_path):
+    with pytest.raises(MdpError, match=r"prune\.finetune\.seed = -1 must be at least 0"):
+        Comparison(CONFIG, None, ["mdp"], ["0.5"], tmp_path, finetune=FinetuneSettings(3), seeds=(0, -1))

@@ -277,9 +277,14 @@ def test_latency_of_another_model_and_impossible_budgets_are_refused(make_config
     config.custom_hooks = [prune_hook(latency_dir)]
     with pytest.raises(StructureMismatchError, match="measured for another model"):
         train(config)
-    with pytest.raises(MdpError, match="steps_each=0"):
-        config.custom_hooks = [prune_hook(latency_dir, steps_each=0)]
-        train(config)
+    for changes, message in (
+        (dict(steps_each=0), "steps_each=0 must be a whole number of at least 1"),
+        (dict(steps_each=2.5), r"steps_each=2\.5 must be a whole number"),
+        (dict(budget="fast"), "budget 'fast' is not understood"),
+    ):
+        with pytest.raises(MdpError, match=message):
+            config.custom_hooks = [prune_hook(latency_dir, **changes)]
+            train(config)
 
 
 @pytest.mark.slow

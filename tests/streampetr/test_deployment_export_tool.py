@@ -79,6 +79,13 @@ def test_int8_wants_frames_and_warns_where_boxes_are_gone(monkeypatch, config, t
     assert DeploymentManifest.load(out).precision == "int8" and "WARNING: many boxes" in capsys.readouterr().out
 
 
+def test_a_source_size_of_nothing_is_named(monkeypatch, config, tmp_path, capsys):
+    options = ("--out", tmp_path / "o", "--frames", "synthetic", "--source-size", 0, 0)
+    assert export(monkeypatch, config, *options) == 2
+    assert "source" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["tiny.py"]
+
+
 def test_an_unknown_node_stops_before_anything_is_exported(monkeypatch, config, tmp_path, capsys):
     options = ("--out", tmp_path / "out", "--layout", "autoware", "--frames", "synthetic")
     assert export(monkeypatch, config, *options, "--node", "1.0") == 2
