@@ -11,6 +11,7 @@ from mdp_mmdet3d.report.html_inputs import RunFiles
 from mdp_mmdet3d.report.html_latency import ModuleLatency
 
 BUSY = 2.0  # 90th percentile over median beyond which the machine did other things
+APART = 0.1  # relative difference between the speed-up of turns and that of the two latencies beyond which it did too
 NAMED = 4  # modules that are named as where the time was saved
 DEFAULT_TOLERANCE = 0.02  # of `prune.tolerance`, for reports that do not say theirs
 
@@ -59,13 +60,20 @@ def savers(rows: Sequence[ModuleLatency], removed: Collection[str]) -> list[tupl
     return [(row, sum(f"{name}.".startswith(f"{row.name}.") for name in outermost)) for row in found]
 
 
-def busy(files: RunFiles) -> float | None:
-    """How far the 90th percentile of the pruned model lies above its median, where that says the machine was busy."""
-    pruned = files.report["pruned"]
+def busy(files: RunFiles) -> str:
+    """What says that the machine did other things while it measured; empty where nothing does."""
+    dense, pruned, speedup = files.report["dense"], files.report["pruned"], files.report.get("speedup")
     median_ms, p90_ms = pruned.get("median_ms"), pruned.get("p90_ms")
-    if not median_ms or not p90_ms or p90_ms / median_ms < BUSY:
-        return None
-    return p90_ms / median_ms
+    if median_ms and p90_ms and p90_ms / median_ms >= BUSY:
+        times = f"{p90_ms / median_ms:.2g}"
+        return f"The slowest tenth of the pruned model's frames took {times} times the median or more."
+    if files.measured and speedup:
+        factor = dense["latency_ms"] / pruned["latency_ms"]
+        if abs(factor / speedup - 1) > APART:
+            return (
+                f"Taking turns the pruned model is {speedup:.2f} times faster; the two latencies here say {factor:.2f}."
+            )
+    return ""
 
 
 def tool(files: RunFiles, name: str) -> str:

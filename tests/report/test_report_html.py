@@ -122,6 +122,9 @@ def test_the_first_screen_answers_what_a_user_asks(run):
     assert "The machine was busy." not in page.text
     assert f"python tools/export.py {run} --checkpoint {run}/finetune/finetuned.pth" in page.text
 
+    change(run, lambda report: report.update(speedup=2 * report["speedup"]))
+    assert "The machine was busy. Taking turns" in page_of(run, front_limit_s=0)[1].text
+
     def unfinished(report):
         del report["accuracy"]
         report["pruned"]["p90_ms"] = 3 * report["pruned"]["median_ms"]
