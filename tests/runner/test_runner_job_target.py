@@ -170,7 +170,7 @@ def test_options_without_a_table_are_refused(tmp_path, settings):
     job = PruneJob(None, settings, tmp_path, target_latency=tmp_path / "fps.json")
     with pytest.raises(MdpError, match="--target-latency needs the latency table of the target"):
         job._target_table(None)
-    with pytest.raises(MdpError, match=r"prune\.precision = 'int8' must be one of"):
+    with pytest.raises(MdpError, match=r"prune\.precision = 'int8' must be 'float32' or 'float16'"):
         PruneSettings.from_config({"precision": "int8"})
 
 
