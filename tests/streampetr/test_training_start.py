@@ -6,6 +6,7 @@ import copy
 import errno
 import importlib.util
 import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -121,3 +122,40 @@ def test_a_disk_that_is_full_at_a_checkpoint_ends_a_training_with_one_line(dense
     status, error = train(dense, "--work-dir", tmp_path / "d")
     assert status == 2
     assert error == f"cannot write {tmp_path / 'd'}: No space left on device; make room on that disk and run again"
+
+
+def test_a_disk_that_is_really_full_keeps_the_checkpoints_and_the_training_goes_on(dense, tmp_path, train) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=400m", "tmpfs", str(disk)]
+    if os.geteuid() != 0 or subprocess.run(command, capture_output=True).returncode != 0:
+        pytest.skip("mounting a small file system needs root")
+    work_dir, filler = disk / "w", disk / "filler"
+    try:
+        assert train(dense, "--work-dir", work_dir, "--cfg-options", "train_cfg.max_iters=1")[0] == 0
+        first = (work_dir / "iter_1.pth").read_bytes()
+        state = os.statvfs(disk)
+        filler.write_bytes(bytes(state.f_bavail * state.f_frsize - len(first) // 2))
+        status, error = train(dense, "--work-dir", work_dir, "--resume")
+        assert status == 2 and error.startswith(f"cannot write {work_dir}: No space left on device; make room"), error
+        assert (work_dir / "iter_1.pth").read_bytes() == first
+        filler.unlink()
+        assert train(dense, "--work-dir", work_dir, "--resume")[0] == 0
+        assert torch.load(work_dir / "iter_3.pth", weights_only=True)["meta"]["iter"] == 3
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def test_a_second_training_while_one_runs_in_the_folder_is_refused(dense, tmp_path, train, monkeypatch) -> None:
+    save, seen = CheckpointHook._save_checkpoint, []
+
+    def second(*arguments: object, **options: object) -> None:
+        if not seen:
+            seen.append(train(dense, "--work-dir", tmp_path / "d"))
+        save(*arguments, **options)
+
+    monkeypatch.setattr(CheckpointHook, "_save_checkpoint", second)
+    assert train(dense, "--work-dir", tmp_path / "d")[0] == 0
+    ((status, error),) = seen
+    assert status == 2 and f"{tmp_path / 'd'} is in use by another run (process {os.getpid()}" in error
+    assert (tmp_path / "d" / "iter_3.pth").is_file()
