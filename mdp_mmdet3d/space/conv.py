@@ -91,13 +91,13 @@ def add_conv_dimensions(
     names = {module: name for name, module in builder.model.named_modules()}
     _exclude_unknown(builder, encoder, names)
     traced = _TracedChannels(builder, names)
-    with _traceable(encoder), indexed_groups():
+    with _traceable(encoder), indexed_groups() as circular:
         graph = tp.DependencyGraph().build_dependency(
             encoder, example_inputs=(torch.zeros(1, in_channels, *size),), verbose=False
         )
         _correct_splits(graph)
         for group in graph.get_all_groups(root_module_types=CONVOLUTIONS):
-            traced.add(graph, group)
+            traced.add(graph, group, group[0].dep.target.module in circular)
     traced.tie_groups()
     traced.write(outputs_are_read)
     for module in encoder.modules():
@@ -130,12 +130,13 @@ class _TracedChannels:
         self.left: list[tuple[Axis, tuple[int, ...], str]] = []
         self.reached: set[nn.Module] = set()
 
-    def add(self, graph: tp.DependencyGraph, group: tp.Group) -> None:
-        """Tie the channels of one group."""
+    def add(self, graph: tp.DependencyGraph, group: tp.Group, circular: bool = False) -> None:
+        """Tie the channels of one group; one that goes in circles is left alone."""
         root: Axis = (group[0].dep.target.module, "out")
         self.ties.add(root, _length(root))
-        indices = tuple(group[0].idxs)
-        reason, sides = None, [root]
+        indices = tuple(index for index in group[0].idxs if index < self.ties.length(root))  # a circle shifts them
+        reason = "is written in place into slices of what it makes, which tracing cannot follow" if circular else None
+        sides = [root]
         for item in group:
             module, makes = item.dep.target.module, graph.is_out_channel_pruning_fn(item.dep.handler)
             if makes:
@@ -146,7 +147,7 @@ class _TracedChannels:
             if type(module).__name__ == "_SplitOp":
                 if (part := _equal_part(item.dep.target)) is None:
                     reason = reason or "is split into parts of different sizes, and which goes where is not traced"
-                elif len(item.root_idxs) == len(item.idxs):
+                elif len(item.root_idxs) == len(item.idxs) and not circular:
                     self._tie_parts(root, item.root_idxs, item.idxs, part)
             if module not in self.names or not isinstance(module, TRACED):
                 continue  # shape bookkeeping of torch-pruning: reshape, add, concatenation

@@ -1,20 +1,36 @@
-"""torch-pruning's search for coupled channels with an index: its own compares every new member with all before it."""
+"""torch-pruning's search for coupled channels with an index and an end.
+
+Its own compares every new member with all before it, and goes on for ever where a model writes into slices of its
+output in place (``boxes[:, 3:6] = boxes[:, 3:6].exp()``): the trace then has a circle that shifts the channels at each
+turn.
+"""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import torch_pruning as tp
 from torch_pruning.dependency import graph as tp_graph
 
+TURNS = 256
+"""Sets of channels with which one group may reach the same operator."""
+
 
 class IndexedGroup(tp.Group):
-    """The same members in the same order; towers that several feature levels share have thousands of them."""
+    """The same members in the same order, as long as they do not go in circles.
+
+    Attributes:
+        circular: Modules whose groups did; shared by the groups of an `indexed_groups`.
+    """
+
+    circular: ClassVar[set[Any]] = set()
 
     def __init__(self) -> None:
         super().__init__()
+        self._turns: Counter[tuple[Any, Any]] = Counter()
         self._members: set[tuple[Any, ...]] = set()
         self._places: dict[tuple[Any, Any], int] = {}
 
@@ -22,10 +38,14 @@ class IndexedGroup(tp.Group):
         """Append a member."""
         super().add_dep(dep, idxs)
         self._members.add((dep.target, dep.handler, tuple(idxs)))
+        self._turns[dep.target, dep.handler] += 1
         self._places.setdefault((dep.target, dep.handler), len(self) - 1)
 
     def has_pruning_op(self, dep: Any, idxs: list[Any]) -> bool:
-        """Whether the same cut of the same module is a member."""
+        """Whether the same cut of the same module is a member, or too many others are."""
+        if self._turns[dep.target, dep.handler] >= TURNS:
+            self.circular.add(self[0].dep.target.module)
+            return True
         return (dep.target, dep.handler, tuple(idxs)) in self._members
 
     def add_and_merge(self, dep: Any, idxs: list[Any]) -> None:
@@ -42,11 +62,15 @@ class IndexedGroup(tp.Group):
 
 
 @contextmanager
-def indexed_groups() -> Iterator[None]:
-    """Let torch-pruning make groups of this kind."""
+def indexed_groups() -> Iterator[set[Any]]:
+    """Let torch-pruning make groups of this kind; the set that is given fills with roots whose groups go in circles."""
+
+    class Group(IndexedGroup):
+        circular: ClassVar[set[Any]] = set()
+
     before = tp_graph.Group
-    tp_graph.Group = IndexedGroup
+    tp_graph.Group = Group
     try:
-        yield
+        yield Group.circular
     finally:
         tp_graph.Group = before

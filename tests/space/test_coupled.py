@@ -6,6 +6,9 @@ import torch
 import torch_pruning as tp
 from torch import nn
 
+from mdp_mmdet3d.space import coupled
+from mdp_mmdet3d.space.builder import SpaceBuilder, SpaceOptions
+from mdp_mmdet3d.space.conv import add_conv_dimensions
 from mdp_mmdet3d.space.coupled import IndexedGroup, indexed_groups
 
 
@@ -45,8 +48,37 @@ def test_the_same_groups_with_an_index():
     assert max(len(group) for group in expected) > 8
 
 
+class InPlace(nn.Module):
+    """Writes slices of its output in place, as FCOS3D's head does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden, self.out = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 9, 1)
+
+    def forward(self, image):
+        boxes = self.out(self.hidden(image).relu()).clone()
+        boxes[:, 3:6] = boxes.clone()[:, 3:6].exp()
+        return boxes
+
+
+def test_slices_written_in_place_end_and_stay_outputs():
+    model = InPlace().eval()
+    builder = SpaceBuilder(model, SpaceOptions(channel_multiple=2))
+    add_conv_dimensions(builder, model, 3, size=(8, 8), outputs_are_read=False)
+    assert "out" in {name.partition(".")[0] for name in builder.left_alone}
+
+
+def test_a_group_that_goes_in_circles_is_named(monkeypatch):
+    monkeypatch.setattr(coupled, "TURNS", 2)
+    model = SharedTower().eval()
+    with indexed_groups() as circular:
+        groups(model)
+    assert circular <= set(model.modules())
+    assert circular
+
+
 def test_torch_pruning_is_left_as_it_was():
     before = tp.dependency.graph.Group
     with indexed_groups():
-        assert tp.dependency.graph.Group is IndexedGroup
+        assert issubclass(tp.dependency.graph.Group, IndexedGroup)
     assert tp.dependency.graph.Group is before
