@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import warnings
 from pathlib import Path
 
@@ -45,6 +46,20 @@ FAMILIES = {
         "model.pts_neck.out_channels": [32, 32, 32],
         "model.pts_bbox_head.in_channels": 96,
         "model.pts_bbox_head.feat_channels": 96,
+    },
+    "fcos3d/fcos3d_r101_mdp.py": {
+        "model.backbone.depth": 18,
+        "model.backbone.base_channels": 16,
+        "model.backbone.stem_channels": 16,
+        "model.neck.in_channels": [16, 32, 64, 128],
+        "model.neck.out_channels": 64,
+        "model.bbox_head.in_channels": 64,
+        "model.bbox_head.feat_channels": 64,
+        "model.bbox_head.stacked_convs": 1,
+        "model.bbox_head.cls_branch": [64],
+        "model.bbox_head.reg_branch": [[64], [64], [64], [64], []],
+        "model.bbox_head.dir_branch": [64],
+        "model.bbox_head.attr_branch": [64],
     },
 }
 
@@ -122,3 +137,28 @@ def test_a_pruned_lidar_detector_of_mmdet3d(pruned, mini_root, tmp_path):
     runner = Runner.from_cfg(read_config(config, {"work_dir": str(tmp_path)}))
     runner.load_or_resume()
     assert same(runner.model, weights)
+
+
+def test_a_pruned_detector_of_one_camera_of_mmdet3d(pruned, mini_root, tmp_path):
+    from mmdet3d.apis import MonoDet3DInferencer, inference_mono_3d_detector, init_model
+
+    config, checkpoint, weights = pruned("fcos3d/fcos3d_r101_mdp.py")
+    infos = pickle.loads((mini_root / "nuscenes_infos_val.pkl").read_bytes())
+    camera = infos["data_list"][0]["images"]["CAM_FRONT"]
+    image = str(mini_root / "samples" / "CAM_FRONT" / Path(camera["img_path"]).name)
+    (tmp_path / "one.pkl").write_bytes(pickle.dumps({"data_list": infos["data_list"][:1]}))
+    model = init_model(config, checkpoint, device="cpu")
+    assert same(model, weights)
+    model.bbox_head.test_cfg.score_thr = 0.0  # random weights are sure of nothing
+    scores = inference_mono_3d_detector(model, image, str(tmp_path / "one.pkl")).pred_instances_3d.scores_3d
+    inferencer = MonoDet3DInferencer(config, checkpoint, device="cpu")
+    assert same(inferencer.model, weights)
+    inferencer.model.bbox_head.test_cfg.score_thr = 0.0
+    # MMDetection3D 1.4 looks for KITTI's camera whatever cam_type says, and multiplies 3x3 by 4x4 without lidar2img.
+    cam2img = np.eye(4)
+    cam2img[:3, :3] = camera["cam2img"]
+    camera["lidar2img"] = (cam2img @ camera["lidar2cam"]).tolist()
+    (tmp_path / "kitti.pkl").write_bytes(pickle.dumps({"data_list": [{"images": {"CAM2": camera}}]}))
+    found = inferencer({"img": image, "infos": str(tmp_path / "kitti.pkl")}, no_save_vis=True)["predictions"][0]
+    assert len(found["scores_3d"]) == len(found["bboxes_3d"]) == len(scores) > 0
+    np.testing.assert_allclose(sorted(found["scores_3d"]), sorted(scores.tolist()), rtol=1e-4)

@@ -6,6 +6,7 @@ import copy
 import errno
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -159,3 +160,22 @@ def test_a_second_training_while_one_runs_in_the_folder_is_refused(dense, tmp_pa
     ((status, error),) = seen
     assert status == 2 and f"{tmp_path / 'd'} is in use by another run (process {os.getpid()}" in error
     assert (tmp_path / "d" / "iter_3.pth").is_file()
+
+
+def test_two_pruned_models_train_at_once_each_in_its_own_folder(pruned, tmp_path, train, monkeypatch) -> None:
+    other, save, seen = shutil.copytree(pruned, tmp_path / "other"), CheckpointHook._save_checkpoint, []
+
+    def second(*arguments: object, **options: object) -> None:
+        if not seen:
+            seen.append(None)
+            seen[0] = train(other / "pruned_config.py", "--cfg-options", "train_cfg.max_iters=1")
+        save(*arguments, **options)
+
+    monkeypatch.setattr(CheckpointHook, "_save_checkpoint", second)
+    assert train(pruned / "pruned_config.py")[0] == 0
+    assert seen[0][0] == 0, seen[0][1]
+    folders = [folder / "training" for folder in (pruned, other)]
+    assert [sorted(path.name for path in folder.glob("iter_*.pth")) for folder in folders] == [
+        ["iter_1.pth", "iter_2.pth", "iter_3.pth"],
+        ["iter_1.pth"],
+    ]
