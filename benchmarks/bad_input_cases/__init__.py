@@ -54,7 +54,7 @@ TESTS = {
     "disk": "tests/onnx/test_onnx_folders.py, tests/trt/test_trt_build.py, tests/runner/test_runner_full_disk.py",
     "comparison": "tests/compare/test_compare.py",
     "report": "tests/report/test_report_html.py",
-    "newest setting": "tests/runner/test_runner_settings.py, tests/runner/test_runner_hooks.py",
+    "newest setting": "tests/runner/test_runner_settings.py, tests/runner/test_runner_prune_hook.py",
     "encoder and example": "tests/streampetr/test_deployment_export.py, tests/examples/test_own_detector.py",
     "place": "this benchmark only",
 }
