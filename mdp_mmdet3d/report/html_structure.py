@@ -25,6 +25,7 @@ REPLACED = {
     BlockKind.RESIDUAL_BRANCH: "the shortcut stays",
     BlockKind.SUB_LAYER: "its input is passed on to the norm",
     BlockKind.LAYER: "the whole layer is left out",
+    BlockKind.BRANCH: "nothing is added to the stream",
 }
 
 

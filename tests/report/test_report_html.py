@@ -341,3 +341,10 @@ def test_chromium_renders_it(run, tmp_path):
     assert found["width"] <= found["seen"] == 390
     assert len(found["charts"]) == 2 and min(found["charts"]) > 100
     assert found["cells"] == sorted(found["cells"], reverse=True) and len(set(found["cells"])) > 2
+
+
+def test_every_kind_of_block_is_told_when_it_is_removed() -> None:
+    from mdp_mmdet3d.report.html_structure import REPLACED
+    from mdp_mmdet3d.space.types import BlockKind
+
+    assert REPLACED.keys() == set(BlockKind)
