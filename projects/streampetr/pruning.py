@@ -56,9 +56,8 @@ def _add_encoder(builder: SpaceBuilder, model: nn.Module, shape: InputShape) -> 
         return int(model.img_neck.fpn_convs[0].conv.out_channels)
     add_conv_dimensions(builder, encoder)
     device = next(model.parameters()).device
-    shapes = record_conv_inputs(
-        encoder, torch.zeros(shape.num_cams // shape.encoder_runs, 3, shape.height, shape.width, device=device)
-    )
+    images = shape.num_cams // shape.encoder_runs
+    shapes = record_conv_inputs(encoder, torch.zeros(images, 3, shape.height, shape.width, device=device))
     if isinstance(backbone, ResNet):
         add_residual_terms(builder, backbone, "img_backbone", shapes, "image_encoder")
     else:
@@ -66,7 +65,7 @@ def _add_encoder(builder: SpaceBuilder, model: nn.Module, shape: InputShape) -> 
     add_fpn_terms(builder, model.img_neck, "img_neck", shapes, "image_encoder")
     if isinstance(backbone, VoVNet):  # gates, poolings that round up, concatenations
         sizes = ((64, 64), (shape.height, shape.width))
-        small, deployed = (_encoding(torch.zeros(shape.num_cams, 3, *size, device=device)) for size in sizes)
+        small, deployed = (_encoding(torch.zeros(images, 3, *size, device=device)) for size in sizes)
         add_call_terms(builder, model, lambda whole: whole, small, deployed, "image_encoder")
     output = builder.width_of("img_neck.fpn_convs.0.conv.weight", 0, model.img_neck.fpn_convs[0].conv.out_channels)
     builder.extend(output, [TensorAxis(f"{HEAD}.memory_embed.0.weight", 1)])

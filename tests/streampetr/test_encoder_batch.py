@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -15,12 +16,14 @@ from mdp_mmdet3d.latency.coverage import coverage
 from mdp_mmdet3d.latency.measure import measure_latency
 from mdp_mmdet3d.latency.predict import LatencyModel, MeasuredNetwork
 from mdp_mmdet3d.latency.structures import fit_structures, random_structure
+from mdp_mmdet3d.operators.call import CALL_KINDS
 from mdp_mmdet3d.runner.settings import PruneSettings
 from mdp_mmdet3d.runner.steps import export_model, frame_engine_files
 from mdp_mmdet3d.runner.target import target_model
 from mdp_mmdet3d.runtime.manifest import DeploymentManifest
 from mdp_mmdet3d.space.builder import InputShape
 from mdp_mmdet3d.space.types import PruningSpace
+from projects.streampetr.vovnet import SPECS, VoVNetSpec
 
 from ..tiny_deployment import CLASS_NAMES, INPUT_SIZE, tiny_config
 
@@ -90,3 +93,16 @@ def test_what_has_no_encoder_of_one_camera_is_refused():
     with pytest.raises(MdpError, match=r"encoder_batch = 2 is for a streaming model"):
         SingleGraph(Config({}), InputShape(3, 64, 64, 2))
     assert PruneSettings.from_config({"encoder_batch": 1}).input_shape.encoder_batch == 1
+
+
+def test_gates_and_poolings_of_a_vovnet_are_those_of_one_image(monkeypatch):
+    monkeypatch.setitem(SPECS, "small", VoVNetSpec((8, 8, 8), (8, 8, 8, 8), (16, 16, 16, 16), (1, 1, 1, 1), 2))
+    model = tiny_config()
+    model["img_backbone"] = {"type": "VoVNet", "spec_name": "small"}
+    model["img_neck"]["in_channels"] = [16, 16]
+    config = Config({"model": model, "class_names": CLASS_NAMES})
+    streaming = adapter_of(config, InputShape(0, *INPUT_SIZE, 1))
+    space = streaming.trace(streaming.build(None)[0])
+    calls = [json.loads(t.signature["call"]) for t in space.frame_terms() if t.signature.kind in CALL_KINDS]
+    shapes = [a["input"] for call in calls for a in call["arguments"] if isinstance(a, dict) and "input" in a]
+    assert shapes and {shape[0] for shape in shapes} == {1}
