@@ -25,10 +25,10 @@ from mdp_mmdet3d.space.calls import record_calls
 from mdp_mmdet3d.space.conv import TRACE_SIZE, add_conv_dimensions
 from mdp_mmdet3d.space.fpn import add_upsample_terms
 from mdp_mmdet3d.space.types import PruningSpace
-from mdp_mmdet3d.surgery.verify import is_constant, verify_space, verify_together
+from mdp_mmdet3d.surgery.verify import Forward, is_constant, verify_space, verify_together
 
 ENGINE = "model"
-VERIFY_SIZE = 64  # pixels: every dimension and block runs twice
+VERIFY_SIZE = 64  # pixels: every plan that is verified runs twice
 
 
 @register_adapter
@@ -90,11 +90,11 @@ class SingleGraph(Adapter):
         size = self._small_size(part, VERIFY_SIZE)
         image = self._image(part, *size)
 
-        def forward(candidate: nn.Module) -> Sequence[Tensor]:
-            return TensorMode(self.deployed(candidate), size)(image)
+        def on(x: Tensor) -> Forward:
+            return lambda candidate: TensorMode(self.deployed(candidate), size)(x)
 
-        others = [lambda m, x=x: TensorMode(self.deployed(m), size)(x) for x in (image, image.flip(-1))]
-        if is_constant(model, others):
+        forward = on(image)
+        if is_constant(model, [forward, on(image.flip(-1))]):
             raise MdpError(
                 f"{space.model}: the model gives the same outputs for two different inputs: nothing measured on it "
                 "means anything; check the weights"

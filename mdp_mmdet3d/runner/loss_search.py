@@ -29,8 +29,6 @@ LOSSES_FILE, CHANGES_FILE = "losses.npz", "loss_changes.json"
 SCHEMA_VERSION = 1
 LARGEST_FACTOR = 4.0
 """A loss change is not corrected by more: one width within one plan says little about the others."""
-
-
 UNREPAIRABLE = 100.0
 """Factor on the loss change of a layer that a candidate keeps, if the budget allows."""
 UNDECIDED = 2.0
