@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from mdp_mmdet3d.config_file import read_config
 from mdp_mmdet3d.errors import MdpError
-from mdp_mmdet3d.runner.settings import FinetuneSettings, PruneSettings
+from mdp_mmdet3d.runner.settings import AUTO, FinetuneSettings, PruneSettings
 
 SHARE = 0.1  # of the learning rate of training
 
@@ -23,7 +23,13 @@ def finetune_settings(config_path: str, iterations: int | None, lr: float | None
         MdpError: A value makes no sense, or the config tells no learning rate.
     """
     config = read_config(config_path)
-    settings = PruneSettings.from_config(config.get("prune", {})).finetuning
+    pruning = PruneSettings.from_config(config.get("prune", {}))
+    settings = pruning.finetuning
+    if pruning.finetune == AUTO and iterations is None:
+        raise MdpError(
+            f"{config_path}: prune.finetune = 'auto' trains plans by their shares; a comparison trains all of them "
+            "alike: give --finetune N (0: none)"
+        )
     if iterations == 0 or (iterations is None and settings is None):
         return None
     if settings is None:

@@ -30,12 +30,13 @@ from mdp_mmdet3d.report.html import write_html
 from mdp_mmdet3d.report.provenance import provenance
 from mdp_mmdet3d.report.structure import plot_structure
 from mdp_mmdet3d.runner.correction import load_correction, save_correction
+from mdp_mmdet3d.runner.finetune_length import finetuning_of
 from mdp_mmdet3d.runner.lock import locks_work_dir
 from mdp_mmdet3d.runner.loss_search import LossSearch, find_loss_search
 from mdp_mmdet3d.runner.optimise import PlanSearch
 from mdp_mmdet3d.runner.outcome import Pruned, Steps, job_report
 from mdp_mmdet3d.runner.outputs import RAW_FILE, new_pruned_model, save_pruned_checkpoint
-from mdp_mmdet3d.runner.recovery import recover
+from mdp_mmdet3d.runner.recovery import check_trainable, recover
 from mdp_mmdet3d.runner.repairing import FOLDER as REPAIR
 from mdp_mmdet3d.runner.repairing import repair_identity, repair_model
 from mdp_mmdet3d.runner.settings import PruneSettings, budget_ms
@@ -90,6 +91,8 @@ class PruneJob:
     def run(self) -> dict[str, Any]:
         """Prune, export, measure; returns what ``report.json`` holds."""
         self.settings.check()
+        if self.settings.finetune is not None:
+            check_trainable(self.config)  # not after an hour
         self.work_dir.mkdir(parents=True, exist_ok=True)
         steps = Steps(self.console)
         with steps("model"):
@@ -141,7 +144,7 @@ class PruneJob:
             self.work_dir,
             headline=adapter.headline,
             evaluate_models=self.settings.evaluate,
-            settings=self.settings.finetuning,
+            settings=finetuning_of(self.config, self.settings, found.share),
             dense=dense,
             pruned=found.model,
             plan=found.plan,

@@ -83,6 +83,11 @@ class Pruned:
     stats: dict[str, LatencyStats] | None = None
     drift: float = 1.0
 
+    @property
+    def share(self) -> float:
+        """Of the dense latency, as predicted."""
+        return self.search.predicted_ms / self.search.dense_predicted_ms
+
 
 def job_report(
     adapter: Adapter,

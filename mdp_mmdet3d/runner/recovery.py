@@ -153,7 +153,7 @@ def finetune(
     done, target = folder / "finetune.json", folder / "finetuned.pth"
     if target.is_file() and _kept(done, identity, "fine-tuning") is not None:
         return target
-    _check_trainable(config)
+    check_trainable(config)
     begun = folder / "identity.json"
     if _kept(begun, identity, "fine-tuning in progress") is None:
         shutil.rmtree(folder, ignore_errors=True)
@@ -330,7 +330,8 @@ def _redirected(target: int, console: Console) -> Iterator[None]:
             terminal.close()
 
 
-def _check_trainable(config: Config) -> None:
+def check_trainable(config: Config) -> None:
+    """Raise `MdpError` where a config cannot train by iterations."""
     for key in ("train_dataloader", "optim_wrapper", "train_cfg"):
         if config.get(key) is None:
             raise MdpError(

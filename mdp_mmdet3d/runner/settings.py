@@ -17,6 +17,7 @@ from mdp_mmdet3d.surgery.repair import RepairSettings
 Precision = Literal["float32", "float16"]
 PRECISIONS = get_args(Precision)
 IMPORTANCES = ("loss", "taylor")
+AUTO = "auto"
 RENAMED = {"calibration_networks": "fit_networks"}  # keys of version-1 configs
 _BUDGET = re.compile(r"\s*((?:\d+(?:\.\d*)?|\.\d+)(?:e[+-]?\d+)?)\s*(ms|fps|%)?\s*", re.IGNORECASE)
 
@@ -124,8 +125,10 @@ def _repairing(section: Mapping[str, Any] | bool) -> RepairSettings | None:
     return RepairSettings.from_config(section)
 
 
-def _finetuning(section: Mapping[str, Any] | None) -> FinetuneSettings | None:
-    return None if section is None else FinetuneSettings.from_config(section)
+def _finetuning(section: Mapping[str, Any] | str | None) -> FinetuneSettings | None:
+    if isinstance(section, str) and section != AUTO:
+        raise MdpError(f"prune.finetune = {section!r} must be 'auto', a dict such as dict(iterations=300), or None")
+    return None if section is None or section == AUTO else FinetuneSettings.from_config(section)
 
 
 def _check_adapter(section: Mapping[str, Any] | None) -> None:
@@ -179,7 +182,8 @@ class PruneSettings:
         adapter: Adapter of the model and its arguments, ``dict(type=...)``; None looks for one by the model's class.
         repair: How to refit what is left of the dense weights to what the dense model computes (keys of
             `RepairSettings`, all of which have defaults); True with the defaults, False not to.
-        finetune: How to fine-tune the pruned model (keys of `FinetuneSettings`); None not to.
+        finetune: How to fine-tune the pruned model (keys of `FinetuneSettings`); ``"auto"``: iterations by the share
+            that was cut and the number of training samples, the rate by that of training; None not to.
     """
 
     budget: Annotated[float | str, PlainValidator(_parsed(parse_budget))] = 0.55
@@ -203,7 +207,7 @@ class PruneSettings:
     time_limit_s: Positive = 300.0
     evaluate: Flag = False
     repair: Annotated[Mapping[str, Any] | bool, PlainValidator(_parsed(_repairing))] = True
-    finetune: Annotated[Mapping[str, Any] | None, PlainValidator(_parsed(_finetuning))] = None
+    finetune: Annotated[Mapping[str, Any] | str | None, PlainValidator(_parsed(_finetuning))] = None
     adapter: Annotated[Mapping[str, Any] | None, PlainValidator(_parsed(_check_adapter))] = None
 
     @classmethod
@@ -232,7 +236,7 @@ class PruneSettings:
 
     @property
     def finetuning(self) -> FinetuneSettings | None:
-        """How to fine-tune, checked."""
+        """How to fine-tune, checked; None: not at all, or as `runner.finetune_length.finetuning_of` finds."""
         return _finetuning(self.finetune)
 
     @property

@@ -310,6 +310,10 @@ def test_recipe_of_fine_tuning(tmp_path):
     Config(dict(model={})).dump(path)
     with pytest.raises(MdpError, match=r"no optim_wrapper\.optimizer\.lr: give --lr"):
         finetune_settings(str(path), 7, None)
+    Config(dict(model={}, prune=dict(finetune="auto"))).dump(path)
+    with pytest.raises(MdpError, match=r"prune\.finetune = 'auto' trains plans by their shares.* give --finetune N"):
+        finetune_settings(str(path), None, None)
+    assert finetune_settings(str(path), 7, 1e-4) == FinetuneSettings(7, lr=1e-4)
 
 
 def test_what_a_comparison_kept_of_a_plan_belongs_to_it(tmp_path, traced):

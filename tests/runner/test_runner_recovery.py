@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.registry import DATASETS
 from rich.console import Console
 
 import mdp_mmdet3d.runner  # noqa: F401
@@ -16,6 +18,7 @@ from mdp_mmdet3d.adapters import InputShape, adapter_of
 from mdp_mmdet3d.errors import FileFormatError, MdpError
 from mdp_mmdet3d.report.summary import print_summary
 from mdp_mmdet3d.runner import recovery
+from mdp_mmdet3d.runner.finetune_length import finetuning_of
 from mdp_mmdet3d.runner.job import PruneJob
 from mdp_mmdet3d.runner.recovery import evaluate, finetune, model_identity
 from mdp_mmdet3d.runner.settings import FinetuneSettings, PruneSettings
@@ -167,6 +170,34 @@ def test_configs_that_cannot_evaluate_or_train_are_named(config, dense, tmp_path
         finetune(without, dense[1], tmp_path / "f", FinetuneSettings(1), {}, QUIET)
 
 
+def test_automatic_fine_tuning_goes_by_share_and_data(config):
+    settings = PruneSettings.from_config({**config.prune, "finetune": "auto"})
+    frames, batch = len(DATASETS.build(config.train_dataloader.dataset)), config.train_dataloader.batch_size
+
+    def found(share):
+        return finetuning_of(config, settings, share)
+
+    assert found(0.5).iterations == math.ceil(7 * frames / batch) and found(0.51) == found(0.49) == found(0.5)
+    assert found(0.4).iterations > found(0.7).iterations > found(0.999).iterations >= 1
+    assert found(0.7).lr == pytest.approx(0.4 * config.optim_wrapper.optimizer.lr)
+    asked = PruneSettings.from_config(config.prune)
+    assert finetuning_of(config, asked, 0.5) == asked.finetuning
+    assert finetuning_of(config, PruneSettings(), 0.5) is None
+    without = Config(config.to_dict())
+    del without.optim_wrapper["optimizer"]["lr"]
+    with pytest.raises(MdpError, match=r"'auto' takes a share of optim_wrapper\.optimizer\.lr"):
+        finetuning_of(without, settings, 0.5)
+
+
+def test_a_job_that_cannot_fine_tune_ends_before_it_measures(config, tmp_path):
+    without = Config(config.to_dict())
+    without.train_dataloader = None
+    settings = PruneSettings.from_config({**config.prune, "finetune": "auto"})
+    with pytest.raises(MdpError, match=r"prune\.finetune needs train_dataloader"):
+        PruneJob(without, settings, tmp_path / "job", None, QUIET).run()
+    assert {path.name for path in (tmp_path / "job").glob("*")} <= {".lock"}
+
+
 @pytest.mark.parametrize(
     ("section", "message"),
     [
@@ -179,6 +210,7 @@ def test_configs_that_cannot_evaluate_or_train_are_named(config, dense, tmp_path
         (dict(iterations=3, lr=0), r"prune\.finetune\.lr = 0 must be greater than 0"),
         (dict(iterations=3, seed=0.5), r"prune\.finetune\.seed = 0\.5 must be a whole number"),
         (300, r"prune\.finetune = 300 must be a dict"),
+        ("atuo", r"prune\.finetune = 'atuo' must be 'auto', a dict such as"),
     ],
 )
 def test_bad_settings_are_named(section, message):
