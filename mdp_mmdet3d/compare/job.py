@@ -162,7 +162,7 @@ class Comparison:
         backend = OnnxRuntimeBackend()
         table = measure_latency(space, backend, folder / TABLE_FILE, policy=settings.sampling)
         latency = LatencyModel.fit(space, table, networks)
-        for line in latency.explanation:
+        for line in (*latency.explanation, *(f"warning: {doubt}" for doubt in latency.doubts)):
             say(line)
         self.dense_ms: list[float] = [sum(networks[0].engines_ms.values())]
         self.material = Material(

@@ -14,6 +14,8 @@ from mdp_mmdet3d.space.types import CostTerm, PruningSpace, WidthSum
 
 # Below this ratio of the largest to the smallest sum of operators, a slope and an offset cannot both be fitted.
 ALIKE = 1.3
+# A fit that is off by more than this share on its own networks says nothing; a quiet machine stays below 8 %.
+DOUBTFUL = 0.2
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,8 @@ class LatencyModel:
         scale: Per engine, how the sum of operators relates to the whole.
         explanation: How `fixed_ms` and `scale` came about, for reports.
         networks: Whole measurements that they were fitted to.
+        doubts: What makes predictions untrustworthy (a fit that is far off, a table that was mostly measured while
+            something else ran), each with its remedy; empty where all is well. To be shown to the user.
     """
 
     space: PruningSpace
@@ -50,6 +54,7 @@ class LatencyModel:
     scale: Mapping[str, float]
     explanation: tuple[str, ...] = ()
     networks: tuple[MeasuredNetwork, ...] = ()
+    doubts: tuple[str, ...] = ()
 
     @classmethod
     def from_dense(cls, space: PruningSpace, table: LatencyTable, dense_ms: Mapping[str, float]) -> LatencyModel:
@@ -72,7 +77,8 @@ class LatencyModel:
         Both are found by least squares of the relative error with the fixed part at least 0. With the dense and the
         smallest structure among the networks (`structures.fit_structures`) every prediction lies between
         measured ones. Points that are all alike cannot tell a fixed part from a scale: then the engines share one
-        scale, the largest that leaves no fixed part negative, and `explanation` says so.
+        scale, the largest that leaves no fixed part negative, and `explanation` says so. A fit that is off by more than
+        `DOUBTFUL` on one of its own networks is returned all the same, and `doubts` says so.
 
         Args:
             space: What may be pruned.
@@ -97,21 +103,33 @@ class LatencyModel:
         x = {engine: np.array([total[engine] for total in sums]) for engine in engines}
         y = {engine: np.array([network.engines_ms[engine] for network in networks]) for engine in engines}
         shared = min(float((y[engine] / x[engine]).min()) for engine in engines)
-        fixed, scale, explanation = {}, {}, []
+        fixed, scale, explanation, doubts = {}, {}, [], []
         for engine in engines:
             alike = x[engine].max() < ALIKE * x[engine].min()
             if alike:
                 scale[engine], fixed[engine] = shared, max(0.0, float(np.mean(y[engine] - shared * x[engine])))
-                doubt = "one scale for all engines, as these networks cannot tell it from a fixed part"
             else:
                 scale[engine], fixed[engine] = _fit_line(x[engine], y[engine])
-                error = np.abs((scale[engine] * x[engine] + fixed[engine]) / y[engine] - 1).max()
-                doubt = f"off by {error:.1%} at most"
+            fitted = scale[engine] * x[engine] + fixed[engine]
+            errors = fitted / y[engine] - 1
+            worst = int(np.abs(errors).argmax())
+            doubt = f"off by {abs(errors[worst]):.1%} at most"
+            if alike:
+                doubt = "one scale for all engines, as these networks cannot tell it from a fixed part"
+            if abs(errors[worst]) > DOUBTFUL:
+                doubts.append(
+                    f"{engine}: the latency model is off by {errors[worst]:+.0%} on network {worst + 1} of the "
+                    f"{len(networks)} that it was fitted to ({fitted[worst]:.2f} ms fitted, {y[engine][worst]:.2f} ms "
+                    "measured): its predictions mean little. Measure networks and operators again while nothing else "
+                    "runs there (here: delete whole_latency.json and latency_table.json of the work directory; a probe "
+                    "bundle: python probe.py with another --out)"
+                )
             explanation.append(
                 f"{engine}: {scale[engine]:.4f} x operators + {fixed[engine]:.2f} ms, from {len(networks)} "
                 f"whole measurements; {doubt}"
             )
-        return cls(space, table, fixed, scale, tuple(explanation), tuple(networks))
+        doubts += filter(None, [table.doubt()])
+        return cls(space, table, fixed, scale, tuple(explanation), tuple(networks), tuple(doubts))
 
     def refit(self, networks: Sequence[MeasuredNetwork]) -> LatencyModel:
         """Fit again with further structures that were measured whole; see `fit`."""

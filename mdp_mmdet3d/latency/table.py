@@ -133,6 +133,18 @@ class LatencyTable:
         limit = DISTURBED * min((entry.reference_ms for _, _, entry in self if entry.reference_ms > 0), default=0.0)
         return [(signature, widths) for signature, widths, entry in self if entry.reference_ms > limit]
 
+    def doubt(self) -> str | None:
+        """Why the table as a whole is not to be trusted, and the remedy; None while at most half of it is disturbed."""
+        count = len(self.disturbed())
+        if 2 * count <= len(self):
+            return None
+        return (
+            f"{count} of {len(self)} entries of the latency table were measured while something else ran on "
+            f"{self.device.processor} (the reference operator took more than {DISTURBED} times its fastest): they are "
+            "too slow, and unequally so. Measure again while nothing else runs there (here: delete latency_table.json "
+            "of the work directory; a probe bundle: python probe.py with another --out)"
+        )
+
     def expected_ms(self, signature: OperatorSignature, widths: tuple[int, ...]) -> float | None:
         """What the other entries make one expect of an entry, or None if they do not surround it."""
         others = LatencyTable(self.device, self.protocol)

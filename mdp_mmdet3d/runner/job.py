@@ -363,6 +363,8 @@ class PruneJob:
     def _explained(self, model: LatencyModel) -> LatencyModel:
         for line in model.explanation:
             self.console.print(f"  {line}")
+        for doubt in model.doubts:
+            self.console.print(f"  warning: {doubt}", style="yellow", markup=False, highlight=False)
         return model
 
     def _write_runtime(self) -> None:

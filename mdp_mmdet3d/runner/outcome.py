@@ -151,7 +151,7 @@ def job_report(
         interpolated=[{"operator": signature.key, "widths": list(widths)} for signature, widths in interpolated],
         corrections=search.corrections,
         fitted_networks=len(search.latency.networks),
-        latency_model=list(search.latency.explanation),
+        latency_model=[*search.latency.explanation, *(f"warning: {text}" for text in search.latency.doubts)],
         breakdown_ms=search.breakdown(),
         coverage=[entry.to_json() for entry in coverage(search.latency)],
         differences={name: dict(values) for name, values in differences.items()},

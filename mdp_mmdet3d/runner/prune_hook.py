@@ -199,6 +199,8 @@ class MDPPruneHook(Hook):
         self._settings = PruneSettings.from_config(runner.cfg.get("prune", {}))
         self._space = space_of(runner.model, runner.cfg, self._settings)
         self._latency, self._dense_ms = load_latency(self.latency_dir, self._space)
+        for doubt in self._latency.doubts:
+            runner.logger.warning(doubt)
         self._adapter = None
         if self._settings.repairing is not None or self._loss_settings is not None:
             self._adapter = adapter_of(runner.cfg, self._settings.input_shape, self._settings.adapter)

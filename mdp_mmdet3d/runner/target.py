@@ -76,6 +76,7 @@ def target_model(space: PruningSpace, table: LatencyTable, networks: Sequence[Me
         dict.fromkeys(engines, 0.0),
         dict.fromkeys(engines, 1.0),
         ("sum of the operators, without a fit: no whole network was measured on the target",),
+        doubts=tuple(filter(None, [table.doubt()])),
     )
 
 

@@ -132,6 +132,19 @@ def test_tables_of_another_machine_are_not_continued(bundle):
     assert result.returncode == 2 and "another device" in result.stderr and "processor" in result.stderr
 
 
+def test_a_table_that_is_mostly_disturbed_ends_with_a_warning(bundle):
+    assert probe(bundle).returncode == 0
+    path = bundle / "latency_table.json"
+    data = json.loads(path.read_text())
+    entries = [entry for operator in data["operators"] for entry in operator["entries"]]
+    for busy, warned in ((4, False), (8, True)):
+        for index, entry in enumerate(entries):
+            entry.update(attempts=3, reference_ms=9.0 if index < busy else 1.0)
+        path.write_text(json.dumps(data))
+        result = probe(bundle)
+        assert result.returncode == 0 and ("another --out" in result.stderr) == warned
+
+
 def test_float16_bundles_are_for_tensorrt(tmp_path):
     write_bundle(POINTS, tmp_path / "b.zip", "float16")
     zipfile.ZipFile(tmp_path / "b.zip").extractall(tmp_path / "b")

@@ -1,10 +1,19 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from latency_spaces import small_space
 
-from mdp_mmdet3d.latency import LatencyModel, MeasuredNetwork, NotMeasuredError, exact_entries, fit_structures
+from mdp_mmdet3d.latency import (
+    LatencyModel,
+    LatencyTable,
+    MeasuredNetwork,
+    NotMeasuredError,
+    exact_entries,
+    fit_structures,
+)
 from mdp_mmdet3d.latency.backends.fake import FakeBackend, product_cost
 from mdp_mmdet3d.latency.measure import measure_latency
 from mdp_mmdet3d.latency.structures import random_structure
@@ -126,6 +135,33 @@ def test_whole_times_that_fall_with_the_operators_are_refused(table):
     ]
     with pytest.raises(ValueError, match="do not grow"):
         LatencyModel.fit(small_space(), table, networks)
+
+
+def test_a_fit_that_is_far_off_is_doubted_with_its_figures_and_the_remedy(table):
+    assert fitted(table).doubts == ()
+    structures = fit_structures(small_space(), 4)
+    times = [truth(structure) for structure in structures]
+    times[2] = {**times[2], "head": 4 * times[2]["head"]}
+    networks = [MeasuredNetwork(s.widths, s.removed, ms) for s, ms in zip(structures, times, strict=True)]
+    (doubt,) = LatencyModel.fit(small_space(), table, networks).doubts
+    assert doubt.startswith("head: ") and "of the 4 that it was fitted to" in doubt and "whole_latency.json" in doubt
+    # Networks that are alike cannot be fitted with a slope: the doubt is the same.
+    alike = [MeasuredNetwork({}, (), {k: factor * v for k, v in truth(structures[0]).items()}) for factor in (1, 3)]
+    assert len(LatencyModel.fit(small_space(), table, alike).doubts) == 2
+
+
+def test_a_table_that_is_mostly_disturbed_is_doubted(tmp_path):
+    quiet = measure_latency(small_space(), FakeBackend(), tmp_path / "table.json", policy="exact", progress=False)
+    entries = list(quiet)
+    for share, doubtful in ((0.4, False), (0.6, True)):
+        table = LatencyTable(quiet.device, quiet.protocol)
+        for index, (signature, widths, entry) in enumerate(entries):
+            busy = index < share * len(entries)
+            table.add(signature, widths, replace(entry, reference_ms=2.0 if busy else 1.0))
+        doubts = fitted(table).doubts
+        assert len(doubts) == doubtful
+        if doubtful:
+            assert f"{len(table.disturbed())} of {len(table)} entries" in doubts[0] and "another --out" in doubts[0]
 
 
 def test_the_exact_table_needs_no_interpolation(table):

@@ -212,6 +212,13 @@ def run(folder: Path, backend: str, out: Path) -> None:
     print(
         f"{total} operators, {len(table.get('networks', []))} whole networks, {count} measured while something else ran"
     )
+    if 2 * count > total + len(table.get("networks", [])):
+        print(
+            f"warning: most of this table was measured while something else ran (the reference operator took more than "
+            f"{DISTURBED} times its fastest): its latencies are too long, and unequally so. Stop other work, fix the "
+            "clocks, and measure again with another --out",
+            file=sys.stderr,
+        )
 
 
 def main() -> int:
