@@ -13,6 +13,8 @@ TOOLS = sorted(path.stem for path in (ROOT / "tools").glob("*.py"))
 # fails there, 11 of 60 small problems.
 SOLVER = ["pyscipopt>=5.5"]
 LATENCY = ["onnx>=1.15", "onnxruntime>=1.16", "rich>=13"]
+# mmcv is not in it: its operators are compiled for the torch that is there, which pip's isolated build of its source
+# package does not find, so that pip would install nothing at all. `extras.needs` names the remedy.
 ALL = [
     *SOLVER,
     *LATENCY,
@@ -20,7 +22,6 @@ ALL = [
     "torch>=2.1",
     "torch-pruning>=1.5,<2",
     "mmengine>=0.10,<0.11",
-    "mmcv>=2.0.0rc4,<2.2",
     "mmdet>=3.0,<3.4",
     "mmdet3d>=1.4,<1.5",
     "onnxslim>=0.1.30",
@@ -56,6 +57,7 @@ setup(
             *(f".mim/configs/{'*/' * n}*.py" for n in range(4)),
             ".mim/checkpoints/*.pth",
         ],
+        "mdp_mmdet3d_tools": ["build_mmcv.sh"],
     },
     python_requires=">=3.10",
     # Alone it reads and writes plans, tables and problems; what it does with them is in the extras.

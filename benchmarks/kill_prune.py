@@ -73,9 +73,9 @@ def watch() -> None:
         if new:
             note("loss", f"{key} {len(losses)}")
 
-    def noting_step(self: Steps, name: str) -> Any:
+    def noting_step(self: Steps, name: str, about: str = "") -> Any:
         note("step", name)
-        return call(self, name)
+        return call(self, name, about)
 
     LossProbe._keep = noting_keep  # type: ignore[method-assign]
     Steps.__call__ = noting_step  # type: ignore[method-assign]

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 
 from mdp_mmdet3d.errors import MissingExtraError
 
@@ -39,16 +40,34 @@ def needs(extra: str, what: str) -> Iterator[None]:
         if package not in MODULES:
             raise
         raise MissingExtraError(
-            f"{what} needs the Python package {package!r}, which is not installed here: "
-            f"pip install 'mdp_mmdet3d[{extra}]'",
+            f"{what} needs the Python package {package!r}, which is not installed here: {_remedy(package, extra)}",
             name=error.name,
         ) from error
+
+
+def _found(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # what it is a part of is missing
+        return False
+
+
+def _remedy(package: str, extra: str) -> str:
+    """Command that brings a package; mmcv is in no extra."""
+    if package == "mmcv" and _found("torch"):
+        here = Path(__file__).resolve().parents[1]
+        script = here / (TOOLS if (here / TOOLS).is_dir() else "tools") / "build_mmcv.sh"
+        return (
+            "it has to be built for the torch that is, which takes some minutes: "
+            f'{sys.executable} -m pip install "$(bash {script} {sys.executable})"'
+        )
+    return f"pip install 'mdp_mmdet3d[{extra}]'"
 
 
 def check_installed(module: str, extra: str, what: str) -> None:
     """Raise `MissingExtraError`, as `needs` does, if ``module`` cannot be found; nothing is imported."""
     with needs(extra, what):
-        if importlib.util.find_spec(module) is None:
+        if not _found(module):
             raise ModuleNotFoundError(f"No module named {module!r}", name=module)
 
 

@@ -64,6 +64,7 @@ def test_the_wheel_adds_one_name_to_projects_and_nothing_beside(wheel, names):
     assert {name.split("/")[0] for name in names} == {"mdp_mmdet3d", "mdp_mmdet3d_tools", "projects", metadata}
     assert {name.split("/")[1] for name in names if name.startswith("projects/")} == {"streampetr"}
     assert {"mdp_mmdet3d/py.typed", "mdp_mmdet3d/.mim/checkpoints/streampetr_mini.pth"} <= names
+    assert "mdp_mmdet3d_tools/build_mmcv.sh" in names
 
 
 @pytest.mark.slow

@@ -114,6 +114,16 @@ def test_a_command_without_its_packages_is_one_line():
     assert re.search(r"mdp-prune needs the Python package 'mm\w+', .*pip install 'mdp_mmdet3d\[all\]'", done.stderr)
 
 
+def test_mmcv_is_built_by_the_command_that_is_named_where_torch_is():
+    """No extra brings it: pip's isolated build of its source package would end the installation of everything."""
+    done = python("from mdp_mmdet3d.extras import needs\nwith needs('all', 'mdp-prune'): import mmcv", ("torch",))
+    told = re.search(r"package 'mmcv', .*: (\S+) -m pip install \"\$\(bash (\S+) (\S+)\)\"$", done.stderr.strip())
+    assert told[1] == told[3] == sys.executable and Path(told[2]) == ROOT / "tools/build_mmcv.sh"
+    assert Path(told[2]).is_file()
+    done = python("from mdp_mmdet3d.extras import needs\nwith needs('all', 'mdp-prune'): import mmcv")
+    assert done.stderr.strip().endswith("pip install 'mdp_mmdet3d[all]'")
+
+
 def test_what_is_no_part_of_an_extra_is_raised_as_it_is():
     with pytest.raises(ModuleNotFoundError, match="No module named 'users_own'") as caught, needs("all", "x"):
         import users_own  # noqa: F401

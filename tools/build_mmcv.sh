@@ -16,6 +16,11 @@ if [ -z "$wheel" ]; then
   echo "  building mmcv $version for torch $torch, $tag: 4 to 8 minutes on 2 cores, once" >&2
   work=$(mktemp -d)
   trap 'rm -rf "$work"' EXIT
+  # What building needs and this Python lacks is beside it for the build only.
+  if ! "$python" -c 'import ninja, pkg_resources, psutil, wheel' 2> /dev/null; then
+    "$python" -m pip install -q --target "$work/tools" 'setuptools<81' wheel ninja psutil >&2
+    export PYTHONPATH="$work/tools${PYTHONPATH:+:$PYTHONPATH}" PATH="$work/tools/bin:$PATH"
+  fi
   "$python" -m pip download -q --no-deps --no-binary :all: --no-build-isolation -d "$work" "mmcv==$version" >&2
   tar -xzf "$work"/mmcv-$version.tar.gz -C "$work"
   source="$work/mmcv-$version"

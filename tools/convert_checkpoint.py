@@ -14,8 +14,8 @@ if __name__ == "__main__":  # works in a checkout that is not installed
 
 from mmdet3d.registry import MODELS
 
+from mdp_mmdet3d.command_line import command
 from mdp_mmdet3d.config_file import read_config
-from mdp_mmdet3d.errors import MdpError
 from mdp_mmdet3d.runner.outputs import write_checkpoint
 from mdp_mmdet3d.shipped import config_path
 from projects.streampetr import checkpoint as ckpt
@@ -41,44 +41,38 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
+@command(stopped="nothing was written")
 def main() -> int:
     args = parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        model = None
-        if args.config:
-            config = read_config(args.config)
-            with DefaultScope.overwrite_default_scope("mmdet3d"):
-                model = MODELS.build(config.model)
-        own = model.state_dict() if model else ()
-        state = ckpt.read_checkpoint(args.source, own, averaged=args.ema, trust=args.trust)["state_dict"]
-        eps = ckpt.OFFICIAL_EPS
-        if args.origin == "awml":
-            eps = ckpt.AWML_EPS
-            state = ckpt.convert_awml(
-                state, args.classes or ckpt.AWML_CLASSES, args.target_classes or ckpt.OFFICIAL_CLASSES
-            )
-        if args.swap_colours:
-            state = ckpt.fold_colour_order(state)
-        elif args.origin == "awml":
-            print(
-                "note: AWML's R50 is trained on BGR images, with ImageNet's statistics in that order, and configs/ "
-                "here on RGB; if this is one of them, add --swap-colours, or accuracy is lost without an error"
-            )
-        if model:
-            if model.pts_bbox_head.eps != eps:
-                print(f"note: the {args.origin} weights need model.pts_bbox_head.eps={eps:g} in the config")
-            report = ckpt.load_state_dict(model, state, what=str(args.source))
-            state = model.state_dict()
-            print(f"loads strictly into {args.config}; left out {len(report.dropped)} tensors of the 2D head")
-        meta = {"streampetr_origin": args.origin, "streampetr_eps": eps}
-        write_checkpoint(args.target, {"state_dict": state, "meta": meta})
-    except MdpError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; nothing was written", file=sys.stderr)
-        return 130
+    model = None
+    if args.config:
+        config = read_config(args.config)
+        with DefaultScope.overwrite_default_scope("mmdet3d"):
+            model = MODELS.build(config.model)
+    own = model.state_dict() if model else ()
+    state = ckpt.read_checkpoint(args.source, own, averaged=args.ema, trust=args.trust)["state_dict"]
+    eps = ckpt.OFFICIAL_EPS
+    if args.origin == "awml":
+        eps = ckpt.AWML_EPS
+        state = ckpt.convert_awml(
+            state, args.classes or ckpt.AWML_CLASSES, args.target_classes or ckpt.OFFICIAL_CLASSES
+        )
+    if args.swap_colours:
+        state = ckpt.fold_colour_order(state)
+    elif args.origin == "awml":
+        print(
+            "note: AWML's R50 is trained on BGR images, with ImageNet's statistics in that order, and configs/ "
+            "here on RGB; if this is one of them, add --swap-colours, or accuracy is lost without an error"
+        )
+    if model:
+        if model.pts_bbox_head.eps != eps:
+            print(f"note: the {args.origin} weights need model.pts_bbox_head.eps={eps:g} in the config")
+        report = ckpt.load_state_dict(model, state, what=str(args.source))
+        state = model.state_dict()
+        print(f"loads strictly into {args.config}; left out {len(report.dropped)} tensors of the 2D head")
+    meta = {"streampetr_origin": args.origin, "streampetr_eps": eps}
+    write_checkpoint(args.target, {"state_dict": state, "meta": meta})
     print(f"wrote {args.target}: {len(state)} tensors, eps {eps:g}")
     return 0
 

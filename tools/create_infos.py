@@ -11,6 +11,7 @@ from rich.progress import track
 if __name__ == "__main__":  # works in a checkout that is not installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from mdp_mmdet3d.command_line import command
 from mdp_mmdet3d.datasets.nuscenes_infos import SPLITS, annotate_infos, create_infos
 from mdp_mmdet3d.errors import MdpError
 
@@ -36,21 +37,15 @@ def only_version(dataroot: Path) -> str:
     return found[0] if found else "v1.0-mini"
 
 
+@command(stopped="run the same command again")
 def main() -> int:
     args = parse_args()
-    try:
-        if args.annotate:
-            for path in args.annotate:
-                print(f"annotated {annotate_infos(path, args.dataroot)}")
-            return 0
-        version = args.version or only_version(args.dataroot)
-        written = create_infos(args.dataroot, version, progress=lambda rows: track(rows, description="info files"))
-    except MdpError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; run the same command again", file=sys.stderr)
-        return 130
+    if args.annotate:
+        for path in args.annotate:
+            print(f"annotated {annotate_infos(path, args.dataroot)}")
+        return 0
+    version = args.version or only_version(args.dataroot)
+    written = create_infos(args.dataroot, version, progress=lambda rows: track(rows, description="info files"))
     for split, path in written.items():
         print(f"wrote {path} ({split})")
     return 0

@@ -6,10 +6,11 @@ import argparse
 import sys
 from pathlib import Path
 
-from mdp_mmdet3d.errors import MdpError
+from mdp_mmdet3d.command_line import command
 from projects.streampetr.autoware import NodeSettings, package_autoware
 
 
+@command(stopped="nothing was written")
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("deployment", type=Path, help="folder of tools/export.py --layout autoware --node RELEASE")
@@ -29,22 +30,15 @@ def main() -> int:
         help="images per run of the image encoder, as exported; 1 is for a node that runs it camera by camera",
     )
     args = parser.parse_args()
-    try:
-        settings = NodeSettings(
-            precision=args.precision,
-            confidence_threshold=args.confidence_threshold,
-            anchor_camera=args.anchor_camera,
-            compressed=args.compressed,
-            distorted=args.distorted,
-            encoder_batch=args.encoder_batch,
-        )
-        files = package_autoware(args.deployment, args.out, args.node, settings)
-    except MdpError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; nothing was written", file=sys.stderr)
-        return 130
+    settings = NodeSettings(
+        precision=args.precision,
+        confidence_threshold=args.confidence_threshold,
+        anchor_camera=args.anchor_camera,
+        compressed=args.compressed,
+        distorted=args.distorted,
+        encoder_batch=args.encoder_batch,
+    )
+    files = package_autoware(args.deployment, args.out, args.node, settings)
     print(f"written to {args.out}: {', '.join(files)}")
     return 0
 

@@ -7,6 +7,7 @@ import sys
 from itertools import islice
 from pathlib import Path
 
+from mdp_mmdet3d.command_line import command
 from mdp_mmdet3d.errors import MdpError
 from mdp_mmdet3d.runtime.drive import load_drive
 from mdp_mmdet3d.runtime.manifest import DeploymentManifest
@@ -14,6 +15,7 @@ from mdp_mmdet3d.runtime.preprocess import preprocess
 from projects.streampetr.cpp_application import package_cpp
 
 
+@command(stopped="nothing was written")
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("deployment", type=Path, help="folder that tools/export.py wrote")
@@ -24,18 +26,11 @@ def main() -> int:
         "--memory-edited", action="store_true", help="the application's memory lengths were set to this model's"
     )
     args = parser.parse_args()
-    try:
-        if args.num_frames is not None and args.num_frames < 1:
-            raise MdpError(f"--num-frames {args.num_frames} must be at least 1")
-        manifest = DeploymentManifest.load(args.deployment)
-        frames = (preprocess(frame, manifest) for frame in islice(load_drive(args.frames), args.num_frames))
-        count = package_cpp(args.deployment, frames, args.out, memory_edited=args.memory_edited)
-    except MdpError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; nothing was written", file=sys.stderr)
-        return 130
+    if args.num_frames is not None and args.num_frames < 1:
+        raise MdpError(f"--num-frames {args.num_frames} must be at least 1")
+    manifest = DeploymentManifest.load(args.deployment)
+    frames = (preprocess(frame, manifest) for frame in islice(load_drive(args.frames), args.num_frames))
+    count = package_cpp(args.deployment, frames, args.out, memory_edited=args.memory_edited)
     print(f"{count} frames and two ONNX files written to {args.out}; its README.md says how to go on")
     return 0
 

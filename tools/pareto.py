@@ -9,7 +9,8 @@ from pathlib import Path
 if __name__ == "__main__":  # works in a checkout that is not installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from mdp_mmdet3d.errors import MdpError, MissingExtraError
+from mdp_mmdet3d.command_line import command
+from mdp_mmdet3d.errors import MissingExtraError
 from mdp_mmdet3d.solver import PruningProblem, SolveOptions
 from mdp_mmdet3d.solver.pareto import pareto
 from mdp_mmdet3d.solver.pareto_plot import plot_front
@@ -25,25 +26,19 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
+@command(stopped="nothing was written")
 def main() -> int:
     args = parse_args()
-    try:
-        problem = PruningProblem.load(args.work_dir / "problem.npz")
-        front = pareto(problem, args.points, step=args.step, options=SolveOptions(time_limit_s=args.time_limit))
-        with appear_together(args.work_dir, ("pareto.json", "pareto.png")) as part:
-            front.save(part / "pareto.json")
-            written = "pareto.json"
-            try:
-                plot_front(front, part / "pareto.png")
-                written += " and pareto.png"
-            except MissingExtraError as error:  # an optional library is no reason to lose the front
-                print(f"WARNING: {error}", file=sys.stderr)
-    except MdpError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; nothing was written", file=sys.stderr)
-        return 130
+    problem = PruningProblem.load(args.work_dir / "problem.npz")
+    front = pareto(problem, args.points, step=args.step, options=SolveOptions(time_limit_s=args.time_limit))
+    with appear_together(args.work_dir, ("pareto.json", "pareto.png")) as part:
+        front.save(part / "pareto.json")
+        written = "pareto.json"
+        try:
+            plot_front(front, part / "pareto.png")
+            written += " and pareto.png"
+        except MissingExtraError as error:  # an optional library is no reason to lose the front
+            print(f"WARNING: {error}", file=sys.stderr)
     print(f"{front.metric:>14}  of dense  importance  blocks removed  status       gap")
     for row in front.rows():
         print(

@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from mdp_mmdet3d.errors import MdpError
+from mdp_mmdet3d.command_line import command
 from mdp_mmdet3d.report.html import write_html
 from mdp_mmdet3d.report.html_front import TIME_LIMIT_S
 
@@ -27,16 +27,10 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
+@command(stopped="run the same command again")
 def main() -> int:
     args = parse_args()
-    try:
-        path = write_html(args.work_dir, front_limit_s=args.front_limit)
-    except MdpError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; run the same command again", file=sys.stderr)
-        return 130
+    path = write_html(args.work_dir, front_limit_s=args.front_limit)
     print(f"wrote {path}")
     return 0
 

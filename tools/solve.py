@@ -13,6 +13,7 @@ from typing import Any
 if __name__ == "__main__":  # works in a checkout that is not installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from mdp_mmdet3d.command_line import command
 from mdp_mmdet3d.errors import InfeasibleBudgetError, MdpError
 from mdp_mmdet3d.solver import Formulation, ProblemStructure, PruningProblem, SolveOptions, SolveResult, solve
 from mdp_mmdet3d.solver.ablation import channels_only, linear_latency, with_all_blocks
@@ -211,15 +212,9 @@ def run(args: argparse.Namespace) -> int:
     return 1 if args.audit and data["audit"]["confirmed"] is False else 0
 
 
+@command(stopped="run the same command again")
 def main() -> int:
-    try:
-        return run(parse_args())
-    except MdpError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 130
+    return run(parse_args())
 
 
 if __name__ == "__main__":

@@ -12,8 +12,8 @@ from mmengine.config import Config, DictAction
 from mmengine.runner import Runner
 
 import mdp_mmdet3d.runner  # noqa: F401  registers the pruned model and lets checkpoints load safely
+from mdp_mmdet3d.command_line import command
 from mdp_mmdet3d.config_file import default_work_dir, read_config
-from mdp_mmdet3d.errors import MdpError
 from mdp_mmdet3d.files import check_target_file
 from mdp_mmdet3d.shipped import config_path
 from projects.streampetr.checkpoint import load_checkpoint
@@ -43,27 +43,21 @@ def configure(args: argparse.Namespace, folder: str, work_dir: Path) -> Config:
     return config
 
 
+@command(stopped="nothing was written")
 def main() -> int:
     args = parse_args()
     work_dir = default_work_dir(args.config, "submission")
     out = args.out or work_dir / f"submission_{args.split}.json"
-    try:
-        check_target_file(out)
-        with tempfile.TemporaryDirectory() as folder:
-            runner = Runner.from_cfg(configure(args, folder, work_dir))
-            load_checkpoint(runner.model, args.checkpoint)
-            runner.test()
-            formatted = Path(folder) / "pred_instances_3d" / "results_nusc.json"
-            results = json.loads(formatted.read_text(encoding="utf-8"))["results"]
-        dataset = runner.test_dataloader.dataset
-        tokens = [dataset.get_data_info(i)["token"] for i in range(len(dataset))]
-        archive = write_submission(results, tokens, out, args.external)
-    except MdpError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; nothing was written", file=sys.stderr)
-        return 130
+    check_target_file(out)
+    with tempfile.TemporaryDirectory() as folder:
+        runner = Runner.from_cfg(configure(args, folder, work_dir))
+        load_checkpoint(runner.model, args.checkpoint)
+        runner.test()
+        formatted = Path(folder) / "pred_instances_3d" / "results_nusc.json"
+        results = json.loads(formatted.read_text(encoding="utf-8"))["results"]
+    dataset = runner.test_dataloader.dataset
+    tokens = [dataset.get_data_info(i)["token"] for i in range(len(dataset))]
+    archive = write_submission(results, tokens, out, args.external)
     print(f"wrote {out} and {archive}: {len(tokens)} samples, checked with the devkit's loader")
     return 0
 

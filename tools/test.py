@@ -13,8 +13,8 @@ from mmengine.runner import Runner
 
 import mdp_mmdet3d.runner  # noqa: F401  registers the pruned model and lets checkpoints load safely
 from mdp_mmdet3d.adapters import adapter_of
+from mdp_mmdet3d.command_line import command
 from mdp_mmdet3d.config_file import default_work_dir, read_config
-from mdp_mmdet3d.errors import MdpError
 from mdp_mmdet3d.files import check_target_file
 from mdp_mmdet3d.runner.cpu_processes import prepare_cpu_processes
 from mdp_mmdet3d.runner.settings import PruneSettings
@@ -43,23 +43,17 @@ def configure(args: argparse.Namespace) -> Config:
     return config
 
 
+@command(stopped="run the same command again")
 def main() -> int:
     args = parse_args()
     os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
-    try:
-        config = configure(args)
-        prepare_cpu_processes(config)
-        runner = Runner.from_cfg(config)
-        settings = PruneSettings.from_config(config.get("prune", {}))
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        adapter_of(config, settings.input_shape, settings.adapter).load(model, args.checkpoint)
-        runner.test()
-    except MdpError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; run the same command again", file=sys.stderr)
-        return 130
+    config = configure(args)
+    prepare_cpu_processes(config)
+    runner = Runner.from_cfg(config)
+    settings = PruneSettings.from_config(config.get("prune", {}))
+    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    adapter_of(config, settings.input_shape, settings.adapter).load(model, args.checkpoint)
+    runner.test()
     return 0
 
 

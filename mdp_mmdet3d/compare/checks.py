@@ -12,7 +12,7 @@ from mmengine.config import Config
 from mdp_mmdet3d.errors import FileFormatError, MdpError
 from mdp_mmdet3d.files import read_json
 from mdp_mmdet3d.runner.outputs import PLAN_FILE
-from mdp_mmdet3d.runner.settings import FinetuneSettings
+from mdp_mmdet3d.runner.settings import FinetuneSettings, parse_budget
 from mdp_mmdet3d.surgery.plan import PruningPlan
 
 SCHEMA_VERSION = 1
@@ -33,6 +33,20 @@ def check_config(config: Config, path: str, checkpoint: str | None, finetune: Fi
     for key in ("train_dataloader", "optim_wrapper", "train_cfg") if finetune is not None else ():
         if config.get(key) is None:
             raise MdpError(f"{path} has no {key}, which fine-tuning needs: add one, or compare without --finetune")
+
+
+def different_budgets(budgets: Sequence[str]) -> list[str]:
+    """The budgets without those that are an earlier one in other words: 0.7 and 70%, 10ms and 100fps.
+
+    Raises:
+        MdpError: One is not understood.
+    """
+    found: dict[tuple[str, float], str] = {}
+    for budget in budgets:
+        number, unit = parse_budget(budget)
+        key = ("ms", 1000 / number) if unit == "fps" else (unit, number)
+        found.setdefault((key[0], round(key[1], 9)), budget)
+    return list(found.values())
 
 
 def check_cores(cores: Sequence[int]) -> None:

@@ -21,7 +21,14 @@ from torch import nn
 
 from mdp_mmdet3d import __version__
 from mdp_mmdet3d.adapters import adapter_of
-from mdp_mmdet3d.compare.checks import SCHEMA_VERSION, TUNED_FILE, check_config, check_cores, tuned_plan
+from mdp_mmdet3d.compare.checks import (
+    SCHEMA_VERSION,
+    TUNED_FILE,
+    check_config,
+    check_cores,
+    different_budgets,
+    tuned_plan,
+)
 from mdp_mmdet3d.compare.methods import METHODS, Material, check_methods, labelled
 from mdp_mmdet3d.compare.report import summary, verdicts
 from mdp_mmdet3d.compare.steps import Steps
@@ -51,7 +58,7 @@ from mdp_mmdet3d.runner.outputs import (
 )
 from mdp_mmdet3d.runner.recovery import model_identity
 from mdp_mmdet3d.runner.repairing import repair_identity, repair_model
-from mdp_mmdet3d.runner.settings import FinetuneSettings, PruneSettings, budget_ms, parse_budget
+from mdp_mmdet3d.runner.settings import FinetuneSettings, PruneSettings, budget_ms
 from mdp_mmdet3d.runner.steps import (
     MEASURED_FRAMES,
     TABLE_FILE,
@@ -104,8 +111,7 @@ class Comparison:
         self.config: Config = read_config(self.config_path)
         self.settings = PruneSettings.from_config(self.config.get("prune", {}))
         check_methods(self.methods)
-        for budget in self.budgets:
-            parse_budget(budget)
+        self.budgets = different_budgets(self.budgets)
         check_cores(self.cores)
         if not 0 < self.close < 1:
             raise MdpError(f"--close: {self.close:g} is no share of the budget; give one between 0 and 1, such as 0.03")

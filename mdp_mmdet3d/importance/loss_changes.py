@@ -77,6 +77,8 @@ def measure_loss_changes(
         MdpError: A cut makes the loss infinite or undefined.
     """
     cuts = single_cuts(space, order, widths)
+    if known := sum(probe.measured(plan) for plan in cuts.values()):
+        say(f"reused: {known} of {len(cuts)} cuts")
     while True:
         found = measure_plans(probe, cuts, "loss changes", progress)
         reliability = split_reliability(np.array(list(found.values())), probe.pieces)

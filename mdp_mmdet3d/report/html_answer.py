@@ -9,11 +9,11 @@ from pathlib import Path
 
 from mdp_mmdet3d.report.html_inputs import RunFiles
 from mdp_mmdet3d.report.html_latency import ModuleLatency
+from mdp_mmdet3d.report.provenance import DEFAULT_TOLERANCE
 
 BUSY = 2.0  # 90th percentile over median beyond which the machine did other things
 APART = 0.1  # relative difference between the speed-up of turns and that of the two latencies beyond which it did too
 NAMED = 4  # modules that are named as where the time was saved
-DEFAULT_TOLERANCE = 0.02  # of `prune.tolerance`, for reports that do not say theirs
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from typing import Any
 from mdp_mmdet3d import __version__
 from mdp_mmdet3d.device import processor_name, system_name
 
+DEFAULT_TOLERANCE = 0.02  # of `prune.tolerance`, and of reports that do not say theirs
 PACKAGES = (
     "torch",
     "mmengine",

@@ -193,7 +193,7 @@ def _worth(report: Mapping[str, Any]) -> str:
 
 def _accuracy_table(report: Mapping[str, Any]) -> Table:
     """Accuracy beside latency; fine-tuning changes weights only, so the fine-tuned model runs as fast as the pruned."""
-    table = Table(title="accuracy on the validation set")
+    table = Table(title="accuracy on the test data")
     metrics = list(dict.fromkeys(metric for figures in report["accuracy"].values() for metric in figures))
     for column in ("", *metrics, "latency (ms)"):
         table.add_column(column, justify="left" if not column else "right")

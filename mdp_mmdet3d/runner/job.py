@@ -138,6 +138,8 @@ class PruneJob:
                 name: adapter.compare(model, self.work_dir / "onnx" / name, frames[:COMPARED_FRAMES])
                 for name, model in (("dense", dense), ("pruned", found.model))
             }
+            apart = max((value for found in differences.values() for value in found.values()), default=0.0)
+            self._say(f"dense and pruned: at most {apart:.1e} apart")
         plot_structure(self.work_dir / "structure.png", space, found.plan)
         recovered = recover(
             self.config,
@@ -258,7 +260,8 @@ class PruneJob:
             {"latency_device": str(table.device)},
             corrections,
         )
-        for refinement in range(self.settings.refinements + 1):
+        allowed = self.settings.refinements
+        for refinement in range(allowed + 1):
             with steps("solve"):
                 plan = search.solve() if loss is None else loss.solve(search)
             pruned = self._cut(adapter, plan, weights, search, steps)
@@ -271,8 +274,9 @@ class PruneJob:
                 f"  predicted {search.predicted_ms:.1f} ms, measured {measured:.1f} ms, budget "
                 f"{budget:.1f} ms: {deviation:+.1%}"
             )
-            if finished or abs(deviation) <= self.settings.tolerance or refinement == self.settings.refinements:
+            if finished or abs(deviation) <= self.settings.tolerance or refinement == allowed:
                 break
+            self._say(f"the prediction is corrected by that and solved again ({refinement + 1} of {allowed} at most)")
             found_ms = stats["pruned"].engines_ms
             search.correct({engine: ms * measured / sum(found_ms.values()) for engine, ms in found_ms.items()})
         save_correction(self.work_dir / CORRECTION_FILE, identity, search.latency, search.corrections)
@@ -362,7 +366,7 @@ class PruneJob:
 
     def _explained(self, model: LatencyModel) -> LatencyModel:
         for line in model.explanation:
-            self.console.print(f"  {line}")
+            self.console.print(f"  latency model: {line}")
         for doubt in model.doubts:
             self.console.print(f"  warning: {doubt}", style="yellow", markup=False, highlight=False)
         return model

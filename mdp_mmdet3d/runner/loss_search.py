@@ -151,7 +151,9 @@ class LossSearch:
         change = LossChange.of(self.probe.change(plan), self.probe.pieces)
         record = {"how": how, "plan": plan.hash, "predicted": predicted, "measured": change.mean, "error": change.error}
         changes = partial(self.probe.change, plan)
-        line = f"{how}: loss {predicted:+.3f} predicted, {change.mean:+.3f} +- {change.error:.3f} measured"
+        line = (
+            f"candidate plan, {how}: loss {predicted:+.3f} predicted, {change.mean:+.3f} +- {change.error:.3f} measured"
+        )
         build = self.repaired
         if build is not None:
             changes = partial(self.probe.change_finished, plan, self.repaired_as, partial(build, plan))

@@ -87,10 +87,11 @@ class PlanSearch:
             widths, removed = plan.widths(self.space), set(plan.removed)
             missing = [p for p in entries_of(self.space, widths, removed) if self.latency.table.get(*p) is None]
             result = self.solution.result
+            how = "interpolated" if self.backend is None else "measured now"
             self.say(
-                f"{result.status.value}: value {result.objective:.6g}, gap {result.gap:.1e}, "
-                f"{result.costs[LATENCY]:.1f} of {self.budget_ms:.1f} ms, "
-                f"{result.seconds.get('total', 0.0):.1f} s; {len(missing)} entries not measured yet"
+                f"{result.status.value} plan, gap {result.gap:.1e}: {result.costs[LATENCY]:.1f} ms predicted of "
+                f"{self.budget_ms:.1f} ms, value kept {result.objective:.6g}; {result.seconds.get('total', 0.0):.1f} s"
+                + (f"; {len(missing)} table entries that it uses are {how}" if missing else "")
             )
             if not missing or self.backend is None or self.table_path is None:
                 break

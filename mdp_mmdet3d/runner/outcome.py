@@ -33,12 +33,11 @@ ABOUT = {
     "whole networks": "dense and a few pruned networks, measured end to end",
     "latency table": "every operator at every width, measured by itself",
     "latency model of the target": "predictions from its table",
-    "solve": "the best plan within the budget",
+    "solve": "the best plan within the budget, solved again when what it uses was measured",
     "cut and export": "build the pruned model, write its weights and ONNX graphs",
     "measure": "dense and pruned model end to end, in turns",
-    "repair": "refit the layers that are left to what the dense model computes",
+    "repair": "refit the layers that are left to what the dense model computes, write and export them",
     "check": "ONNX graphs against PyTorch, on frames of the data",
-    "evaluate": "accuracy on the test data",
     "fine-tune": "train the pruned model",
     "report": "solve for other budgets, write report.html",
 }
@@ -52,9 +51,9 @@ class Steps:
         self.seconds: dict[str, float] = {}
 
     @contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        """Time the block under ``name``."""
-        about = ABOUT.get(name)
+    def __call__(self, name: str, about: str = "") -> Iterator[None]:
+        """Time the block under ``name``; ``about`` says what it does where `ABOUT` does not."""
+        about = about or ABOUT.get(name, "")
         self.console.print(f"[bold]{name}[/bold]" + (f": {about}" if about else ""), highlight=False)
         start = time.perf_counter()
         try:
@@ -62,7 +61,7 @@ class Steps:
         finally:
             seconds = time.perf_counter() - start
             self.seconds[name] = self.seconds.get(name, 0.0) + seconds
-        self.console.print(f"  {seconds:.1f} s", style="dim", highlight=False)
+        self.console.print(f"  took {seconds:.1f} s", style="dim", highlight=False)
 
 
 @dataclass(frozen=True)

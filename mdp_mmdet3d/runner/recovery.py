@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from mdp_mmdet3d.datasets.identity import data_identity
 from mdp_mmdet3d.errors import FileFormatError, MdpError
 from mdp_mmdet3d.files import digest, read_json, write_json
-from mdp_mmdet3d.progress import step_bar
+from mdp_mmdet3d.progress import PlainProgress, step_bar
 from mdp_mmdet3d.runner.cpu_processes import prepare_cpu_processes
 from mdp_mmdet3d.runner.settings import FinetuneSettings
 from mdp_mmdet3d.runner.train_config import add_optional_hooks, choose_start
@@ -92,6 +92,7 @@ def evaluate(
         MdpError: The config cannot evaluate, or its evaluator does not give these figures.
     """
     if (result := _kept(path, identity, "accuracy")) is not None:
+        console.print(f"  reused: {path}")
         # Files of earlier releases hold the headline metrics beside the others.
         return result if "figures" in result else {**result, "figures": {name: result[name] for name in headline}}
     if any(config.get(key) is None for key in ("test_dataloader", "test_cfg", "test_evaluator")):
@@ -111,7 +112,7 @@ def evaluate(
     config.custom_hooks = [hook for hook in config.get("custom_hooks") or () if hook["type"] == "PlanHook"]
     with _runner(config, folder, console) as runner:
         runner.model.load_state_dict(state)
-        runner.register_hook(_Bar(console, path.stem, len(runner.test_dataloader)))
+        runner.register_hook(_Bar(console, "evaluation", len(runner.test_dataloader), "batches"))
         metrics = {
             key: float(value) for key, value in runner.test().items() if isinstance(value, (int, float, np.number))
         }
@@ -152,6 +153,7 @@ def finetune(
     identity = {**identity, **asdict(settings)}
     done, target = folder / "finetune.json", folder / "finetuned.pth"
     if target.is_file() and _kept(done, identity, "fine-tuning") is not None:
+        console.print(f"  reused: {target}")
         return target
     check_trainable(config)
     begun = folder / "identity.json"
@@ -186,7 +188,7 @@ def finetune(
         config[key] = None
     start = time.perf_counter()
     with _runner(config, folder, console) as runner:
-        runner.register_hook(_Bar(console, "fine-tuning", settings.iterations))
+        runner.register_hook(_Bar(console, "fine-tuning", settings.iterations, "iterations"))
         runner.train()
         runner.save_checkpoint(str(folder), target.name, save_optimizer=False, save_param_scheduler=False)
     write_json(done, {"schema_version": SCHEMA_VERSION, "identity": identity, "seconds": time.perf_counter() - start})
@@ -208,7 +210,7 @@ def recover(
     plan: PruningPlan,
     weights: str,
     console: Console,
-    steps: Callable[[str], AbstractContextManager[None]],
+    steps: Callable[..., AbstractContextManager[None]],
     raw: nn.Module | None = None,
     repair: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
@@ -237,20 +239,26 @@ def recover(
     pruned_config = Config.fromfile(work_dir / "pruned_config.py")
     pruned_identity = model_identity(config, weights, plan.hash)
 
-    def judge(name: str, config: Config, state: Mapping[str, Tensor], identity: Mapping[str, Any]) -> None:
+    def judge(name: str, what: str, config: Config, state: Mapping[str, Tensor], identity: Mapping[str, Any]) -> None:
         if not evaluate_models:
             return
-        with steps("evaluate"):
+        with steps("evaluate", f"accuracy of {what} on the test data"):
             path = work_dir / "accuracy" / f"{name}.json"
             figures = evaluate(config, state, path, identity, console, headline)["figures"]
             report.setdefault("accuracy", {})[name] = figures
             console.print(f"  {name}: " + ", ".join(f"{figure} {value:.3f}" for figure, value in figures.items()))
 
-    judge("dense", config, dense.state_dict(), model_identity(config, weights, None))
-    judge("pruned", pruned_config, (pruned if raw is None else raw).state_dict(), pruned_identity)
+    judge("dense", "the dense model", config, dense.state_dict(), model_identity(config, weights, None))
+    judge(
+        "pruned",
+        "the pruned model as it was cut",
+        pruned_config,
+        (pruned if raw is None else raw).state_dict(),
+        pruned_identity,
+    )
     if repair is not None:
         pruned_identity = {**pruned_identity, "repair": dict(repair)}
-        judge("repaired", pruned_config, pruned.state_dict(), pruned_identity)
+        judge("repaired", "the repaired model", pruned_config, pruned.state_dict(), pruned_identity)
     if settings is not None:
         with steps("fine-tune"):
             path = finetune(
@@ -259,16 +267,20 @@ def recover(
             console.print(f"  {settings.iterations} iterations: {path}")
         report["finetune"] = {**asdict(settings), "checkpoint": str(path.relative_to(work_dir))}
         state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
-        judge("finetuned", pruned_config, state, {**pruned_identity, "finetune": asdict(settings)})
+        judge(
+            "finetuned", "the fine-tuned model", pruned_config, state, {**pruned_identity, "finetune": asdict(settings)}
+        )
     return report
 
 
 class _Bar(Hook):
-    """Steps of a training or test on a progress bar."""
+    """Steps of a training or test on a progress bar, or a line now and then where there is no terminal."""
 
-    def __init__(self, console: Console, name: str, total: int) -> None:
+    def __init__(self, console: Console, name: str, total: int, unit: str) -> None:
         self.progress = step_bar(console)
         self.task = self.progress.add_task(name, total=total)
+        self.lines: PlainProgress | None = None
+        self.about = (console, name, total, unit)
 
     def before_run(self, runner: Runner) -> None:
         """Show the bar."""
@@ -280,11 +292,17 @@ class _Bar(Hook):
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Move on."""
-        self.progress.update(self.task, completed=runner.iter + 1)
+        self._done(runner.iter + 1)
 
     def after_test_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Move on."""
-        self.progress.update(self.task, completed=batch_idx + 1)
+        self._done(batch_idx + 1)
+
+    def _done(self, count: int) -> None:
+        if self.lines is None:  # a training that goes on does not begin at 0
+            self.lines = PlainProgress(*self.about, done=count - 1)
+        self.progress.update(self.task, completed=count)
+        self.lines(count)
 
 
 def _quiet(config: Config, folder: Path) -> Config:

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import Field, PlainValidator
 
 from mdp_mmdet3d.errors import MdpError
+from mdp_mmdet3d.report.provenance import DEFAULT_TOLERANCE
 from mdp_mmdet3d.sections import Count, Flag, Natural, Number, Positive, Text, read_section
 from mdp_mmdet3d.space.builder import InputShape, SpaceOptions
 from mdp_mmdet3d.surgery.repair import RepairSettings
@@ -200,7 +201,7 @@ class PruneSettings:
     freeze: Annotated[tuple[Text, ...], Field(examples=["['backbone.*']"])] = ()
     precision: Precision = "float32"
     sampling: Literal["sparse", "grid"] = "sparse"
-    tolerance: Positive = 0.02
+    tolerance: Positive = DEFAULT_TOLERANCE
     refinements: Natural = 3
     rounds: Annotated[Count, Field(ge=2)] = 16
     fit_networks: Annotated[Count, Field(ge=2)] = 4

@@ -17,7 +17,7 @@ from torch import nn
 
 from mdp_mmdet3d.adapters import SingleGraph
 from mdp_mmdet3d.compare import methods, report
-from mdp_mmdet3d.compare.checks import tuned_plan
+from mdp_mmdet3d.compare.checks import different_budgets, tuned_plan
 from mdp_mmdet3d.compare.job import Comparison
 from mdp_mmdet3d.compare.magnitude import magnitude_importance
 from mdp_mmdet3d.compare.recipe import finetune_settings
@@ -292,6 +292,12 @@ def test_bad_input_is_told_before_anything_is_written(tmp_path, without, argumen
     with pytest.raises(MdpError, match=message):
         Comparison(str(path), work_dir=tmp_path / "work", **given)
     assert not (tmp_path / "work").exists()
+
+
+def test_a_budget_in_two_spellings_is_one():
+    assert different_budgets(["0.7", "70%", "10ms", "0.55", "100fps", ".70", "55%"]) == ["0.7", "10ms", "0.55"]
+    job = Comparison(CONFIG, None, ["mdp"], ["0.7", "70%"], Path("unused"))
+    assert job.budgets == ["0.7"]
 
 
 def test_a_missing_library_is_told_with_its_extra(monkeypatch):

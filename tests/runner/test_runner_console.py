@@ -27,8 +27,11 @@ def test_steps_print_name_work_and_time():
     with steps("solve"):
         pass
     first, second = out.getvalue().splitlines()
-    assert first == "solve: the best plan within the budget" and re.fullmatch(r"  0\.\d s", second)
-    assert list(steps.seconds) == ["solve"]
+    assert first == "solve: the best plan within the budget" and re.fullmatch(r"  took 0\.\d s", second)
+    with steps("evaluate", "accuracy of the dense model on the test data"):
+        pass
+    assert out.getvalue().splitlines()[2] == "evaluate: accuracy of the dense model on the test data"
+    assert list(steps.seconds) == ["solve", "evaluate"]
 
 
 class Probe:

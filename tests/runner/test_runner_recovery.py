@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 
@@ -128,9 +130,13 @@ def test_interrupted_fine_tuning_ends_where_an_uninterrupted_one_does(config, de
 def test_accuracy_is_that_of_the_weights_and_kept_with_its_identity(config, dense, tmp_path, monkeypatch):
     identity = model_identity(config, "w", None)
     path = tmp_path / "dense.json"
-    result = evaluate(config, dense[0].state_dict(), path, identity, QUIET, ("mAP", "NDS"))
+    monkeypatch.setattr("mdp_mmdet3d.progress.INTERVAL_S", 0.0)
+    log = Console(file=io.StringIO())
+    result = evaluate(config, dense[0].state_dict(), path, identity, log, ("mAP", "NDS"))
+    assert re.search(r"^  evaluation: 2 of \d+ batches, about \d+ s left$", log.file.getvalue(), re.M)
     assert any(key.endswith("car_AP_dist_2.0") for key in result["metrics"])
-    assert evaluate(config, {}, path, identity, QUIET, ("mAP", "NDS")) == result
+    assert evaluate(config, {}, path, identity, log, ("mAP", "NDS")) == result
+    assert "  reused: " in log.file.getvalue()
     with pytest.raises(RuntimeError, match="Missing key"):
         evaluate(config, {}, path, model_identity(config, "other weights", None), QUIET, ("mAP", "NDS"))
     path.write_text("{")
