@@ -16,7 +16,7 @@ from mdp_mmdet3d.operators import OperatorSignature
 from mdp_mmdet3d.operators.call import CALL_KINDS, call_obstacle, call_text
 from mdp_mmdet3d.space.builder import SpaceBuilder
 from mdp_mmdet3d.space.operations import Operation, Template, record_operations
-from mdp_mmdet3d.space.types import BlockKind, PruningSpace, Width, WidthSum, width_at, width_dimensions
+from mdp_mmdet3d.space.types import BlockKind, DimensionKind, PruningSpace, Width, WidthSum, width_at, width_dimensions
 from mdp_mmdet3d.surgery.apply import apply_plan, model_digest, shared_copy
 from mdp_mmdet3d.surgery.plan import Cut, PruningPlan
 
@@ -41,6 +41,11 @@ class _Judged:
     operation: Operation
     holes: dict[Place, Width] = field(default_factory=dict)
     obstacle: str = ""
+
+    @property
+    def widths(self) -> set[str]:
+        """Dimensions that it depends on."""
+        return {name for width in self.holes.values() for name in width_dimensions(width)}
 
 
 def add_call_terms(
@@ -70,7 +75,8 @@ def add_call_terms(
     cut = _cut_models(builder, model, part, small)
     swishes = _swishes(dense)
     left_out = _fused(dense) | set(swishes.values())
-    covered = _covered(builder, priced)
+    covered, in_sub_layer = _covered(builder, priced), _beside(priced)
+    embedded = {d.name for d in builder.dimensions.values() if d.kind is DimensionKind.EMBED_WIDTH}
     for position, operation in enumerate(dense):
         if operation.view or position in left_out or covered(operation):
             continue
@@ -78,7 +84,7 @@ def add_call_terms(
         if position in swishes:
             versions = [v and replace(v, function=SILU, arguments=v.arguments[:1]) for v in versions]
         judged = _judge(builder, versions, cut)
-        if judged is None:
+        if judged is None or (in_sub_layer(operation) and judged.holes and embedded.issuperset(judged.widths)):
             continue
         if not judged.obstacle:
             judged.obstacle = _add_term(builder, judged, engine) or ""
@@ -202,6 +208,17 @@ def _covered(builder: SpaceBuilder, priced: Sequence[str]) -> Callable[[Operatio
         return operation.name in (*PRODUCTS, "max_pool2d") and operation.module in modules
 
     return covered
+
+
+def _beside(priced: Sequence[str]) -> Callable[[Operation], bool]:
+    """Whether an operation is the norm or sum of a sub-layer, which its term holds: it runs beside one in a layer."""
+    layers = {path.rpartition(".")[0] for path in priced} - {""}
+
+    def beside(operation: Operation) -> bool:
+        inside = any(f"{operation.module}.".startswith(f"{layer}.") for layer in layers)
+        return inside and operation.name in (*SUMS, "layer_norm")
+
+    return beside
 
 
 def _judge(builder: SpaceBuilder, versions: Sequence[Operation | None], cut: _Cut) -> _Judged | None:

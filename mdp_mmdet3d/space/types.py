@@ -25,6 +25,7 @@ class DimensionKind(str, Enum):
     V_WIDTH = "v_width"
     HEAD_WIDTH = "head_width"  # of q, k and v alike
     HIDDEN = "hidden"
+    EMBED_WIDTH = "embed_width"  # of the stream that the sub-layers of a transformer read and add to
 
 
 class BlockKind(str, Enum):
@@ -41,6 +42,10 @@ class BlockKind(str, Enum):
 SHORTCUT = ("downsample", "relu")
 
 
+OUTPUT = "()"
+"""Behind a module's path: what the module returns, where that is no tensor of the model but always the same."""
+
+
 @dataclass(frozen=True)
 class TensorAxis:
     """Where the elements of a dimension lie in one tensor.
@@ -48,7 +53,8 @@ class TensorAxis:
     Element ``e`` of copy ``first + c`` covers the indices ``offset + (c * size + e) * width + [0, width)`` of ``axis``.
 
     Attributes:
-        tensor: Path of the parameter or buffer, e.g. ``"img_backbone.layer1.0.bn1.weight"``.
+        tensor: Path of the parameter or buffer, e.g. ``"img_backbone.layer1.0.bn1.weight"``; a module's path and
+            ``()`` for what that module returns (a position embedding that it computes from nothing).
         axis: Axis of that tensor.
         offset: Index of the first element.
         width: Consecutive indices per element (the head dimension for attention heads, else 1).

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mdp_mmdet3d.errors import MdpError
-from mdp_mmdet3d.space.types import Block, BlockKind
+from mdp_mmdet3d.space.types import OUTPUT, Block, BlockKind
 from mdp_mmdet3d.surgery.apply import check_fits, keep_masks, replace_block
 from mdp_mmdet3d.surgery.plan import PruningPlan
 
@@ -53,8 +53,8 @@ def mask_model(model: nn.Module, plan: PruningPlan) -> nn.Module:
             owners[id(held)].append((module, leaf))
     with torch.no_grad():
         for name, masks in keep_masks(model, plan).items():
-            if name.endswith(("running_mean", "running_var")):
-                continue  # an output of 0 comes from gamma = beta = 0
+            if name.endswith(("running_mean", "running_var", OUTPUT)):
+                continue  # an output of 0 comes from gamma = beta = 0; nothing reads a cut channel of a constant
             tensor = tensors[name].detach().clone()
             for axis, mask in masks.items():
                 tensor.index_fill_(axis, (~mask).nonzero().flatten().to(tensor.device), 0.0)

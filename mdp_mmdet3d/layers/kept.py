@@ -1,0 +1,28 @@
+"""What a module returns, with some of its channels only."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+
+class KeptChannels:
+    """Forward hook that keeps channels of what a module returns.
+
+    Args:
+        axis: Axis of the channels.
+        kept: Their indices, increasing.
+    """
+
+    def __init__(self, axis: int, kept: Tensor) -> None:
+        self.axis, self.kept = axis, kept
+
+    def __call__(self, module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        """``output`` with the kept channels."""
+        return output.index_select(self.axis, self.kept.to(output.device))
+
+
+def keep_output(module: nn.Module, axis: int, kept: Tensor) -> None:
+    """Let a module that computes a constant, such as a position embedding, return some channels of it only."""
+    module.register_forward_hook(KeptChannels(axis, kept))
