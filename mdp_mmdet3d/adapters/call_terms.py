@@ -152,7 +152,7 @@ def _sums(builder: SpaceBuilder, space: PruningSpace) -> Iterator[Width]:
     """Widths of all axes of weights that are no single dimension."""
     tensors = builder.model.state_dict(keep_vars=True)
     axes = dict.fromkeys((m.tensor, m.axis) for d in space.dimensions for m in d.members)
-    for tensor, axis in axes:
+    for tensor, axis in (a for a in axes if a[0] in tensors):
         width = builder.width_of(tensor, axis, tensors[tensor].shape[axis])
         if isinstance(width, WidthSum):
             yield width

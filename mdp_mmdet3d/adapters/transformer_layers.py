@@ -92,7 +92,8 @@ def add_transformer_layers(
         readers = {attention.name: _readers(attention) for attention in attentions}
         ties = [(names[0], name) for names in readers.values() for name in names[1:]]  # one width for q, k and v
         flow = follow_channels(builder.model, forward, ties)
-        add_embed_widths(builder, flow, [place for names in readers.values() for place in names])
+        places = [place for names in readers.values() for place in names]
+        add_embed_widths(builder, flow, [*places, *((f"{s.name}.{s.first}.weight", 1) for s in feed_forwards)])
     for attention in (a for a in attentions if a.windows):
         attributes = {
             "queries": attention.queries,

@@ -7,7 +7,7 @@ of its channels is known for the operators below; others mark what they read, an
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from mdp_mmdet3d.layers.evaluation import evaluating
 from mdp_mmdet3d.layers.fused import without_fused_layers
@@ -50,7 +51,7 @@ class Flow:
     Attributes:
         labels: Per place, which element each index belongs to; equal numbers are tied.
         marks: Per element, why it is not understood.
-        shared: Tensors that the model holds under several names.
+        shared: Tensors that several modules hold.
     """
 
     labels: dict[Place, np.ndarray]
@@ -88,11 +89,10 @@ def follow_channels(
 class _Follower(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
-        self._starts: dict[int, list[int]] = {}
+        self._starts: MutableMapping[Tensor, list[int]] = WeakTensorKeyDictionary()
         self._count = 0
         self._edges: list[tuple[np.ndarray, np.ndarray]] = []
         self._marks: list[tuple[np.ndarray, str]] = []
-        self._kept: list[Any] = []  # so that no other tensor gets an identity
         self._constants: dict[str, Tensor] = {}
 
     def __torch_dispatch__(
@@ -100,14 +100,13 @@ class _Follower(TorchDispatchMode):
     ) -> Any:
         named = kwargs or {}
         found = func(*args, **named)
-        self._kept += [args, named, found]
         name = func._schema.name.rpartition("::")[2]
         name = name.rstrip("_") if not name.startswith("__") else name
         try:
             self._rule(name, func, args, named, found)
-        except _Unknown as unknown:
+        except _Unknown:
             for tensor in (*_tensors([args, named]), *_tensors(found)):
-                self._mark(tensor, range(tensor.ndim), f"{unknown.args[0] if unknown.args else name}")
+                self._mark(tensor, range(tensor.ndim), f"passes {name}, which tracing does not follow")
         return found
 
     def leave(self, name: str) -> Callable[..., None]:
@@ -118,8 +117,7 @@ class _Follower(TorchDispatchMode):
                 return
             with _disable_current_modes(), torch.no_grad():
                 if _is_constant(module, args, kwargs, output):
-                    self._kept.append(output)
-                    self._starts.pop(id(output), None)
+                    self._starts.pop(output, None)
                     self._constants[name] = output
 
         return note
@@ -132,34 +130,37 @@ class _Follower(TorchDispatchMode):
         graph = coo_matrix((np.ones(len(ends[0]), dtype=bool), (ends[0], ends[1])), shape=(self._count, self._count))
         _, labels = connected_components(graph, directed=False)
         places: dict[Place, np.ndarray] = {}
-        owners: dict[int, list[str]] = {}
-        held = {
-            **dict(model.named_parameters(remove_duplicate=False)),
-            **dict(model.named_buffers(remove_duplicate=False)),
-        }
-        for name, tensor in (*held.items(), *((f"{n}{OUTPUT}", t) for n, t in self._constants.items())):
-            owners.setdefault(id(tensor), []).append(name)
-            for axis, start in enumerate(self._starts.get(id(tensor), ())):
+        names: dict[int, str] = {}
+        shared = set()
+        held = [
+            (f"{path}.{leaf}" if path else leaf, tensor)
+            for path, module in model.named_modules()  # one that is used under several names comes once
+            for leaf, tensor in (*module._parameters.items(), *module._buffers.items())
+            if tensor is not None
+        ]
+        for name, tensor in (*held, *((f"{n}{OUTPUT}", t) for n, t in self._constants.items())):
+            if id(tensor) in names:
+                shared |= {name, names[id(tensor)]}
+            names.setdefault(id(tensor), name)
+            for axis, start in enumerate(self._starts.get(tensor, ())):
                 places[name, axis] = labels[start : start + tensor.shape[axis]]
         marks: dict[int, str] = {}
         for nodes, reason in self._marks:
             for label in np.unique(labels[nodes]):
                 marks.setdefault(int(label), reason)
-        shared = frozenset(name for names in owners.values() if len(names) > 1 for name in names)
-        return Flow(places, marks, shared)
+        return Flow(places, marks, frozenset(shared))
 
     # nodes
 
     def _axis(self, tensor: Tensor, axis: int) -> np.ndarray:
         """Nodes of the indices along an axis."""
-        starts = self._starts.get(id(tensor))
+        starts = self._starts.get(tensor)
         if starts is None:
-            self._kept.append(tensor)
             starts = []
             for length in tensor.shape:
                 starts.append(self._count)
                 self._count += length
-            self._starts[id(tensor)] = starts
+            self._starts[tensor] = starts
         axis %= tensor.ndim
         return np.arange(starts[axis], starts[axis] + tensor.shape[axis])
 
@@ -214,6 +215,13 @@ class _Follower(TorchDispatchMode):
                         self.tie(args[0], axis, output, axis)
                 self._mark(output, list(axes), name)
             self._mark(args[0], list(axes), name)
+        elif name == "repeat":
+            for axis, times in zip(range(-args[0].ndim, 0), args[1][-args[0].ndim :] if args[0].ndim else ()):
+                if times == 1:
+                    self.tie(args[0], axis, outputs[0], axis)
+                else:
+                    self._mark(args[0], [axis], "is repeated")
+                    self._mark(outputs[0], [axis], "is a repetition")
         elif name == "embedding":
             self.tie(args[0], 1, outputs[0], -1)
         elif name in ("index", "index_select", "gather"):

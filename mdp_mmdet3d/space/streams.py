@@ -28,6 +28,7 @@ class _Stream:
         size: Elements.
         width: Channels of one element where the stream was looked at.
         members: Where they lie.
+        parts: Dimensions of convolutions that make nothing but the stream.
         obstacle: Why they stay; empty if they need not.
     """
 
@@ -35,7 +36,8 @@ class _Stream:
     size: int
     width: int
     members: tuple[TensorAxis, ...]
-    obstacle: str = ""
+    parts: tuple[str, ...]
+    obstacle: str
 
 
 def add_embed_widths(builder: SpaceBuilder, flow: Flow, readers: Sequence[Place]) -> None:
@@ -57,7 +59,7 @@ def add_embed_widths(builder: SpaceBuilder, flow: Flow, readers: Sequence[Place]
         stream = _stream(builder, flow, labels, of_stream)
         streams[stream.name] = stream
     if not streams:
-        builder.leave("embed", "no attention was found whose stream could be cut")
+        builder.leave("embed", "no attention or feed-forward network was found whose stream could be cut")
         return
     open_streams = [stream for stream in streams.values() if not stream.obstacle]
     most = min(builder.options.max_options, math.floor(COMBINATIONS ** (1 / max(1, len(open_streams))) + 1e-9))
@@ -77,7 +79,10 @@ def add_embed_widths(builder: SpaceBuilder, flow: Flow, readers: Sequence[Place]
             scale=0.5,  # a gate on a channel is seen where it is written and at the norm that reads it
         )
         if isinstance(added, str):
-            _own(builder, stream.members)
+            for part in stream.parts:
+                del builder.dimensions[part]
+            for member in stream.members:  # convolutions whose channels turned out to be the stream's
+                builder.left_alone.pop(f"{member.tensor.rpartition('.')[0]}.out", None)
 
 
 def _stream(builder: SpaceBuilder, flow: Flow, labels: np.ndarray, readers: Sequence[Place]) -> _Stream:
@@ -93,19 +98,22 @@ def _stream(builder: SpaceBuilder, flow: Flow, labels: np.ndarray, readers: Sequ
     if len(elements) == 1:
         obstacle = obstacle or "its channels can only go as a whole"
     members: list[TensorAxis] = []
-    cut = {(m.tensor, m.axis): d.name for d in builder.dimensions.values() for m in d.members}
+    within = [d.name for d in builder.dimensions.values() if places.keys() >= {(m.tensor, m.axis) for m in d.members}]
+    cut = {
+        (m.tensor, m.axis): d.name for d in builder.dimensions.values() if d.name not in within for m in d.members
+    }
     for (tensor, axis), inside in places.items():
         counts = {len(indices) for indices in inside}
         runs = ordered_runs(np.array(inside)) if len(counts) == 1 else None
         if runs is None:
             obstacle = obstacle or f"its channels are not in order in {tensor}"
         elif tensor in flow.shared:
-            obstacle = obstacle or f"{tensor} is used under several names"
+            obstacle = obstacle or f"{tensor} is held by several modules"
         elif (tensor, axis) in cut:
             obstacle = obstacle or f"its channels in {tensor} are those of {cut[tensor, axis]}"
         else:
             members += [TensorAxis(tensor, axis, run.offset, run.width) for run in runs]
-    return _Stream(name, len(elements), width, tuple(members), obstacle)
+    return _Stream(name, len(elements), width, tuple(members), tuple(within), obstacle)
 
 
 def _name(readers: Sequence[Place]) -> str:
@@ -141,9 +149,3 @@ def _sources(model: nn.Module, members: Sequence[TensorAxis]) -> list[list[Tenso
         elif not (parameters[member.tensor].ndim == 2 and "weight" in member.tensor):
             groups[member.tensor].append(member)  # tokens and positions; the rest are packed projections
     return list(groups.values())
-
-
-def _own(builder: SpaceBuilder, members: Sequence[TensorAxis]) -> None:
-    """Convolutions whose channels turned out to be the stream's are not left alone."""
-    for member in members:
-        builder.left_alone.pop(f"{member.tensor.rpartition('.')[0]}.out", None)
