@@ -215,6 +215,8 @@ class _Follower(TorchDispatchMode):
                         self.tie(args[0], axis, output, axis)
                 self._mark(output, list(axes), name)
             self._mark(args[0], list(axes), name)
+        elif name == "constant_pad_nd":
+            self._pad(args[0], args[1], outputs[0])
         elif name == "repeat":
             for axis, times in zip(range(-args[0].ndim, 0), args[1][-args[0].ndim :] if args[0].ndim else ()):
                 if times == 1:
@@ -285,6 +287,15 @@ class _Follower(TorchDispatchMode):
             if axis != dim:
                 self.tie(tensor, axis, output, axis)
         self._edges.append((self._axis(tensor, dim)[slice(start, end, step)], self._axis(output, dim)))
+
+    def _pad(self, tensor: Tensor, sizes: Sequence[int], output: Tensor) -> None:
+        for axis in range(tensor.ndim):
+            place = 2 * (tensor.ndim - 1 - axis)
+            before, after = (*sizes, *[0] * (2 * tensor.ndim))[place : place + 2]
+            if min(before, after) < 0:
+                self._mark(tensor, [axis], "is cropped")
+                continue
+            self._edges.append((self._axis(tensor, axis), self._axis(output, axis)[before:][: tensor.shape[axis]]))
 
     def _join(self, name: str, tensors: Sequence[Tensor], dim: int, output: Tensor) -> None:
         dim, start = dim % output.ndim, 0
