@@ -183,8 +183,8 @@ class Adapter(ABC):
         """
         if options is not None and options.embed_width and not self.embed_widths:
             raise MdpError(
-                f"prune.embed_width=True is for models of one graph, not for a {type(model).__name__}: its memory and "
-                "the inputs of its engines have the width of its queries. Leave it out"
+                f"prune.embed_width=True is not for a {type(model).__name__}: its adapter {type(self).__name__} does "
+                "not say how the width of its stream is cut (Adapter.embed_widths). Leave it out"
             )
         builder = SpaceBuilder(model, options or SpaceOptions(), self.refused)
         level = logging.root.manager.disable

@@ -4,7 +4,7 @@ by running models with other widths, and its probe is the call itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from typing import Any
@@ -56,6 +56,7 @@ def add_call_terms(
     deployed: Run,
     engine: str,
     priced: Sequence[str] = (),
+    only: Collection[str] | None = None,
 ) -> None:
     """Add the cost of activations, norms, poolings, sums, products, concatenations and what else ran.
 
@@ -69,6 +70,7 @@ def add_call_terms(
         deployed: Runs it at the deployed size.
         engine: Engine it runs in.
         priced: Paths of modules whose cost is in other terms.
+        only: Dimensions of which one must be among what an operation depends on; None: any operation.
     """
     dense, opaque = record_operations(part(model), lambda: small(part(model)), follow=True)
     at_size = {o.key: o for o in record_operations(part(model), lambda: deployed(part(model)))[0]}
@@ -84,13 +86,15 @@ def add_call_terms(
         if position in swishes:
             versions = [v and replace(v, function=SILU, arguments=v.arguments[:1]) for v in versions]
         judged = _judge(builder, versions, cut)
-        if judged is None or (in_sub_layer(operation) and judged.holes and embedded.issuperset(judged.widths)):
+        if judged is None or (only is not None and judged.widths.isdisjoint(only)):
+            continue
+        if in_sub_layer(operation) and judged.holes and embedded.issuperset(judged.widths):
             continue
         if not judged.obstacle:
             judged.obstacle = _add_term(builder, judged, engine) or ""
         if judged.obstacle:
             builder.without_term(engine, _label(part(model), operation), judged.obstacle)
-    for name, kind in opaque.items():
+    for name, kind in opaque.items() if only is None else ():
         if not any(f"{name}.".startswith(f"{path}.") for path in priced):
             builder.without_term(engine, kind, "is no function of PyTorch")
 

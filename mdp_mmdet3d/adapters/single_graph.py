@@ -37,7 +37,8 @@ class SingleGraph(Adapter):
     """Image classifiers of MMPretrain, detectors of MMDetection, camera detectors of MMDetection3D.
 
     Pruned are the channels of convolutions that a batch norm, an activation, an addition or a pooling connects, and
-    residual blocks; of transformers widths and sub-layers. Every one is verified by itself before it is offered; what fails is left alone with the reason.
+    residual blocks; of transformers widths and sub-layers. Every one is verified by itself before it is offered; what
+    fails is left alone with the reason.
     """
 
     embed_widths = True

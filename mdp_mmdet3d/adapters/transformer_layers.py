@@ -95,7 +95,7 @@ def add_transformer_layers(
         places = [place for names in readers.values() for place in names]
         add_embed_widths(builder, flow, [*places, *((f"{s.name}.{s.first}.weight", 1) for s in feed_forwards)])
     for attention in (a for a in attentions if a.windows):
-        attributes = {
+        attributes: dict[str, Any] = {
             "queries": attention.queries,
             "keys": attention.keys,
             "shared": attention.queries == attention.keys,

@@ -24,5 +24,8 @@ class KeptChannels:
 
 
 def keep_output(module: nn.Module, axis: int, kept: Tensor) -> None:
-    """Let a module that computes a constant, such as a position embedding, return some channels of it only."""
+    """Let a module without weights return some channels only: of a constant, or of what a layer norm is given."""
+    if isinstance(module, nn.LayerNorm):
+        module.normalized_shape = (len(kept),)
+        return
     module.register_forward_hook(KeptChannels(axis, kept))

@@ -40,8 +40,8 @@ class Attention(OperatorKind):
     """
 
     name = "attention"
-    roles = ("heads", "qk_width", "v_width")
-    attributes = ("queries", "keys", "embed_dims", "shared")
+    roles: ClassVar[tuple[str, ...]] = ("heads", "qk_width", "v_width")
+    attributes: ClassVar[tuple[str, ...]] = ("queries", "keys", "embed_dims", "shared")
     optional = ("packed", "windows")
     # Latency is convex in the heads.
     samples: ClassVar[Mapping[str, int | None]] = {"heads": None, "qk_width": 2, "v_width": 2}

@@ -27,8 +27,8 @@ class Ffn(OperatorKind):
     """Feed-forward network on (1, tokens, embed_dims); ``activation`` is ReLU unless it says ``"gelu"``."""
 
     name = "ffn"
-    roles = ("hidden",)
-    attributes = ("tokens", "embed_dims")
+    roles: ClassVar[tuple[str, ...]] = ("hidden",)
+    attributes: ClassVar[tuple[str, ...]] = ("tokens", "embed_dims")
     optional = ("activation",)
     samples: ClassVar[Mapping[str, int | None]] = {"hidden": 5}
 

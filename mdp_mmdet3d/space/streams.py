@@ -87,11 +87,11 @@ def add_embed_widths(builder: SpaceBuilder, flow: Flow, readers: Sequence[Place]
 
 def _stream(builder: SpaceBuilder, flow: Flow, labels: np.ndarray, readers: Sequence[Place]) -> _Stream:
     elements = list(dict.fromkeys(labels.tolist()))
-    places: dict[Place, np.ndarray] = {}
-    for place, found in flow.labels.items():
-        inside = [np.flatnonzero(found == element) for element in elements] if np.isin(found, elements).any() else []
-        if inside:
-            places[place] = inside  # type: ignore[assignment]
+    places: dict[Place, list[np.ndarray]] = {
+        place: [np.flatnonzero(found == element) for element in elements]
+        for place, found in flow.labels.items()
+        if np.isin(found, elements).any()
+    }
     name = _name(readers)
     width = len(labels) // len(elements)
     obstacle = next((f"a channel {flow.marks[e]}" for e in elements if e in flow.marks), "")
@@ -99,12 +99,10 @@ def _stream(builder: SpaceBuilder, flow: Flow, labels: np.ndarray, readers: Sequ
         obstacle = obstacle or "its channels can only go as a whole"
     members: list[TensorAxis] = []
     within = [d.name for d in builder.dimensions.values() if places.keys() >= {(m.tensor, m.axis) for m in d.members}]
-    cut = {
-        (m.tensor, m.axis): d.name for d in builder.dimensions.values() if d.name not in within for m in d.members
-    }
+    cut = {(m.tensor, m.axis): d.name for d in builder.dimensions.values() if d.name not in within for m in d.members}
     for (tensor, axis), inside in places.items():
-        counts = {len(indices) for indices in inside}
-        runs = ordered_runs(np.array(inside)) if len(counts) == 1 else None
+        alike = len({len(indices) for indices in inside}) == 1
+        runs = ordered_runs(np.array(inside)) if alike else None
         if runs is None:
             obstacle = obstacle or f"its channels are not in order in {tensor}"
         elif tensor in flow.shared:
