@@ -40,11 +40,21 @@ def test_what_is_concatenated_and_grouped_is_right_in_onnx_too(spec, fuzz):
     assert row["verdict"] == "right" and row["share"] > 0.95, row
 
 
+def test_a_sum_that_nothing_but_its_own_relu_keeps_above_0_is_no_identity(fuzz):
+    """Seed 10095: what enters the residual layer is below 0, and verification happened to cut just that."""
+    spec = [("tower", 16, "bn"), ("split", 24, "none"), ("residual", 24, "bn"), ("tower", 16, "ln")]
+    row = fuzz.judge(spec, 10095, LIMIT_S)
+    assert row["verdict"] == "right" and row["blocks"] == 2, row  # the towers
+
+
+@pytest.mark.parametrize("embed_width", [False, True])
 @pytest.mark.parametrize("seed", range(4))
-def test_random_transformers(seed, fuzz):
+def test_random_transformers(seed, embed_width, fuzz):
     stacks = fuzz.fuzz_stacks
-    row = fuzz.judge(stacks.random_spec(seed), seed, LIMIT_S, make=stacks.build, onnx=True)
+    spec = stacks.random_spec(seed)
+    row = fuzz.judge(spec, seed, LIMIT_S, make=stacks.build, onnx=True, embed_width=embed_width)
     assert row["verdict"] == "right" and row["share"] > 0.8, row
+    assert row["embed_widths"] == embed_width, row
 
 
 def test_attention_of_torch_has_an_onnx_form(fuzz):
