@@ -8,6 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+
+from mdp_mmdet3d.adapters.residual_blocks import find_residual_blocks
+from mdp_mmdet3d.space.calls import record_calls
 
 PROGRAM = Path(__file__).resolve().parents[2] / "benchmarks" / "fuzz.py"
 LIMIT_S = 120
@@ -40,11 +44,12 @@ def test_what_is_concatenated_and_grouped_is_right_in_onnx_too(spec, fuzz):
     assert row["verdict"] == "right" and row["share"] > 0.95, row
 
 
-def test_a_sum_that_nothing_but_its_own_relu_keeps_above_0_is_no_identity(fuzz):
-    """Seed 10095: what enters the residual layer is below 0, and verification happened to cut just that."""
-    spec = [("tower", 16, "bn"), ("split", 24, "none"), ("residual", 24, "bn"), ("tower", 16, "ln")]
-    row = fuzz.judge(spec, 10095, LIMIT_S)
-    assert row["verdict"] == "right" and row["blocks"] == 2, row  # the towers
+@pytest.mark.parametrize("before, block", [("conv", True), ("tower", False)])
+def test_only_behind_a_relu_a_residual_layer_without_its_branch_passes_its_input_on(before, block, fuzz):
+    """Seed 10095 was wrong: what entered the layer was below 0, and verification happened to cut just that."""
+    model = fuzz.build([(before, 16, "bn"), ("residual", 16, "bn")], 0)
+    calls = record_calls(model, lambda: model(torch.randn(1, 3, 32, 32)))
+    assert ("layers.1" in [found.name for found in find_residual_blocks(calls)[0]]) is block
 
 
 @pytest.mark.parametrize("embed_width", [False, True])
