@@ -59,8 +59,8 @@ def readme(
         f"{width} channels."
         if width == TRAINED_WIDTH
         else f"**{width} channels**, not the {TRAINED_WIDTH} of released models; `pos_embed` and the memory's "
-        "`embedding` are as narrow. What this generation of the node checks at its start does not name that size: run it once with "
-        "`build_only` before you rely on it."
+        "`embedding` are as narrow. What this generation of the node checks at its start does not name that size: run "
+        "it once with `build_only` before you rely on it."
     )
     return f"""# StreamPETR for autoware_camera_streampetr {" and ".join(generation.releases)}
 
