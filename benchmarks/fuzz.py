@@ -3,6 +3,7 @@
     python benchmarks/fuzz.py --count 30                    # seeds 0 to 29; a failing network is shrunk and printed
     python benchmarks/fuzz.py --count 1 --seed 17 --json F
     python benchmarks/fuzz.py --stacks --onnx               # transformers (benchmarks/fuzz_stacks.py), and their export
+    python benchmarks/fuzz.py --stacks --onnx --embed-width
 
 Networks are lists of layers: plain, residual, concatenated, split, depthwise, grouped, transposed and gated
 (squeeze-and-excitation, or one half of a split by the other) convolutions with batch norm, group norm or layer norm
@@ -38,7 +39,7 @@ from mdp_mmdet3d.adapters import InputShape
 from mdp_mmdet3d.adapters.single_graph import SingleGraph
 from mdp_mmdet3d.files import write_json
 from mdp_mmdet3d.space.builder import SpaceOptions
-from mdp_mmdet3d.space.types import PruningSpace
+from mdp_mmdet3d.space.types import Dimension, DimensionKind, PruningSpace
 from mdp_mmdet3d.surgery.apply import apply_plan
 from mdp_mmdet3d.surgery.masking import mask_model
 from mdp_mmdet3d.surgery.plan import PruningPlan
@@ -200,7 +201,12 @@ class Hang(Exception):
 
 
 def judge(
-    spec: Spec, seed: int, limit_s: int, make: Callable[[Spec, int], nn.Module] = build, onnx: bool = False
+    spec: Spec,
+    seed: int,
+    limit_s: int,
+    make: Callable[[Spec, int], nn.Module] = build,
+    onnx: bool = False,
+    embed_width: bool = False,
 ) -> dict[str, Any]:
     """What becomes of one network, which ``make`` builds from the spec and a seed."""
 
@@ -210,7 +216,7 @@ def judge(
     signal.signal(signal.SIGALRM, late)
     signal.alarm(limit_s)
     try:
-        return _judge(spec, seed, make, onnx)
+        return _judge(spec, seed, make, onnx, embed_width)
     except Hang:
         return {"verdict": "hang", "why": f"longer than {limit_s} s"}
     except Exception as error:  # whatever a network makes the line raise is what is being counted
@@ -219,10 +225,12 @@ def judge(
         signal.alarm(0)
 
 
-def _judge(spec: Spec, seed: int, make: Callable[[Spec, int], nn.Module], onnx: bool) -> dict[str, Any]:
+def _judge(
+    spec: Spec, seed: int, make: Callable[[Spec, int], nn.Module], onnx: bool, embed_width: bool
+) -> dict[str, Any]:
     model = make(spec, seed)
     adapter = SingleGraph(Config({}), InputShape(1, *SIZE))
-    space = adapter.trace(model, SpaceOptions(4, 4, 4, 0.0, ()))
+    space = adapter.trace(model, SpaceOptions(4, 4, 4, 0.0, (), embed_width=embed_width))
     reasons = [f"{n.module}: {n.reason}" for n in space.not_prunable]
     if not space.dimensions and not space.blocks:
         return {"verdict": "alone", "why": "; ".join(reasons)[:300]}
@@ -250,7 +258,12 @@ def _judge(spec: Spec, seed: int, make: Callable[[Spec, int], nn.Module], onnx: 
             difference = max(adapter.compare(masked, Path(folder), [image.numpy()]).values())
         if not difference <= TOLERANCE:
             return {"verdict": "wrong", "why": f"ONNX and masked differ by {difference:.1e}", "share": share}
-    return {"verdict": "right", "share": share, "blocks": len(space.blocks), "dimensions": len(space.dimensions)}
+    counts = {"blocks": len(space.blocks), "dimensions": len(space.dimensions)}
+    return {"verdict": "right", "share": share, **counts, "embed_widths": sum(map(is_embed_width, space.dimensions))}
+
+
+def is_embed_width(dimension: Dimension) -> bool:
+    return dimension.kind is DimensionKind.EMBED_WIDTH
 
 
 def shrink(spec: Spec, verdict: str, judged: Callable[[Spec], dict[str, Any]]) -> Spec:
@@ -272,6 +285,7 @@ def main() -> int:
     parser.add_argument("--limit", type=int, default=60, help="seconds per network (default 60)")
     parser.add_argument("--stacks", action="store_true", help="transformers instead of convolutional networks")
     parser.add_argument("--onnx", action="store_true", help="export each, and compare")
+    parser.add_argument("--embed-width", action="store_true", help="cut the embedding widths of transformers too")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     draw, make = (fuzz_stacks.random_spec, fuzz_stacks.build) if args.stacks else (random_spec, build)
@@ -279,7 +293,7 @@ def main() -> int:
     rows = []
     for seed in range(args.seed, args.seed + args.count):
         spec = draw(seed)
-        judged = partial(judge, seed=seed, limit_s=args.limit, make=make, onnx=args.onnx)
+        judged = partial(judge, seed=seed, limit_s=args.limit, make=make, onnx=args.onnx, embed_width=args.embed_width)
         row = {"seed": seed, **judged(spec)}
         if row["verdict"] in ("wrong", "crash", "hang"):
             row["layers"] = shrink(spec, row["verdict"], judged)
@@ -289,6 +303,8 @@ def main() -> int:
     counts = Counter(row["verdict"] for row in rows)
     shares = [row.get("share", 0.0) for row in rows]
     print(f"{dict(counts)}; share of weights prunable: median {np.median(shares):.2f}")
+    if args.embed_width:
+        print(f"embedding width prunable in {sum(row.get('embed_widths', 0) > 0 for row in rows)} of {len(rows)}")
     if args.json:
         write_json(args.json, {"schema_version": 1, "rows": rows})
     return 1 if counts["wrong"] or counts["crash"] or counts["hang"] else 0

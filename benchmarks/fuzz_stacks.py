@@ -103,7 +103,7 @@ class StackLayer(nn.Module):
         elif self.form == "mmcv":
             y = self.attn(y, other, other, identity=x)
         elif self.form == "windows":
-            y = x + self.attn(y.reshape(-1, WINDOW, WIDTH)).reshape(x.shape)
+            y = x + self.attn(y.reshape(-1, WINDOW, y.shape[-1])).reshape(x.shape)
         else:
             y = x + (self.attn(y) if self.form == "packed" else self.attn(y, other))
         return y if self.place == "pre" else self.norm(y)

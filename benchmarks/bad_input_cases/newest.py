@@ -131,7 +131,7 @@ def reports(assets: Assets) -> Iterator[Case]:
 
 
 def settings(assets: Assets) -> Iterator[Case]:
-    """``prune.tie_head_widths``, ``prune.repair``, ``prune.importance``, whole sections, the pruning hook."""
+    """Widths, ``prune.repair``, ``prune.importance``, whole sections, the pruning hook."""
     from mdp_mmdet3d.runner.prune_hook import MDPPruneHook
     from mdp_mmdet3d.runner.settings import PruneSettings
 
@@ -139,6 +139,7 @@ def settings(assets: Assets) -> Iterator[Case]:
         (dict(tie_head_widths="auto"), ("tie_head_widths", "True or False")),
         (dict(tie_head_widths=1), ("tie_head_widths", "True or False")),
         (dict(tie_head_width=True), ("tie_head_width", "did you mean")),
+        (dict(embed_width=192), ("embed_width", "True or False")),
         (dict(repair=dict(frame=3)), ("frame", "frames")),
         (dict(repair=dict(ridge=float("nan"))), ("ridge", "finite")),
         (dict(repair=60), ("repair", "dict(frames=60)")),

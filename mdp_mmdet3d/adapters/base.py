@@ -101,6 +101,7 @@ class Adapter(ABC):
         supervision: Patterns of loss terms that only guide training (levels before the last one, denoising): they say
             nothing about what is deployed.
         default_cams: Camera images of a frame where the config does not tell.
+        embed_widths: Whether the embedding width of its transformers can be cut (`SpaceOptions.embed_width`).
         camera_by_camera: Whether an engine can be exported that runs once per camera (`InputShape.encoder_batch`).
     """
 
@@ -111,6 +112,7 @@ class Adapter(ABC):
     supervision: ClassVar[tuple[str, ...]] = ("d[0-9]*.*", "enc_*", "dn_*", "*.dn_*")
     default_cams: ClassVar[int] = 1
     camera_by_camera: ClassVar[bool] = False
+    embed_widths: ClassVar[bool] = False
 
     def __init__(self, config: Config, shape: InputShape) -> None:
         self.config = config
@@ -176,8 +178,14 @@ class Adapter(ABC):
             options: How finely and deeply may be pruned.
 
         Raises:
-            MdpError: The model cannot be traced, or a freeze pattern matches nothing.
+            MdpError: The model cannot be traced, a freeze pattern matches nothing, or the embedding width of such a
+                model cannot be cut.
         """
+        if options is not None and options.embed_width and not self.embed_widths:
+            raise MdpError(
+                f"prune.embed_width=True is not for a {type(model).__name__}: its adapter {type(self).__name__} does "
+                "not say how the width of its stream is cut (Adapter.embed_widths). Leave it out"
+            )
         builder = SpaceBuilder(model, options or SpaceOptions(), self.refused)
         level = logging.root.manager.disable
         try:

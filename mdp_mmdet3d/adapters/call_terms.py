@@ -4,7 +4,7 @@ by running models with other widths, and its probe is the call itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from typing import Any
@@ -16,7 +16,7 @@ from mdp_mmdet3d.operators import OperatorSignature
 from mdp_mmdet3d.operators.call import CALL_KINDS, call_obstacle, call_text
 from mdp_mmdet3d.space.builder import SpaceBuilder
 from mdp_mmdet3d.space.operations import Operation, Template, record_operations
-from mdp_mmdet3d.space.types import BlockKind, PruningSpace, Width, WidthSum, width_at, width_dimensions
+from mdp_mmdet3d.space.types import BlockKind, DimensionKind, PruningSpace, Width, WidthSum, width_at, width_dimensions
 from mdp_mmdet3d.surgery.apply import apply_plan, model_digest, shared_copy
 from mdp_mmdet3d.surgery.plan import Cut, PruningPlan
 
@@ -42,6 +42,11 @@ class _Judged:
     holes: dict[Place, Width] = field(default_factory=dict)
     obstacle: str = ""
 
+    @property
+    def widths(self) -> set[str]:
+        """Dimensions that it depends on."""
+        return {name for width in self.holes.values() for name in width_dimensions(width)}
+
 
 def add_call_terms(
     builder: SpaceBuilder,
@@ -51,6 +56,7 @@ def add_call_terms(
     deployed: Run,
     engine: str,
     priced: Sequence[str] = (),
+    only: Collection[str] | None = None,
 ) -> None:
     """Add the cost of activations, norms, poolings, sums, products, concatenations and what else ran.
 
@@ -64,13 +70,15 @@ def add_call_terms(
         deployed: Runs it at the deployed size.
         engine: Engine it runs in.
         priced: Paths of modules whose cost is in other terms.
+        only: Dimensions of which one must be among what an operation depends on; None: any operation.
     """
     dense, opaque = record_operations(part(model), lambda: small(part(model)), follow=True)
     at_size = {o.key: o for o in record_operations(part(model), lambda: deployed(part(model)))[0]}
     cut = _cut_models(builder, model, part, small)
     swishes = _swishes(dense)
     left_out = _fused(dense) | set(swishes.values())
-    covered = _covered(builder, priced)
+    covered, in_sub_layer = _covered(builder, priced), _beside(priced)
+    embedded = {d.name for d in builder.dimensions.values() if d.kind is DimensionKind.EMBED_WIDTH}
     for position, operation in enumerate(dense):
         if operation.view or position in left_out or covered(operation):
             continue
@@ -78,13 +86,15 @@ def add_call_terms(
         if position in swishes:
             versions = [v and replace(v, function=SILU, arguments=v.arguments[:1]) for v in versions]
         judged = _judge(builder, versions, cut)
-        if judged is None:
+        if judged is None or (only is not None and judged.widths.isdisjoint(only)):
+            continue
+        if in_sub_layer(operation) and judged.holes and embedded.issuperset(judged.widths):
             continue
         if not judged.obstacle:
             judged.obstacle = _add_term(builder, judged, engine) or ""
         if judged.obstacle:
             builder.without_term(engine, _label(part(model), operation), judged.obstacle)
-    for name, kind in opaque.items():
+    for name, kind in opaque.items() if only is None else ():
         if not any(f"{name}.".startswith(f"{path}.") for path in priced):
             builder.without_term(engine, kind, "is no function of PyTorch")
 
@@ -146,7 +156,7 @@ def _sums(builder: SpaceBuilder, space: PruningSpace) -> Iterator[Width]:
     """Widths of all axes of weights that are no single dimension."""
     tensors = builder.model.state_dict(keep_vars=True)
     axes = dict.fromkeys((m.tensor, m.axis) for d in space.dimensions for m in d.members)
-    for tensor, axis in axes:
+    for tensor, axis in (a for a in axes if a[0] in tensors):
         width = builder.width_of(tensor, axis, tensors[tensor].shape[axis])
         if isinstance(width, WidthSum):
             yield width
@@ -202,6 +212,17 @@ def _covered(builder: SpaceBuilder, priced: Sequence[str]) -> Callable[[Operatio
         return operation.name in (*PRODUCTS, "max_pool2d") and operation.module in modules
 
     return covered
+
+
+def _beside(priced: Sequence[str]) -> Callable[[Operation], bool]:
+    """Whether an operation is the norm or sum of a sub-layer, which its term holds: it runs beside one in a layer."""
+    layers = {path.rpartition(".")[0] for path in priced} - {""}
+
+    def beside(operation: Operation) -> bool:
+        inside = any(f"{operation.module}.".startswith(f"{layer}.") for layer in layers)
+        return inside and operation.name in (*SUMS, "layer_norm")
+
+    return beside
 
 
 def _judge(builder: SpaceBuilder, versions: Sequence[Operation | None], cut: _Cut) -> _Judged | None:

@@ -97,8 +97,9 @@ def _kind(call: Call, shortcut: nn.Module | None, last: str) -> BlockKind | None
     """How the block behaves without its branch, None if not as a residual block."""
     silent = shared_copy(call.module)
     with torch.no_grad():
-        # What a ReLU may return; the recorded input may be 0, or have been overwritten in place.
-        x = torch.rand(call.input.shape, generator=torch.Generator().manual_seed(0)).to(call.input)
+        # The recorded input may be 0, or have been overwritten in place; only behind a ReLU nothing is below 0.
+        draw = torch.randn if bool((call.input < 0).any()) else torch.rand
+        x = draw(call.input.shape, generator=torch.Generator().manual_seed(0)).to(call.input)
         before = x.clone()
         try:
             silence_block(silent, Block("", BlockKind.IDENTITY, last=last))

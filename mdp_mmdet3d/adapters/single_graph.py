@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,11 @@ class SingleGraph(Adapter):
     """Image classifiers of MMPretrain, detectors of MMDetection, camera detectors of MMDetection3D.
 
     Pruned are the channels of convolutions that a batch norm, an activation, an addition or a pooling connects, and
-    residual blocks. Every one is verified by itself before it is offered; what fails is left alone with the reason.
+    residual blocks; of transformers widths and sub-layers. Every one is verified by itself before it is offered; what
+    fails is left alone with the reason.
     """
+
+    embed_widths = True
 
     def deployed(self, model: nn.Module) -> nn.Module:
         """What of a model is traced, exported and compared, its modules under the model's names: all of it."""
@@ -64,7 +68,9 @@ class SingleGraph(Adapter):
             shapes = record_input_shapes(model, lambda: self._run(deployed, image))
         kept = [block for block in blocks if block.name in builder.blocks or block.name in builder.left_alone]
         attentions = find_attentions(builder, model, lambda: self._run(small, small_image), shapes)
-        priced = add_transformer_layers(builder, calls, attentions, shapes, ENGINE)
+        run = partial(self._run, small, small_image)
+        wanted = run if builder.options.embed_width else None
+        priced = add_transformer_layers(builder, calls, attentions, shapes, ENGINE, wanted)
         add_network_terms(builder, calls, shapes, kept, ENGINE, priced)
         for name, module in model.named_modules():
             if hasattr(module, "lateral_convs") and hasattr(module, "fpn_convs"):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +16,10 @@ from mdp_mmdet3d.adapters.residual_blocks import equal_outputs
 from mdp_mmdet3d.space.attention import add_attention, add_deformable_attention
 from mdp_mmdet3d.space.builder import SpaceBuilder
 from mdp_mmdet3d.space.calls import Call
+from mdp_mmdet3d.space.flow import follow_channels
 from mdp_mmdet3d.space.mlp import add_hidden
-from mdp_mmdet3d.space.types import Block, BlockKind
+from mdp_mmdet3d.space.streams import add_embed_widths
+from mdp_mmdet3d.space.types import Block, BlockKind, Width
 from mdp_mmdet3d.surgery.apply import shared_copy
 from mdp_mmdet3d.surgery.masking import silence_block
 
@@ -46,7 +49,12 @@ class SubLayer:
 
 
 def add_transformer_layers(
-    builder: SpaceBuilder, calls: Sequence[Call], attentions: Sequence[FoundAttention], shapes: Shapes, engine: str
+    builder: SpaceBuilder,
+    calls: Sequence[Call],
+    attentions: Sequence[FoundAttention],
+    shapes: Shapes,
+    engine: str,
+    forward: Callable[[], Any] | None = None,
 ) -> list[str]:
     """Add blocks, dimensions and terms of all that is understood; the rest is left alone with its reason.
 
@@ -56,6 +64,7 @@ def add_transformer_layers(
         attentions: `find_attentions` of it.
         shapes: `record_input_shapes` at deployment.
         engine: Engine it runs in.
+        forward: Runs the model on a small input, where its embedding widths are wanted too.
 
     Returns:
         Paths of the sub-layers whose cost is in these terms.
@@ -68,40 +77,70 @@ def add_transformer_layers(
     for sub_layer in found:
         parent = next((name for name in layers if sub_layer.name.startswith(f"{name}.")), None)
         builder.add_block(sub_layer.name, sub_layer.kind, parent, last=sub_layer.last)
+    widths: dict[str, tuple[Width, ...]] = {}
     for attention in attentions:
-        if not attention.windows:
+        if attention.windows:
+            widths[attention.name] = add_attention(
+                builder, attention.name, attention.heads, attention.qk, attention.v, **attention.tensors
+            )
+        else:
             add_deformable_attention(builder, attention.name, attention.heads)
-            continue
-        widths = add_attention(builder, attention.name, attention.heads, attention.qk, attention.v, **attention.tensors)
-        builder.add_term(
-            attention.name,
-            engine,
-            "attention",
-            widths,
-            queries=attention.queries,
-            keys=attention.keys,
-            embed_dims=attention.size,
-            shared=attention.queries == attention.keys,
-            packed=attention.packed,
-            windows=attention.windows,
-        )
     for sub_layer in feed_forwards:
-        rows = shapes[f"{sub_layer.name}.{sub_layer.first}"][0]
         first, last = (f"{sub_layer.name}.{leaf}" for leaf in (sub_layer.first, sub_layer.last))
-        hidden = add_hidden(builder, first, (last,), sub_layer.size)
-        builder.add_term(
-            sub_layer.name,
-            engine,
-            "ffn",
-            (hidden,),
-            tokens=math.prod(rows[:-1]),
-            embed_dims=rows[-1],
-            activation=sub_layer.activation,
-        )
+        widths[sub_layer.name] = (add_hidden(builder, first, (last,), sub_layer.size),)
+    if forward is not None:
+        readers = {attention.name: _readers(attention) for attention in attentions}
+        ties = [(names[0], name) for names in readers.values() for name in names[1:]]  # one width for q, k and v
+        flow = follow_channels(builder.model, forward, ties)
+        places = [place for names in readers.values() for place in names]
+        add_embed_widths(builder, flow, [*places, *((f"{s.name}.{s.first}.weight", 1) for s in feed_forwards)])
+    for attention in (a for a in attentions if a.windows):
+        attributes: dict[str, Any] = {
+            "queries": attention.queries,
+            "keys": attention.keys,
+            "shared": attention.queries == attention.keys,
+            "packed": attention.packed,
+            "windows": attention.windows,
+        }
+        stream = builder.width_of(*_readers(attention)[0], attention.size)
+        _add_sub_layer(builder, attention.name, engine, "attention", widths[attention.name], stream, attributes)
+    for sub_layer in feed_forwards:
+        first = f"{sub_layer.name}.{sub_layer.first}"
+        rows = shapes[first][0]
+        attributes = {"tokens": math.prod(rows[:-1]), "activation": sub_layer.activation}
+        stream = builder.width_of(f"{first}.weight", 1, rows[-1])
+        _add_sub_layer(builder, sub_layer.name, engine, "ffn", widths[sub_layer.name], stream, attributes)
     return [
         *(attention.name for attention in attentions if attention.windows),
         *(sub_layer.name for sub_layer in feed_forwards),
     ]
+
+
+def _readers(attention: FoundAttention) -> list[tuple[str, int]]:
+    """Weights of an attention whose columns read the stream, with that axis."""
+    if not attention.windows:
+        leaves = [f"{part}.weight" for part in ("value_proj", "sampling_offsets", "attention_weights")]
+    elif "separate" in attention.tensors:
+        leaves = [names[0] for names in attention.tensors["separate"]]
+    else:
+        leaves = [attention.tensors.get("packed", ("in_proj_weight",))[0]]
+    return [(f"{attention.name}.{leaf}", 1) for leaf in leaves]
+
+
+def _add_sub_layer(
+    builder: SpaceBuilder,
+    name: str,
+    engine: str,
+    kind: str,
+    widths: tuple[Width, ...],
+    stream: Width,
+    attributes: dict[str, Any],
+) -> None:
+    """Add the cost of a sub-layer on a stream, whose width is a number or to be chosen."""
+    if isinstance(stream, int):
+        builder.add_term(name, engine, kind, widths, embed_dims=stream, **attributes)
+    else:
+        builder.add_term(name, engine, f"stream_{kind}", (*widths, stream), **attributes)
 
 
 def _feed_forwards(builder: SpaceBuilder, calls: Sequence[Call]) -> Iterator[SubLayer]:

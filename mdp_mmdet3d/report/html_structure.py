@@ -18,6 +18,8 @@ OWN_ROLES = {
     "linear": {1: ""},
     "attention": {0: "heads", 1: "q/k width", 2: "v width"},
     "ffn": {0: "hidden"},
+    "stream_attention": {0: "heads", 1: "q/k width", 2: "v width"},
+    "stream_ffn": {0: "hidden"},
 }
 CROWDED = 6  # a card of more layers that is no block is drawn as cards of its parts
 REPLACED = {

@@ -21,6 +21,7 @@ COLOURS = {
     "qk_width": "#d9a25f",
     "v_width": "#e3c08f",
     "head_width": "#d9a25f",
+    "embed_width": "#8f5fa8",
 }
 
 

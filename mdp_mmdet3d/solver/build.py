@@ -13,10 +13,10 @@ from mdp_mmdet3d.importance.table import ImportanceTable
 from mdp_mmdet3d.importance.values import LossValues
 from mdp_mmdet3d.solver.links import SumPart, add_sum
 from mdp_mmdet3d.solver.problem import ProblemBlock, ProblemDimension, ProblemStructure, ProblemTerm, PruningProblem
-from mdp_mmdet3d.space.types import CostTerm, Dimension, PruningSpace, WidthSum, cost_axes
+from mdp_mmdet3d.space.types import CostTerm, Dimension, DimensionKind, PruningSpace, WidthSum, cost_axes
 
 LATENCY = "latency_ms"
-MAX_AXES = 3  # dimensions of a term beyond which a sum becomes a dimension: an attention has as many
+MAX_AXES = 3  # dimensions of a term, global ones aside, beyond which a sum becomes one: an attention has as many
 
 Kept = tuple[dict[str, tuple[tuple[int, ...], ...]], frozenset[str]]
 
@@ -115,7 +115,8 @@ def build_problem(
         )
 
     terms = [term("not prunable", (), None, latency.total_fixed_ms)]
-    summed = [t for t in space.frame_terms() if len(t.dimensions) > MAX_AXES]
+    whole = {d.name for d in space.dimensions if d.kind is DimensionKind.EMBED_WIDTH}
+    summed = [t for t in space.frame_terms() if len(set(t.dimensions) - whole) > MAX_AXES]
     terms += [
         term(t.name, t.dimensions, t.block, latency.cost_array(t)[0]) for t in space.frame_terms() if t not in summed
     ]
@@ -131,6 +132,7 @@ def build_problem(
         tuple(ProblemDimension(d.name, d.options) for d in space.dimensions),
         tuple(ProblemBlock(b.name, None if b.parent is None else block_index[b.parent]) for b in space.blocks),
         tuple(terms),
+        tuple(dimension_index[name] for name in sorted(whole)),
     )
     return _with_sums(problem, summed, latency, dimension_index, block_index)
 

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mdp_mmdet3d.errors import FileFormatError, MdpError
+from mdp_mmdet3d.errors import FileFormatError
 from mdp_mmdet3d.files import read_npz, write_npz
+from mdp_mmdet3d.solver.problem_checks import (
+    InvalidProblemError,
+    block_chains,
+    check_names,
+    check_options,
+    checked_array,
+    checked_mask,
+    without_forbidden,
+)
 
 SCHEMA_VERSION = 2
 _READABLE = (1, 2)
 _LOCAL_DIMENSIONS = 3
-
-
-class InvalidProblemError(MdpError):
-    """A `PruningProblem` breaks a rule of its format; the message names the term, dimension or block."""
 
 
 @dataclass(frozen=True)
@@ -134,17 +138,17 @@ class PruningProblem:
     chains: tuple[tuple[int, ...], ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        _check_names("metric", self.metrics)
-        _check_names("dimension", tuple(d.name for d in self.dimensions))
-        _check_names("block", tuple(b.name for b in self.blocks))
+        check_names("metric", self.metrics)
+        check_names("dimension", tuple(d.name for d in self.dimensions))
+        check_names("block", tuple(b.name for b in self.blocks))
         for dimension in self.dimensions:
-            _check_options(dimension)
+            check_options(dimension)
         object.__setattr__(
             self,
             "dimensions",
             tuple(ProblemDimension(d.name, tuple(int(count) for count in d.options)) for d in self.dimensions),
         )
-        object.__setattr__(self, "chains", _block_chains(self.blocks))
+        object.__setattr__(self, "chains", block_chains(self.blocks))
         object.__setattr__(self, "global_dimensions", tuple(sorted(int(d) for d in self.global_dimensions)))
         if len(set(self.global_dimensions)) != len(self.global_dimensions):
             raise InvalidProblemError(f"global dimensions {self.global_dimensions} are not distinct")
@@ -172,14 +176,14 @@ class PruningProblem:
                 f"{where} has costs for {sorted(term.costs)}, the problem for {sorted(self.metrics)}"
             )
         shape = tuple(len(self.dimensions[index].options) for index in term.dimensions)
-        allowed = None if term.allowed is None else _checked_mask(term.allowed, shape, f"{where}: allowed")
+        allowed = None if term.allowed is None else checked_mask(term.allowed, shape, f"{where}: allowed")
         if allowed is not None:
-            term = _without_forbidden(term, allowed, shape)
+            term = without_forbidden(term, allowed, shape)
             allowed = term.allowed
         costs = {
-            metric: _checked_array(term.costs[metric], shape, f"{where}: cost {metric!r}") for metric in self.metrics
+            metric: checked_array(term.costs[metric], shape, f"{where}: cost {metric!r}") for metric in self.metrics
         }
-        value = None if term.value is None else _checked_array(term.value, shape, f"{where}: value", signed=True)
+        value = None if term.value is None else checked_array(term.value, shape, f"{where}: value", signed=True)
         dimensions = tuple(int(index) for index in term.dimensions)
         block = None if term.block is None else int(term.block)
         return ProblemTerm(term.name, dimensions, block, costs, value, allowed, bool(term.when_removed))
@@ -347,74 +351,3 @@ class PruningProblem:
 def _term_meta(term: ProblemTerm) -> dict[str, Any]:
     meta = {"name": term.name, "dimensions": list(term.dimensions), "block": term.block}
     return {**meta, "when_removed": True} if term.when_removed else meta
-
-
-def _without_forbidden(term: ProblemTerm, allowed: np.ndarray, shape: tuple[int, ...]) -> ProblemTerm:
-    """The term with 0 where it is not allowed, so that no number there decides about units or hashes."""
-
-    def cleared(array: Any) -> Any:
-        array = np.asarray(array)
-        return np.where(allowed, array, 0) if array.shape == shape and array.dtype.kind in "biuf" else array
-
-    costs = {metric: cleared(cost) for metric, cost in term.costs.items()}
-    value = None if term.value is None else cleared(term.value)
-    return replace(term, costs=costs, value=value, allowed=None if allowed.all() else allowed)
-
-
-def _check_names(kind: str, names: tuple[str, ...]) -> None:
-    seen: set[str] = set()
-    for name in names:
-        if name in seen:
-            raise InvalidProblemError(f"{kind} {name!r} is named twice")
-        seen.add(name)
-
-
-def _check_options(dimension: ProblemDimension) -> None:
-    options = dimension.options
-    falling = any(a >= b for a, b in itertools.pairwise(options))
-    if not options or falling or options[0] < 0 or any(int(count) != count for count in options):
-        raise InvalidProblemError(
-            f"dimension {dimension.name!r} needs increasing counts >= 0 as options, got {list(options)}"
-        )
-
-
-def _checked_array(array: Any, shape: tuple[int, ...], where: str, *, signed: bool = False) -> np.ndarray:
-    try:
-        result = np.array(array, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise InvalidProblemError(f"{where} is not an array of numbers: {error}") from error
-    if result.shape != shape:
-        raise InvalidProblemError(f"{where} has shape {result.shape}, its dimensions have {shape} options")
-    if not np.isfinite(result).all():
-        raise InvalidProblemError(f"{where} holds NaN or infinity")
-    if not signed and (result < 0).any():
-        raise InvalidProblemError(f"{where} holds the negative number {result.min():g}")
-    result.flags.writeable = False
-    return result
-
-
-def _checked_mask(array: Any, shape: tuple[int, ...], where: str) -> np.ndarray:
-    result = np.array(array)
-    if result.dtype != np.bool_:
-        raise InvalidProblemError(f"{where} must be boolean, got {result.dtype}")
-    if result.shape != shape:
-        raise InvalidProblemError(f"{where} has shape {result.shape}, its dimensions have {shape} options")
-    result.flags.writeable = False
-    return result
-
-
-def _block_chains(blocks: tuple[ProblemBlock, ...]) -> tuple[tuple[int, ...], ...]:
-    """Per block, itself and its parents, innermost first."""
-    chains = []
-    for index, block in enumerate(blocks):
-        chain = [index]
-        parent = block.parent
-        while parent is not None:
-            if not 0 <= parent < len(blocks):
-                raise InvalidProblemError(f"block {block.name!r} has parent {parent} of {len(blocks)} blocks")
-            if parent in chain:
-                raise InvalidProblemError(f"block {block.name!r} is its own ancestor")
-            chain.append(parent)
-            parent = blocks[parent].parent
-        chains.append(tuple(chain))
-    return tuple(chains)

@@ -11,6 +11,7 @@ from torch import nn
 from mdp_mmdet3d.errors import MdpError
 from mdp_mmdet3d.operators import OperatorSignature
 from mdp_mmdet3d.space.types import (
+    OUTPUT,
     SHORTCUT,
     Block,
     BlockKind,
@@ -39,6 +40,7 @@ class SpaceOptions:
         tie_head_widths: One width for q/k and v of an attention, as TensorRT's fused kernel wants it.
         min_keep: Smallest share of a dimension that may stay.
         freeze: Shell patterns of dimension and block names that stay as they are.
+        embed_width: Cut the embedding width of transformers too.
     """
 
     max_options: int = 8
@@ -47,6 +49,7 @@ class SpaceOptions:
     min_keep: float = 0.0
     freeze: tuple[str, ...] = ()
     tie_head_widths: bool = False
+    embed_width: bool = False
 
     def counts(self, size: int, multiple: int) -> tuple[int, ...]:
         """Allowed counts of a dimension: multiples of a step, at most `max_options`, the last is ``size``."""
@@ -305,6 +308,8 @@ class SpaceBuilder:
             )
         for dimension in self.dimensions.values():
             for member in dimension.members:
+                if member.tensor.endswith(OUTPUT):
+                    continue
                 if member.tensor not in tensors:
                     raise MdpError(
                         f"{dimension.name!r} slices {member.tensor!r}, which is not in the model; an adapter is wrong"

@@ -97,7 +97,7 @@ class ChannelTies:
         indices = {axis: np.array([self.members(element)[axis] for element in elements]) for axis in axes}
         return Bundle(
             tuple(elements),
-            {axis: _runs(found) for axis, found in indices.items()},
+            {axis: ordered_runs(found) for axis, found in indices.items()},
             {axis: tuple(sorted(found.ravel().tolist())) for axis, found in indices.items()},
         )
 
@@ -109,7 +109,7 @@ class ChannelTies:
         return node
 
 
-def _runs(indices: np.ndarray) -> tuple[Run, ...] | None:
+def ordered_runs(indices: np.ndarray) -> tuple[Run, ...] | None:
     """The runs of elements with the channels ``indices`` (elements, channels of one), None if they are none."""
     cuts = np.flatnonzero((np.diff(indices, axis=1) != 1).any(axis=0)) + 1
     runs = []

@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from mdp_mmdet3d.errors import StructureMismatchError
 from mdp_mmdet3d.files import digest
 from mdp_mmdet3d.layers import RemovedBranch, RemovedSubLayer, TorchAttention, widened
-from mdp_mmdet3d.layers.attention import is_deformable
-from mdp_mmdet3d.space.types import Block, BlockKind, DimensionKind
+from mdp_mmdet3d.layers.attention import is_deformable, separate_projections
+from mdp_mmdet3d.layers.kept import keep_output
+from mdp_mmdet3d.layers.packed_attention import QKV
+from mdp_mmdet3d.space.types import OUTPUT, Block, BlockKind, DimensionKind
 from mdp_mmdet3d.surgery.plan import PruningPlan
 
 # Attributes of the owning module that hold the count, for dimensions that are not visible in a tensor's shape alone.
@@ -66,11 +68,15 @@ def apply_plan(model: nn.Module, plan: PruningPlan) -> nn.Module:
     """
     check_fits(model, plan)
     counted = {name: cut for name, cut in plan.cuts.items() if cut.kind in COUNT_ATTRIBUTES}
-    for name in counted:
-        _allow_unequal_widths(model, name.rpartition(".")[0])
+    for path in dict.fromkeys([*(name.rpartition(".")[0] for name in counted), *_embedded_attentions(model, plan)]):
+        _allow_unequal_widths(model, path)
     with torch.no_grad():
         for name, masks in keep_masks(model, plan).items():
-            _slice(model, name, masks)
+            if name.endswith(OUTPUT):
+                for axis, mask in masks.items():
+                    keep_output(model.get_submodule(name.removesuffix(OUTPUT)), axis, mask.nonzero().flatten())
+            else:
+                _slice(model, name, masks)
     for name, cut in counted.items():
         for attribute in COUNT_ATTRIBUTES[cut.kind]:
             setattr(model.get_submodule(name.rpartition(".")[0]), attribute, cut.count)
@@ -95,13 +101,27 @@ def _allow_unequal_widths(model: nn.Module, path: str) -> None:
         model.get_submodule(parent)._modules[leaf] = widened(found)
 
 
+def _embedded_attentions(model: nn.Module, plan: PruningPlan) -> list[str]:
+    """Attentions whose stream is cut: their classes take the width of a head to be a share of it."""
+    found: dict[str, None] = {}
+    for cut in plan.cuts.values():
+        for member in cut.members if cut.kind is DimensionKind.EMBED_WIDTH else ():
+            path = member.tensor.rpartition(".")[0]
+            for candidate in (path, path.rpartition(".")[0]):
+                module = model.get_submodule(candidate)
+                packed = isinstance(getattr(module, QKV, None), nn.Linear)
+                if isinstance(module, nn.MultiheadAttention) or packed or separate_projections(module) is not None:
+                    found[candidate] = None
+    return list(found)
+
+
 def check_fits(model: nn.Module, plan: PruningPlan) -> None:
     """Raise `StructureMismatchError` unless ``plan`` was made for a model with these names and shapes."""
     if model_digest(model) == plan.model_digest:
         return
     tensors = dict(model.state_dict(keep_vars=True))
     for name, cut in plan.cuts.items():
-        for member in cut.members:
+        for member in (m for m in cut.members if not m.tensor.endswith(OUTPUT)):
             needed = member.offset + cut.size * len(member.copies_here(len(cut.kept))) * member.width
             if member.tensor not in tensors:
                 raise StructureMismatchError(
@@ -126,7 +146,9 @@ def keep_masks(model: nn.Module, plan: PruningPlan) -> dict[str, dict[int, Tenso
     masks: dict[str, dict[int, Tensor]] = defaultdict(dict)
     for cut in plan.cuts.values():
         for member in cut.members:
-            length = tensors[member.tensor].shape[member.axis]
+            length = member.offset + cut.size * len(member.copies_here(len(cut.kept))) * member.width
+            if not member.tensor.endswith(OUTPUT):
+                length = tensors[member.tensor].shape[member.axis]
             mask = masks[member.tensor].setdefault(member.axis, torch.ones(length, dtype=torch.bool))
             copies = member.copies_here(len(cut.kept))
             region = torch.zeros(len(copies) * cut.size, dtype=torch.bool)

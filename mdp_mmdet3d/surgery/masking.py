@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mdp_mmdet3d.errors import MdpError
-from mdp_mmdet3d.space.types import Block, BlockKind
+from mdp_mmdet3d.space.types import OUTPUT, Block, BlockKind
 from mdp_mmdet3d.surgery.apply import check_fits, keep_masks, replace_block
 from mdp_mmdet3d.surgery.plan import PruningPlan
 
@@ -21,14 +21,13 @@ class MaskedLayerNorm(nn.Module):
 
     def __init__(self, norm: nn.LayerNorm, keep: Tensor) -> None:
         super().__init__()
-        self.weight, self.bias, self.eps = norm.weight, norm.bias, norm.eps
+        self.weight, self.bias, self.eps = norm.weight, norm.bias, norm.eps  # None, None where it has none
         self.register_buffer("keep", keep, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., C) to the same shape."""
-        kept = nn.functional.layer_norm(
-            x[..., self.keep], (int(self.keep.sum()),), self.weight[self.keep], self.bias[self.keep], self.eps
-        )
+        weight, bias = (None if part is None else part[self.keep] for part in (self.weight, self.bias))
+        kept = nn.functional.layer_norm(x[..., self.keep], (int(self.keep.sum()),), weight, bias, self.eps)
         return torch.zeros_like(x).masked_scatter(self.keep.expand_as(x), kept)
 
 
@@ -55,6 +54,11 @@ def mask_model(model: nn.Module, plan: PruningPlan) -> nn.Module:
         for name, masks in keep_masks(model, plan).items():
             if name.endswith(("running_mean", "running_var")):
                 continue  # an output of 0 comes from gamma = beta = 0
+            if name.endswith(OUTPUT):  # nothing reads a cut channel of a constant
+                path = name.removesuffix(OUTPUT)
+                if isinstance(norm := model.get_submodule(path), nn.LayerNorm):
+                    _put(model, path, MaskedLayerNorm(norm, next(iter(masks.values()))))
+                continue
             tensor = tensors[name].detach().clone()
             for axis, mask in masks.items():
                 tensor.index_fill_(axis, (~mask).nonzero().flatten().to(tensor.device), 0.0)
@@ -63,9 +67,7 @@ def mask_model(model: nn.Module, plan: PruningPlan) -> nn.Module:
             path = name.rpartition(".")[0]
             owner = model.get_submodule(path)
             if isinstance(owner, nn.LayerNorm):
-                model.get_submodule(path.rpartition(".")[0])._modules[path.rpartition(".")[2]] = MaskedLayerNorm(
-                    owner, masks[0].to(tensor.device)
-                )
+                _put(model, path, MaskedLayerNorm(owner, masks[0].to(tensor.device)))
         for name, block in plan.removed.items():
             if block.kind is BlockKind.LAYER:
                 replace_block(model, block)  # its post-norms have no neutral weights
@@ -94,6 +96,11 @@ def silence_block(model: nn.Module, block: Block) -> None:
         f"{block.name}: the last operator of its branch is {block.last or 'not declared'!r}, which this "
         f"{type(module).__name__} does not have; declare it with SpaceBuilder.add_block(last=...)"
     )
+
+
+def _put(model: nn.Module, path: str, module: nn.Module) -> None:
+    parent, _, leaf = path.rpartition(".")
+    model.get_submodule(parent)._modules[leaf] = module
 
 
 def _replace(module: nn.Module, leaf: str, tensor: Tensor) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mdp_mmdet3d.layers.evaluation import evaluating
+from mdp_mmdet3d.layers.fused import without_fused_layers
 from mdp_mmdet3d.space.types import PruningSpace
 from mdp_mmdet3d.surgery.apply import apply_plan, shared_copy
 from mdp_mmdet3d.surgery.masking import mask_model
@@ -122,5 +123,6 @@ def _difference(
 
 
 def _outputs(model: nn.Module, forward: Forward) -> list[Tensor]:
-    with evaluating(model), torch.no_grad():
+    # torch's fused layers read the weights of their norms, which masking replaces as modules.
+    with evaluating(model), torch.no_grad(), without_fused_layers():
         return [output.clone() for output in forward(model)]

@@ -36,6 +36,7 @@ class StreamPETRAdapter(Adapter):
     headline = ("mAP", "NDS")
     default_cams = 6
     camera_by_camera = True
+    embed_widths = True
 
     def load(self, model: nn.Module, path: str) -> None:
         """Official, converted and own checkpoints."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -21,6 +20,7 @@ class MLN(nn.Module):
         super().__init__()
         hidden_dims = hidden_dims or embed_dims
         self.reduce = nn.Sequential(nn.Linear(cond_dims, hidden_dims), nn.ReLU())
+        self.norm = nn.LayerNorm(embed_dims, elementwise_affine=False)
         self.gamma = nn.Linear(hidden_dims, embed_dims)
         self.beta = nn.Linear(hidden_dims, embed_dims)
         nn.init.zeros_(self.gamma.weight)
@@ -31,7 +31,7 @@ class MLN(nn.Module):
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         """Modulate ``x`` (B, n, embed_dims) by ``condition`` (B, n or 1, cond_dims)."""
         hidden = self.reduce(condition)
-        return self.gamma(hidden) * F.layer_norm(x, (self.gamma.out_features,)) + self.beta(hidden)
+        return self.gamma(hidden) * self.norm(x) + self.beta(hidden)
 
 
 class FeaturizedPositionEmbedding(nn.Module):

@@ -168,7 +168,7 @@ class StreamPETRHead(nn.Module):
     @property
     def embed_dims(self) -> int:
         """Width of the queries."""
-        return self.transformer["decoder"].post_norm.normalized_shape[0]
+        return len(self.transformer["decoder"].post_norm.weight)
 
     @property
     def num_classes(self) -> int:

@@ -16,6 +16,7 @@ from mdp_mmdet3d.space.fpn import add_fpn_terms
 from mdp_mmdet3d.space.mlp import add_fan_out, add_hidden, add_mlp
 from mdp_mmdet3d.space.residual import ConvShapes, add_conv_term, add_residual_blocks, add_residual_terms
 from mdp_mmdet3d.space.types import BlockKind, TensorAxis, Width
+from projects.streampetr.query_width import add_query_width
 from projects.streampetr.vovnet import OneShotAggregation, VoVNet
 
 HEAD = "pts_bbox_head"
@@ -42,6 +43,8 @@ def add_streampetr(builder: SpaceBuilder, model: nn.Module, shape: InputShape) -
     _add_embeddings(builder, head, tokens, features)
     _add_decoder(builder, head, tokens)
     _note_fixed(builder)
+    if builder.options.embed_width:
+        add_query_width(builder, model, shape)
 
 
 def _add_encoder(builder: SpaceBuilder, model: nn.Module, shape: InputShape) -> Width:
@@ -176,7 +179,7 @@ def _add_decoder(builder: SpaceBuilder, head: nn.Module, tokens: int) -> None:
 
 def _note_fixed(builder: SpaceBuilder) -> None:
     for module, reason in (
-        ("embed_dims", "query and token width: engine inputs, sinusoid sizes and every norm depend on it"),
+        ("embed_dims", "query and token width: engine inputs and every norm depend on it; see prune.embed_width"),
         ("transformer.decoder.layers.*.norms", "post-norm: the norm stays when its sub-layer goes"),
         ("transformer.decoder.post_norm", "output norm of every level"),
         ("time_embedding", "one linear layer on the query width"),

@@ -8,6 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+
+from mdp_mmdet3d.adapters.residual_blocks import find_residual_blocks
+from mdp_mmdet3d.space.calls import record_calls
 
 PROGRAM = Path(__file__).resolve().parents[2] / "benchmarks" / "fuzz.py"
 LIMIT_S = 120
@@ -40,11 +44,22 @@ def test_what_is_concatenated_and_grouped_is_right_in_onnx_too(spec, fuzz):
     assert row["verdict"] == "right" and row["share"] > 0.95, row
 
 
+@pytest.mark.parametrize("before, block", [("conv", True), ("tower", False)])
+def test_only_behind_a_relu_a_residual_layer_without_its_branch_passes_its_input_on(before, block, fuzz):
+    """Seed 10095 was wrong: what entered the layer was below 0, and verification happened to cut just that."""
+    model = fuzz.build([(before, 16, "bn"), ("residual", 16, "bn")], 0)
+    calls = record_calls(model, lambda: model(torch.randn(1, 3, 32, 32)))
+    assert ("layers.1" in [found.name for found in find_residual_blocks(calls)[0]]) is block
+
+
+@pytest.mark.parametrize("embed_width", [False, True])
 @pytest.mark.parametrize("seed", range(4))
-def test_random_transformers(seed, fuzz):
+def test_random_transformers(seed, embed_width, fuzz):
     stacks = fuzz.fuzz_stacks
-    row = fuzz.judge(stacks.random_spec(seed), seed, LIMIT_S, make=stacks.build, onnx=True)
+    spec = stacks.random_spec(seed)
+    row = fuzz.judge(spec, seed, LIMIT_S, make=stacks.build, onnx=True, embed_width=embed_width)
     assert row["verdict"] == "right" and row["share"] > 0.8, row
+    assert row["embed_widths"] == embed_width, row
 
 
 def test_attention_of_torch_has_an_onnx_form(fuzz):

@@ -17,8 +17,9 @@ from mdp_mmdet3d.solver.links import options_of
 from mdp_mmdet3d.space.builder import SpaceBuilder, SpaceOptions
 from mdp_mmdet3d.space.channels import ChannelTies, Run
 from mdp_mmdet3d.space.conv import add_conv_dimensions, record_conv_inputs
+from mdp_mmdet3d.space.files import from_dict, to_dict
 from mdp_mmdet3d.space.residual import add_conv_term
-from mdp_mmdet3d.space.types import PruningSpace, WidthSum, cost_axes, from_dict, to_dict
+from mdp_mmdet3d.space.types import PruningSpace, WidthSum, cost_axes
 from mdp_mmdet3d.surgery.apply import apply_plan, model_digest
 from mdp_mmdet3d.surgery.masking import mask_model
 from mdp_mmdet3d.surgery.plan import PruningPlan

@@ -8,6 +8,8 @@ from .generations import NodeGeneration
 from .launch import LAUNCH_FILE
 
 README_FILE = "README.md"
+TRAINED_WIDTH = 256
+"""Channels of a query in released models."""
 KNOWN_CLASSES = frozenset(
     {"CAR", "TRUCK", "BUS", "TRAILER", "MOTORCYCLE", "BICYCLE", "PEDESTRIAN", "TRAFFIC_CONE", "BARRIER"}
 )
@@ -50,6 +52,16 @@ def readme(
         f"at its slot of the head's `x`. Node {generation.name} as released copies all {len(manifest.camera_names)} "
         "images in at once and cannot use it: this is for a build that runs the encoder camera by camera."
     )
+    width = next(
+        (s.shape[-1] for s in manifest.engines["head"].inputs if s.name == "pre_memory_embedding"), TRAINED_WIDTH
+    )
+    queries = (
+        f"{width} channels."
+        if width == TRAINED_WIDTH
+        else f"**{width} channels**, not the {TRAINED_WIDTH} of released models; `pos_embed` and the memory's "
+        "`embedding` are as narrow. What this generation of the node checks at its start does not name that size: run "
+        "it once with `build_only` before you rely on it."
+    )
     return f"""# StreamPETR for autoware_camera_streampetr {" and ".join(generation.releases)}
 
 Plan {manifest.plan_hash or "none (dense model)"}, weights {manifest.weights}.
@@ -73,4 +85,5 @@ Plan {manifest.plan_hash or "none (dense model)"}, weights {manifest.weights}.
 * **Classes.** {f"{', '.join(unknown)} become UNKNOWN." if unknown else "All classes are known to the node."}
 * **Levels.** {nms}
 * **Attention.** {attention}
+* **Queries.** {queries}
 """
