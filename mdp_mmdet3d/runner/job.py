@@ -91,8 +91,8 @@ class PruneJob:
     def run(self) -> dict[str, Any]:
         """Prune, export, measure; returns what ``report.json`` holds."""
         self.settings.check()
-        if self.settings.finetune is not None:
-            check_trainable(self.config)  # not after an hour
+        if self.settings.finetune is not None:  # told now, not after an hour
+            check_trainable(self.config)
         self.work_dir.mkdir(parents=True, exist_ok=True)
         steps = Steps(self.console)
         with steps("model"):

@@ -129,7 +129,7 @@ def _repairing(section: Mapping[str, Any] | bool) -> RepairSettings | None:
 def _finetuning(section: Mapping[str, Any] | str | None) -> FinetuneSettings | None:
     if isinstance(section, str) and section != AUTO:
         raise MdpError(f"prune.finetune = {section!r} must be 'auto', a dict such as dict(iterations=300), or None")
-    return None if section is None or section == AUTO else FinetuneSettings.from_config(section)
+    return None if section is None or isinstance(section, str) else FinetuneSettings.from_config(section)
 
 
 def _check_adapter(section: Mapping[str, Any] | None) -> None:
