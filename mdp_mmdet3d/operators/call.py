@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 OPSET = 17
+FLOAT = 1  # onnx.TensorProto.FLOAT
 NO_DATA = frozenset({"Constant", "Identity", "Shape", "Cast", "Reshape", "Squeeze", "Unsqueeze"})
 
 
@@ -119,6 +120,8 @@ def call_obstacle(signature: OperatorSignature, widths: tuple[int, ...]) -> str 
         return f"has no ONNX form ({type(error).__name__})"
     if any(len(node.output) != 1 for node in model.graph.node):
         return "has an ONNX form with several outputs"
+    if model.graph.output[0].type.tensor_type.elem_type != FLOAT:
+        return "returns something other than real numbers"
     return None if any(node.op_type not in NO_DATA for node in model.graph.node) else "moves no data"
 
 

@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from mdp_mmdet3d.space.operations import tensors_in
+
 
 def _names(text: str) -> frozenset[str]:
     return frozenset(text.split())
@@ -347,15 +349,3 @@ def _axis_groups(before: Sequence[int], after: Sequence[int]) -> Iterator[tuple[
                 break
             side.append(rest.pop(0))
         yield one, other
-
-
-def tensors_in(value: Any) -> Iterator[Tensor]:
-    """Tensors of arguments, in order."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, dict):
-        for part in value.values():
-            yield from tensors_in(part)
-    elif isinstance(value, (list, tuple)):
-        for part in value:
-            yield from tensors_in(part)

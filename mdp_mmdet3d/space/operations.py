@@ -133,7 +133,7 @@ class _Recorder(TorchFunctionMode):
         return found
 
     def _note(self, function: str, args: Any, kwargs: dict[str, Any], found: Any, result: Tensor) -> None:
-        tensors = list(_tensors([args, kwargs]))
+        tensors = list(tensors_in([args, kwargs]))
         module = self._path[-1]
         count = self._counts[module, function]
         self._counts[module, function] += 1
@@ -141,10 +141,10 @@ class _Recorder(TorchFunctionMode):
         reads: tuple[int | None, ...] = ()
         view = name in VIEWS or not tensors
         if self.follow:
-            self._kept += [*tensors, *_tensors(found)]
+            self._kept += [*tensors, *tensors_in(found)]
             reads = tuple(self._makers.get(id(t)) for t in tensors)
             view = view or _unchanged(tensors[0], result)
-            for made in _tensors(found):
+            for made in tensors_in(found):
                 self._makers[id(made)] = len(self.operations)
         self.operations.append(
             Operation(
@@ -181,12 +181,13 @@ def _function_name(func: Callable[..., Any]) -> str:
     return str(name).removesuffix(".__get__")
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """Tensors of arguments or results, in order."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, dict):
         for part in value.values():
-            yield from _tensors(part)
+            yield from tensors_in(part)
     elif isinstance(value, (list, tuple)):
         for part in value:
-            yield from _tensors(part)
+            yield from tensors_in(part)

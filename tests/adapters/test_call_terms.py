@@ -108,6 +108,8 @@ def test_what_a_runtime_cannot_run_is_named():
     assert "no ONNX form" in call_obstacle(OperatorSignature.make("call", call=text), (4,))
     text = call_text("torch.Tensor.reshape", [{"input": [4, "$0"]}, -1], {})
     assert call_obstacle(OperatorSignature.make("call", call=text), (4,)) == "moves no data"
+    text = call_text("torch.Tensor.isnan", [{"input": [1, 3, "$0"]}], {})  # a probe pools what it returns
+    assert "other than real numbers" in call_obstacle(OperatorSignature.make("call", call=text), (4,))
 
 
 class Odd(nn.Module):

@@ -5,10 +5,12 @@ from __future__ import annotations
 import copy
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 import torch
 
 from mdp_mmdet3d.adapters import InputShape, trace_space
+from mdp_mmdet3d.latency.graphs import operator_graph
 from mdp_mmdet3d.runtime.manifest import DeploymentManifest
 from mdp_mmdet3d.runtime.stream import StreamRunner
 from mdp_mmdet3d.space.builder import SpaceOptions
@@ -56,6 +58,8 @@ def test_the_width_is_one_dimension_of_the_whole_head(space):
     assert not where & sinusoids
     head = [t for t in space.terms if t.engine == "head"]
     assert {t.signature.kind for t in head} == {"linear", "stream_attention", "stream_ffn", "call"}
+    for term in (t for t in head if t.signature.kind == "call"):
+        ort.InferenceSession(operator_graph(term.signature, (64,)).model.SerializeToString())  # its probe can be run
     assert not any(n.module == "pts_bbox_head.embed_dims" for n in space.not_prunable)
 
 
