@@ -24,8 +24,11 @@ class KeptChannels:
 
 
 def keep_output(module: nn.Module, axis: int, kept: Tensor) -> None:
-    """Let a module without weights return some channels only: of a constant, or of what a layer norm is given."""
+    """Let a module without weights return some channels only: of a constant, or of what a layer norm is given.
+
+    A layer norm has their dense indices as ``kept_channels`` then.
+    """
     if isinstance(module, nn.LayerNorm):
-        module.normalized_shape = (len(kept),)
+        module.normalized_shape, module.kept_channels = (len(kept),), kept
         return
     module.register_forward_hook(KeptChannels(axis, kept))

@@ -34,7 +34,10 @@ class StreamFrames:
 
     def __call__(self, model: nn.Module) -> Any:
         """What a deployed model computes: all but the predictions of the last level is left out."""
-        return model.run_frame(model.extract_img_feat(self.imgs), self.frame, self.memory, last_level_only=True)
+        memory, kept = self.memory, model.pts_bbox_head.kept_channels
+        if kept is not None:
+            memory = memory._replace(embedding=memory.embedding[..., kept.to(memory.embedding.device)])
+        return model.run_frame(model.extract_img_feat(self.imgs), self.frame, memory, last_level_only=True)
 
 
 @torch.no_grad()

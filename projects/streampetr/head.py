@@ -171,6 +171,11 @@ class StreamPETRHead(nn.Module):
         return len(self.transformer["decoder"].post_norm.weight)
 
     @property
+    def kept_channels(self) -> Tensor | None:
+        """Which channels of the dense model's queries these are; None: all."""
+        return getattr(self.ego_pose_memory.norm, "kept_channels", None)
+
+    @property
     def num_classes(self) -> int:
         """Number of classes."""
         return self.cls_branches[0][-1].out_features

@@ -18,6 +18,9 @@ from mdp_mmdet3d.space.types import DimensionKind
 from mdp_mmdet3d.surgery.apply import apply_plan
 from mdp_mmdet3d.surgery.masking import mask_model
 from mdp_mmdet3d.surgery.plan import PruningPlan
+from mdp_mmdet3d.surgery.repair import RepairSettings, repair
+from projects.streampetr import calibration
+from projects.streampetr.calibration import calibration_frames
 from projects.streampetr.export import export_streampetr
 
 from ..numerics import COLUMNS, assert_close
@@ -87,3 +90,19 @@ def test_engines_and_memory_have_the_width_of_the_plan(tiny_model, space, tmp_pa
     assert {s.name: s.shape for s in manifest.engines["head"].outputs}["post_memory_embedding"][-1] == 128
     runner = StreamRunner(tmp_path / "out")
     assert all(np.isfinite(runner.run(frame).cls_scores).all() for frame in stream[:2])
+
+
+def test_a_narrow_stream_is_repaired(tiny_model, space, tiny_frames, monkeypatch):
+    monkeypatch.setattr(calibration, "PIXELS_TOGETHER", 1)
+    scores = np.random.default_rng(0).permutation(256)
+    plan = PruningPlan.from_kept(space, {NAME: (tuple(sorted(scores[:224].tolist())),)}, frozenset())
+    *frames, unseen = calibration_frames(tiny_model, tiny_frames(4), 4)
+    pruned = apply_plan(copy.deepcopy(tiny_model), plan)
+    raw = copy.deepcopy(pruned)
+    report = repair(tiny_model, pruned, plan, frames, RepairSettings())
+    with torch.no_grad():
+        dense, before, after = (unseen(model)[0] for model in (tiny_model, raw, pruned))
+    assert any(not layer.left and "decoder" in layer.name for layer in report.layers)
+    for name in ("all_cls_scores", "all_bbox_preds"):
+        wanted, cut, repaired = (getattr(found, name) for found in (dense, before, after))
+        assert (repaired - wanted).norm() < 0.8 * (cut - wanted).norm(), name
