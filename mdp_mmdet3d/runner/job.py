@@ -124,8 +124,7 @@ class PruneJob:
                 loss.repaired_as = digest(self.settings.repairing.identity)
         with steps("export dense"):
             export_model(adapter, dense, self.work_dir / "onnx" / "dense", None, weights, self._say)
-            if self.latency_table is not None:
-                self._write_runtime()
+            self._write_runtime()
         if target is None or self.latency_table is None:
             found = self._prune_here(adapter, space, importance, loss, dense, frames, weights, steps)
         else:

@@ -16,6 +16,7 @@ import numpy as np
 from mdp_mmdet3d.errors import DeploymentError
 from mdp_mmdet3d.plausible import intrinsics_fault, pose_fault, projection_fault, step_fault, time_fault
 from mdp_mmdet3d.runtime.decode import Detections, decode, last_level
+from mdp_mmdet3d.runtime.host_memory import HostMemory
 from mdp_mmdet3d.runtime.manifest import DeploymentManifest, EngineSpec
 from mdp_mmdet3d.runtime.per_camera import PerCamera
 
@@ -52,29 +53,6 @@ class Frame:
     lidar2img: np.ndarray
     scene_token: str = ""
     prev_exists: bool = True
-
-
-@dataclass(frozen=True)
-class HostMemory:
-    """State between two frames (docs/streampetr.md, section 4.1); L rows, newest first.
-
-    With TensorRT all but the clock are handles of device memory that the head's next run overwrites.
-
-    Attributes:
-        embedding: (1, L, C) float32.
-        reference_point: (1, L, 3) float32, metres in the frame of ``anchor``.
-        egopose: (1, L, 4, 4) float32, anchor <- lidar at the row's time.
-        velo: (1, L, 2) float32.
-        clock: (1, L, 1) float64: minus the time of each row, in seconds.
-        anchor: (4, 4) float64, global <- frame in which points and poses are stored.
-    """
-
-    embedding: np.ndarray
-    reference_point: np.ndarray
-    egopose: np.ndarray
-    velo: np.ndarray
-    clock: np.ndarray
-    anchor: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -339,21 +317,10 @@ class StreamRunner:
             )
 
     def _head_inputs(self, features: Any, memory: HostMemory, pose: np.ndarray, timestamp: float) -> dict[str, Any]:
-        length = self.manifest.memory.pre_length
         seen = {"x": features, **{name: self._rig_outputs[name] for name in ("pos_embed", "cone")}}
         if not self._remembers:
             return seen
-        return {
-            **seen,
-            # The graph leaves its new memory in this frame's lidar coordinates, see `_next_memory`.
-            "data_ego_pose": np.eye(4, dtype=np.float32)[None],
-            "data_ego_pose_inv": np.linalg.solve(pose, memory.anchor)[None].astype(np.float32),
-            "pre_memory_embedding": _first_rows(memory.embedding, length),
-            "pre_memory_reference_point": _first_rows(memory.reference_point, length),
-            "pre_memory_timestamp": (memory.clock[:, :length] + timestamp).astype(np.float32),
-            "pre_memory_egopose": _first_rows(memory.egopose, length),
-            "pre_memory_velo": _first_rows(memory.velo, length),
-        }
+        return {**seen, **memory.head_inputs(self.manifest.memory.pre_length, pose, timestamp)}
 
     @property
     def _remembers(self) -> bool:
@@ -363,14 +330,7 @@ class StreamRunner:
     def _next_memory(self, outputs: dict[str, Any], pose: np.ndarray, timestamp: float) -> HostMemory:
         if not self._remembers:
             return self.initial_memory(pose, timestamp)
-        return HostMemory(
-            embedding=outputs["post_memory_embedding"],
-            reference_point=outputs["post_memory_reference_point"],
-            egopose=outputs["post_memory_egopose"],
-            velo=outputs["post_memory_velo"],
-            clock=outputs["post_memory_timestamp"].astype(np.float64) - timestamp,
-            anchor=pose,
-        )
+        return HostMemory.of_outputs(outputs, pose, timestamp)
 
     def _load(self, name: str) -> Any:
         spec = self.manifest.engines[name]
@@ -399,8 +359,3 @@ class StreamRunner:
         from mdp_mmdet3d.runtime.ort_engine import OrtEngine
 
         return OrtEngine(self.folder / spec.file, self.threads)
-
-
-def _first_rows(value: Any, length: int) -> Any:
-    """First rows of an array; an engine that is fed device memory takes as much of it as fits."""
-    return value[:, :length] if isinstance(value, np.ndarray) else value

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from mdp_mmdet3d.errors import DeploymentError
 from mdp_mmdet3d.runtime.decode import last_level
-from mdp_mmdet3d.runtime.stream import Frame, HostMemory, StreamRunner
+from mdp_mmdet3d.runtime.host_memory import HostMemory
+from mdp_mmdet3d.runtime.stream import Frame, StreamRunner
 
 from .export import image_transform
 from .frame import FrameInputs

@@ -79,7 +79,8 @@ def _check(manifest: DeploymentManifest, deployment: Path, memory_edited: bool) 
         )
     if manifest.encoder_batch != len(manifest.camera_names):
         raise DeploymentError(
-            f"{deployment} encodes one camera at a time, the application all at once; export without --encoder-batch"
+            f"{deployment} encodes one camera at a time, the application all at once; export with --encoder-batch "
+            f"{len(manifest.camera_names)}"
         )
     rows = (manifest.memory.pre_length, manifest.memory.post_length)
     if rows != MEMORY_ROWS and not memory_edited:

@@ -47,6 +47,7 @@ def test_report_and_files(run):
         "pruned_config.py",
         "report.json",
         "report.html",
+        "onnx/mdp_runtime.pyz",
         "structure.png",
         "onnx/dense/head.onnx",
         "onnx/pruned/head.onnx",

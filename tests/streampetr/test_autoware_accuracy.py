@@ -16,7 +16,7 @@ from projects.streampetr.autoware import package_autoware
 from projects.streampetr.deployed_accuracy import evaluate_deployment
 from projects.streampetr.export import export_streampetr
 
-from .test_deployment_autoware import AutowareHost
+from ..autoware_node import AutowareHost
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG, CHECKPOINT = ROOT / "configs/streampetr_mini.py", ROOT / "checkpoints/streampetr_mini.pth"

@@ -94,7 +94,7 @@ def _check(
     if found != wanted:
         raise DeploymentError(
             f"the image encoder of {source} takes {found} of {cameras} images at a time, asked for is {wanted}: the "
-            "released nodes copy all images in at once (export without --encoder-batch); "
+            f"released nodes copy all images in at once (export with --encoder-batch {cameras}); "
             "for a node that runs it camera by camera give --encoder-batch 1 to both tools"
         )
     image = manifest.image
