@@ -27,7 +27,7 @@ def test_steps_print_name_work_and_time():
     with steps("solve"):
         pass
     first, second = out.getvalue().splitlines()
-    assert first == "solve: the best plan within the budget" and re.fullmatch(r"  took 0\.\d s", second)
+    assert first == f"solve: {ABOUT['solve']}" and re.fullmatch(r"  took 0\.\d s", second)
     with steps("evaluate", "accuracy of the dense model on the test data"):
         pass
     assert out.getvalue().splitlines()[2] == "evaluate: accuracy of the dense model on the test data"
