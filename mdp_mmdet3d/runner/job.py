@@ -29,6 +29,7 @@ from mdp_mmdet3d.progress import step_bar
 from mdp_mmdet3d.report.html import write_html
 from mdp_mmdet3d.report.provenance import provenance
 from mdp_mmdet3d.report.structure import plot_structure
+from mdp_mmdet3d.report.summary import decimals
 from mdp_mmdet3d.runner.correction import load_correction, save_correction, search_identity
 from mdp_mmdet3d.runner.finetune_length import finetuning_of
 from mdp_mmdet3d.runner.lock import locks_work_dir
@@ -254,7 +255,7 @@ class PruneJob:
             {"latency_device": str(table.device)},
             corrections,
         )
-        allowed = self.settings.refinements
+        allowed, digits = self.settings.refinements, decimals(budget)
         for refinement in range(allowed + 1):
             with steps("solve"):
                 plan = search.solve() if loss is None else loss.solve(search)
@@ -265,8 +266,8 @@ class PruneJob:
             measured = stats["pruned"].settled_ms / drift
             deviation = measured / budget - 1
             self.console.print(
-                f"  predicted {search.predicted_ms:.1f} ms, measured {measured:.1f} ms, budget "
-                f"{budget:.1f} ms: {deviation:+.1%}"
+                f"  predicted {search.predicted_ms:.{digits}f} ms, measured {measured:.{digits}f} ms, budget "
+                f"{budget:.{digits}f} ms: {deviation:+.1%}"
             )
             if finished or abs(deviation) <= self.settings.tolerance or refinement == allowed:
                 break
