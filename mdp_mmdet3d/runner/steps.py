@@ -148,9 +148,8 @@ def find_networks(
     else:
         say(f"reused: {path.name}")
     dense_ms = sum(networks[0].engines_ms.values())
-    say(
-        f"dense: {dense_ms:.{decimals(dense_ms)}f} ms = {1e3 / dense_ms:.2f} FPS; {len(networks)} networks measured for the fit"
-    )
+    latency = f"{dense_ms:.{decimals(dense_ms)}f} ms = {1e3 / dense_ms:.2f} FPS"
+    say(f"dense: {latency}; {len(networks)} networks measured for the fit")
     return networks
 
 
