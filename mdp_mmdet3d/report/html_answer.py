@@ -98,7 +98,9 @@ def next_steps(files: RunFiles) -> list[Step]:
             Step("Measure it on the target.", f"{tool(files, 'validate_fps')} DEPLOYMENT --report {folder}/report.json")
         )
     elif not verdict(files).met:
-        again = "on a quiet machine" if busy(files) else "with more prune.refinements"
+        allowed = ((report.get("provenance") or {}).get("settings") or {}).get("refinements", 0)
+        more = f"with --cfg-options prune.refinements={2 * allowed}" if allowed else "with prune.refinements"
+        again = "on a quiet machine" if busy(files) else more
         steps.append(Step(f"The budget was missed: run the same command again {again}, or ask for less."))
     if not accuracy:
         steps.append(

@@ -23,6 +23,11 @@ from mdp_mmdet3d.surgery.plan import PruningPlan
 SCHEMA_VERSION = 1
 
 
+def decimals(latency_ms: float) -> int:
+    """How many decimals of milliseconds tell two latencies of this size apart."""
+    return 1 if latency_ms >= 1 else 3
+
+
 def model_figures(
     model: nn.Module,
     engines: Sequence[Path],
@@ -107,9 +112,10 @@ def print_summary(report: Mapping[str, Any], console: Console) -> None:
     for column in ("", "dense", "pruned", "ratio"):
         table.add_column(column, justify="left" if not column else "right")
     dense, pruned = report["dense"], report["pruned"]
+    ms_digits = decimals(report["budget_ms"]) if measured else 3
     for name, key, scale, digits in (
-        ("latency, measured (ms)", "latency_ms", 1, 1),
-        ("latency, predicted (ms)", "predicted_ms", 1, 1 if measured else 3),
+        ("latency, measured (ms)", "latency_ms", 1, ms_digits),
+        ("latency, predicted (ms)", "predicted_ms", 1, ms_digits),
         ("FPS" if measured else "FPS, predicted", "fps", 1, 2),
         ("parameters (M)", "params", 1e-6, 2),
         ("MACs per frame (G)", "macs", 1e-9, 2),
@@ -124,12 +130,11 @@ def print_summary(report: Mapping[str, Any], console: Console) -> None:
         if measured
         else (f"speed-up {dense['predicted_ms'] / pruned['predicted_ms']:.2f}x (predicted)")
     )
-    digits = 1 if measured else 3
     console.print(
-        f"budget {report['budget']} = {report['budget_ms']:.{digits}f} ms; {speedup}; "
-        f"not prunable {report['not_prunable_ms']:.{digits}f} ms "
+        f"budget {report['budget']} = {report['budget_ms']:.{ms_digits}f} ms; {speedup}; "
+        f"not prunable {report['not_prunable_ms']:.{ms_digits}f} ms "
         f"({report['not_prunable_ms'] / dense['predicted_ms']:.1%} of dense), "
-        f"smallest reachable {solver['minimum']['latency_ms']:.{digits}f} ms"
+        f"smallest reachable {solver['minimum']['latency_ms']:.{ms_digits}f} ms"
     )
     for entry in report.get("coverage", ()):
         console.print(coverage_line(entry), style="yellow" if is_low(entry) else None, highlight=False)
@@ -203,6 +208,6 @@ def _accuracy_table(report: Mapping[str, Any]) -> Table:
         table.add_row(
             names.get(name, name),
             *(f"{figures[metric]:.3f}" if metric in figures else "" for metric in metrics),
-            "" if latency_ms is None else f"{latency_ms:.1f}",
+            "" if latency_ms is None else f"{latency_ms:.{decimals(latency_ms)}f}",
         )
     return table

@@ -2,16 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from mdp_mmdet3d.errors import FileFormatError
-from mdp_mmdet3d.files import read_json, write_json
-from mdp_mmdet3d.latency.predict import LatencyModel
+from mdp_mmdet3d.files import digest, read_json, write_json
+from mdp_mmdet3d.importance.table import ImportanceTable
+from mdp_mmdet3d.latency.predict import LatencyModel, MeasuredNetwork
+from mdp_mmdet3d.runner.settings import PruneSettings
+from mdp_mmdet3d.space.types import PruningSpace
 
 SCHEMA_VERSION = 1
+
+
+def search_identity(
+    settings: PruneSettings,
+    space: PruningSpace,
+    importance: ImportanceTable,
+    networks: Sequence[MeasuredNetwork],
+    values: list[Any] | None,
+) -> dict[str, Any]:
+    """What the end of a search depends on, JSON-able.
+
+    Args:
+        settings: Budget, tolerance and refinements: more of them may meet a budget that was missed.
+        space: What may be pruned.
+        importance: What ranks the elements.
+        networks: What the latency model was fitted to.
+        values: How values in units of loss were measured; None without them.
+    """
+    return {
+        "budget": str(settings.budget),
+        "tolerance": settings.tolerance,
+        "refinements": settings.refinements,
+        "space": space.hash,
+        "importance": [importance.weights, importance.data, importance.frames],
+        **({} if values is None else {"values": values}),
+        "wholes": digest([network.engines_ms for network in networks]),
+    }
 
 
 def save_correction(path: Path, identity: Mapping[str, Any], latency: LatencyModel, corrections: int) -> None:

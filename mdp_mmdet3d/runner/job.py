@@ -29,7 +29,8 @@ from mdp_mmdet3d.progress import step_bar
 from mdp_mmdet3d.report.html import write_html
 from mdp_mmdet3d.report.provenance import provenance
 from mdp_mmdet3d.report.structure import plot_structure
-from mdp_mmdet3d.runner.correction import load_correction, save_correction
+from mdp_mmdet3d.report.summary import decimals
+from mdp_mmdet3d.runner.correction import load_correction, save_correction, search_identity
 from mdp_mmdet3d.runner.finetune_length import finetuning_of
 from mdp_mmdet3d.runner.lock import locks_work_dir
 from mdp_mmdet3d.runner.loss_search import LossSearch, find_loss_search
@@ -237,14 +238,8 @@ class PruneJob:
             table = measure_latency(space, backend, self.work_dir / TABLE_FILE, policy=self.settings.sampling)
             self._say(f"{len(table)} entries ({TABLE_FILE}{'; those that it had are reused' if known else ''})")
         latency = self._explained(LatencyModel.fit(space, table, networks))
-        identity = {
-            "budget": str(self.settings.budget),
-            "tolerance": self.settings.tolerance,
-            "space": space.hash,
-            "importance": [importance.weights, importance.data, importance.frames],
-            **({} if loss is None else {"values": [asdict(loss.settings), loss.repaired_as]}),
-            "wholes": digest([network.engines_ms for network in networks]),
-        }
+        values = None if loss is None else [asdict(loss.settings), loss.repaired_as]
+        identity = search_identity(self.settings, space, importance, networks, values)
         finished = load_correction(self.work_dir / CORRECTION_FILE, identity, latency)
         latency, corrections = finished or (latency, 0)
         search = PlanSearch(
@@ -259,7 +254,7 @@ class PruneJob:
             {"latency_device": str(table.device)},
             corrections,
         )
-        allowed = self.settings.refinements
+        allowed, digits = self.settings.refinements, decimals(budget)
         for refinement in range(allowed + 1):
             with steps("solve"):
                 plan = search.solve() if loss is None else loss.solve(search)
@@ -270,8 +265,8 @@ class PruneJob:
             measured = stats["pruned"].settled_ms / drift
             deviation = measured / budget - 1
             self.console.print(
-                f"  predicted {search.predicted_ms:.1f} ms, measured {measured:.1f} ms, budget "
-                f"{budget:.1f} ms: {deviation:+.1%}"
+                f"  predicted {search.predicted_ms:.{digits}f} ms, measured {measured:.{digits}f} ms, budget "
+                f"{budget:.{digits}f} ms: {deviation:+.1%}"
             )
             if finished or abs(deviation) <= self.settings.tolerance or refinement == allowed:
                 break

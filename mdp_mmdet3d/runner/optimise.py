@@ -16,6 +16,7 @@ from mdp_mmdet3d.latency.backends.base import Backend
 from mdp_mmdet3d.latency.measure import measure_latency
 from mdp_mmdet3d.latency.predict import LatencyModel
 from mdp_mmdet3d.latency.sampling import EntryKey, entries_of
+from mdp_mmdet3d.report.summary import decimals
 from mdp_mmdet3d.solver import PruningProblem, SolveOptions, SolveResult, solve
 from mdp_mmdet3d.solver.build import LATENCY
 from mdp_mmdet3d.solver.rerank import RankedSolution, solve_ranked
@@ -87,10 +88,12 @@ class PlanSearch:
             widths, removed = plan.widths(self.space), set(plan.removed)
             missing = [p for p in entries_of(self.space, widths, removed) if self.latency.table.get(*p) is None]
             result = self.solution.result
+            digits = decimals(self.budget_ms)
             how = "interpolated" if self.backend is None else "measured now"
             self.say(
-                f"{result.status.value} plan, gap {result.gap:.1e}: {result.costs[LATENCY]:.1f} ms predicted of "
-                f"{self.budget_ms:.1f} ms, value kept {result.objective:.6g}; {result.seconds.get('total', 0.0):.1f} s"
+                f"{result.status.value} plan, gap {result.gap:.1e}: {result.costs[LATENCY]:.{digits}f} ms predicted of "
+                f"{self.budget_ms:.{digits}f} ms, value kept {result.objective:.6g}; "
+                f"{result.seconds.get('total', 0.0):.1f} s"
                 + (f"; {len(missing)} table entries that it uses are {how}" if missing else "")
             )
             if not missing or self.backend is None or self.table_path is None:

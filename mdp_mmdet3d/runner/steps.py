@@ -18,6 +18,7 @@ from mdp_mmdet3d.errors import FileFormatError, MdpError, StructureMismatchError
 from mdp_mmdet3d.importance.collect import collect_importance
 from mdp_mmdet3d.importance.table import ImportanceTable
 from mdp_mmdet3d.latency.predict import MeasuredNetwork
+from mdp_mmdet3d.report.summary import decimals
 from mdp_mmdet3d.runner.networks import load_networks, measure_networks
 from mdp_mmdet3d.runner.settings import PruneSettings
 from mdp_mmdet3d.runtime.graph_manifest import load_manifest
@@ -147,7 +148,8 @@ def find_networks(
     else:
         say(f"reused: {path.name}")
     dense_ms = sum(networks[0].engines_ms.values())
-    say(f"dense: {dense_ms:.1f} ms = {1e3 / dense_ms:.2f} FPS; {len(networks)} networks measured for the fit")
+    latency = f"{dense_ms:.{decimals(dense_ms)}f} ms = {1e3 / dense_ms:.2f} FPS"
+    say(f"dense: {latency}; {len(networks)} networks measured for the fit")
     return networks
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from rich.console import Console
 
 from mdp_mmdet3d.importance import loss_changes
+from mdp_mmdet3d.report.summary import decimals
 from mdp_mmdet3d.runner.outcome import ABOUT, Steps
 
 RUNNER = Path(loss_changes.__file__).parents[1] / "runner"
@@ -27,11 +28,16 @@ def test_steps_print_name_work_and_time():
     with steps("solve"):
         pass
     first, second = out.getvalue().splitlines()
-    assert first == "solve: the best plan within the budget" and re.fullmatch(r"  took 0\.\d s", second)
+    assert first == f"solve: {ABOUT['solve']}" and re.fullmatch(r"  took 0\.\d s", second)
     with steps("evaluate", "accuracy of the dense model on the test data"):
         pass
     assert out.getvalue().splitlines()[2] == "evaluate: accuracy of the dense model on the test data"
     assert list(steps.seconds) == ["solve", "evaluate"]
+
+
+def test_latencies_below_a_millisecond_are_told_apart():
+    found = [f"{value:.{decimals(value)}f}" for value in (0.0741, 0.1502, 1.0, 1345.6)]
+    assert found == ["0.074", "0.150", "1.0", "1345.6"]
 
 
 class Probe:
