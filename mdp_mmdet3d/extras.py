@@ -6,11 +6,13 @@ The console commands start here (``mdp-prune`` is ``mdp_mmdet3d.extras:prune``),
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from types import TracebackType
 
 from mdp_mmdet3d.errors import MissingExtraError
 
@@ -69,6 +71,29 @@ def check_installed(module: str, extra: str, what: str) -> None:
     with needs(extra, what):
         if not _found(module):
             raise ModuleNotFoundError(f"No module named {module!r}", name=module)
+
+
+def tell_missing(tool: str) -> None:
+    """From here on a package of an extra that is missing ends this process with one line on stderr and status 2.
+
+    Args:
+        tool: What runs, for the message, e.g. ``"tools/prune.py"``.
+    """
+    before = sys.excepthook
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        package = (getattr(error, "name", None) or "").split(".")[0]
+        if not isinstance(error, ModuleNotFoundError) or package not in MODULES:
+            before(kind, error, trace)
+            return
+        try:
+            with needs(TOOL_EXTRAS.get(Path(tool).stem, "all"), tool):
+                raise error
+        except MissingExtraError as missing:
+            print(f"error: {missing}", file=sys.stderr, flush=True)
+        os._exit(2)  # what is raised in a hook does not count
+
+    sys.excepthook = hook
 
 
 def run_tool(name: str) -> int:

@@ -145,3 +145,12 @@ def test_every_import_of_another_package_is_known():
     ours |= {path.stem for path in (ROOT / "mdp_mmdet3d/latency/probe").glob("*.py")}
     assert found - ours - set(sys.stdlib_module_names) - OTHERS <= MODULES
     assert {"torch", "pyscipopt", "onnx", "rich"} <= found
+
+
+@pytest.mark.parametrize(("tool", "package"), [("prune", "mmengine"), ("report", "jinja2"), ("compare", "rich")])
+def test_a_tool_of_a_checkout_tells_what_is_missing(tool, package):
+    path = ROOT / f"tools/{tool}.py"
+    run = "import runpy; path, sys.argv[1:] = sys.argv[1], ['x', '--budget', '1']; sys.argv[0] = path; "
+    done = python(run + "runpy.run_path(path, run_name='__main__')", tuple(MODULES - {package}), str(path))
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("\n") == 1 and f"needs the Python package {package!r}" in done.stderr

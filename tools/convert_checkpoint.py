@@ -11,6 +11,9 @@ from mmengine.registry import DefaultScope
 
 if __name__ == "__main__":  # works in a checkout that is not installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    from mdp_mmdet3d.extras import tell_missing
+
+    tell_missing(__file__)
 
 from mmdet3d.registry import MODELS
 

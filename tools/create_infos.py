@@ -10,6 +10,9 @@ from rich.progress import track
 
 if __name__ == "__main__":  # works in a checkout that is not installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    from mdp_mmdet3d.extras import tell_missing
+
+    tell_missing(__file__)
 
 from mdp_mmdet3d.command_line import command
 from mdp_mmdet3d.datasets.nuscenes_infos import SPLITS, annotate_infos, create_infos

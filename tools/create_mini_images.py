@@ -13,6 +13,9 @@ from rich.progress import Progress
 
 if __name__ == "__main__":  # works in a checkout that is not installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    from mdp_mmdet3d.extras import tell_missing
+
+    tell_missing(__file__)
 
 from mdp_mmdet3d.errors import MdpError
 from mdp_mmdet3d.simdata.fashion_mnist import fetch_fashion_mnist

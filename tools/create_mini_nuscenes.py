@@ -12,6 +12,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 if __name__ == "__main__":  # works in a checkout that is not installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    from mdp_mmdet3d.extras import tell_missing
+
+    tell_missing(__file__)
 
 from mdp_mmdet3d.errors import MdpError
 from mdp_mmdet3d.simdata.mini_nuscenes import MiniNuScenesSpec, easy_spec, write_mini_nuscenes

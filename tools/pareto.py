@@ -8,6 +8,9 @@ from pathlib import Path
 
 if __name__ == "__main__":  # works in a checkout that is not installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    from mdp_mmdet3d.extras import tell_missing
+
+    tell_missing(__file__)
 
 from mdp_mmdet3d.command_line import command
 from mdp_mmdet3d.errors import MissingExtraError

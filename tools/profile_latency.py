@@ -16,6 +16,12 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+if __name__ == "__main__":  # works in a checkout that is not installed
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    from mdp_mmdet3d.extras import tell_missing
+
+    tell_missing(__file__)
+
 from rich.console import Console
 from rich.table import Table
 
