@@ -11,7 +11,7 @@ from mmengine.registry import DATASETS
 
 from mdp_mmdet3d.errors import MdpError
 from mdp_mmdet3d.runner.recovery import check_trainable
-from mdp_mmdet3d.runner.settings import FinetuneSettings, PruneSettings
+from mdp_mmdet3d.runner.settings import AUTO, FinetuneSettings, PruneSettings
 
 PASSES = 14.0
 """Times through the training data per share of the latency that was cut: 4.2 at a share of 0.7 (docs/method.md)."""
@@ -33,7 +33,7 @@ def finetuning_of(config: Config, settings: PruneSettings, share: float) -> Fine
     Raises:
         MdpError: ``"auto"`` needs training data and a learning rate, and the config has none.
     """
-    if settings.finetune != "auto":
+    if settings.finetune != AUTO:
         return settings.finetuning
     check_trainable(config)
     rate = config.optim_wrapper.get("optimizer", {}).get("lr")

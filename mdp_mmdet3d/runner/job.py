@@ -138,7 +138,7 @@ class PruneJob:
                 name: adapter.compare(model, self.work_dir / "onnx" / name, frames[:COMPARED_FRAMES])
                 for name, model in (("dense", dense), ("pruned", found.model))
             }
-            apart = max((value for found in differences.values() for value in found.values()), default=0.0)
+            apart = max((value for values in differences.values() for value in values.values()), default=0.0)
             self._say(f"dense and pruned: at most {apart:.1e} apart")
         plot_structure(self.work_dir / "structure.png", space, found.plan)
         recovered = recover(
