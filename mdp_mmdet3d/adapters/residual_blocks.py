@@ -26,7 +26,7 @@ class ResidualBlock:
         name: Path.
         kind: What remains when the branch goes.
         silent: Path within it of the last operator with weights of the branch; at zero, the branch is.
-        conv: Path of the last convolution of the branch, with which a runtime fuses the addition.
+        conv: Path of the last convolution (or linear layer) of the branch, with which a runtime fuses the addition.
     """
 
     name: str
@@ -38,8 +38,8 @@ class ResidualBlock:
 def find_residual_blocks(calls: Sequence[Call], blocks: Sequence[str] = ()) -> tuple[list[ResidualBlock], list[str]]:
     """Blocks whose branch can go, and modules that look like one but do something else without it.
 
-    A module is taken for a block if it holds convolutions and, with the last operator of its branch at zero, returns
-    its input (an identity block behind a ReLU) or the activation of its shortcut: on an
+    A module is taken for a block if it holds convolutions (or linear layers, on maps) and, with the last operator of
+    its branch at zero, returns its input (an identity block behind a ReLU) or the activation of its shortcut: on an
     input of the recorded shape, up to rounding.
 
     Args:
@@ -61,7 +61,7 @@ def find_residual_blocks(calls: Sequence[Call], blocks: Sequence[str] = ()) -> t
         convs = [
             c
             for c in inside
-            if isinstance(c.module, nn.Conv2d) and c.name != prefix and not c.name.startswith(f"{prefix}.")
+            if isinstance(c.module, (nn.Conv2d, nn.Linear)) and c.name != prefix and not c.name.startswith(f"{prefix}.")
         ]
         if len(convs) < 2 or any(isinstance(m, (nn.ModuleList, nn.Sequential)) for m in (call.module,)):
             continue
