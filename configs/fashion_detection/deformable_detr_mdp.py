@@ -2,10 +2,10 @@
 #   python tools/create_mini_images.py fashion-voc data/fashion_voc
 #   python tools/train.py configs/fashion_detection/deformable_detr_mdp.py --cfg-options randomness.seed=0
 #   python tools/prune.py configs/fashion_detection/deformable_detr_mdp.py \
-#       --checkpoint work_dirs/deformable_detr_mdp/training/iter_5000.pth
+#       --checkpoint work_dirs/deformable_detr_mdp/training/iter_3000.pth
 _base_ = ["./_base_.py"]
 
-iterations = 5000  # of 8 images: 10 times through the 4,000 training images
+iterations = 3000  # of 8 images: 6 times through the 4,000 training images
 _attention = dict(embed_dims=64, num_levels=2, num_heads=4, dropout=0.0, batch_first=True)
 _ffn = dict(embed_dims=64, feedforward_channels=128, ffn_drop=0.0)
 

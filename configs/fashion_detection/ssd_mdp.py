@@ -1,12 +1,12 @@
 # An SSD of four levels on a narrow ResNet-18: trained in minutes on one core, then pruned.
 #   python tools/create_mini_images.py fashion-voc data/fashion_voc
 #   python tools/train.py configs/fashion_detection/ssd_mdp.py --cfg-options randomness.seed=0
-#   python tools/prune.py configs/fashion_detection/ssd_mdp.py --checkpoint work_dirs/ssd_mdp/training/iter_2500.pth
+#   python tools/prune.py configs/fashion_detection/ssd_mdp.py --checkpoint work_dirs/ssd_mdp/training/iter_1000.pth
 _base_ = ["./_base_.py"]
 
 custom_imports = dict(imports=["mdp_mmdet3d.runner", "mdp_mmdet3d.runner.ssd_head"], allow_failed_imports=False)
 
-iterations = 2500  # 10 times through the 4,000 training images
+iterations = 1000  # of 16 images: 4 times through the 4,000 training images
 
 model = dict(
     type="SingleStageDetector",
@@ -69,8 +69,8 @@ optim_wrapper = dict(
     type="OptimWrapper", optimizer=dict(type="AdamW", lr=2e-3, weight_decay=0.02), clip_grad=dict(max_norm=10)
 )
 param_scheduler = [
-    dict(type="LinearLR", start_factor=0.05, end=200, by_epoch=False),
-    dict(type="CosineAnnealingLR", begin=200, end=iterations, by_epoch=False),
+    dict(type="LinearLR", start_factor=0.05, end=100, by_epoch=False),
+    dict(type="CosineAnnealingLR", begin=100, end=iterations, by_epoch=False),
 ]
 train_cfg = dict(type="IterBasedTrainLoop", max_iters=iterations, val_interval=iterations)
 
