@@ -116,9 +116,9 @@ class SingleGraph(Adapter):
             for name, reason in failures.items() if not again else ():
                 builder.leave(name, reason)
             space = self.finished(builder)
-        if (reason := verify_together(space, model, forward)) is not None:
+        if (together := verify_together(space, model, forward)) is not None:
             raise MdpError(
-                f"{space.model}: each dimension can be cut by itself, but not all together ({reason}). Leave parts "
+                f"{space.model}: each dimension can be cut by itself, but not all together ({together}). Leave parts "
                 f"of it alone with prune.freeze, or write an adapter: {HOW_TO}"
             )
         return space
