@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mdp_mmdet3d.space.builder import SpaceBuilder
 from mdp_mmdet3d.space.calls import Call
+from mdp_mmdet3d.space.conv import is_scale
 from mdp_mmdet3d.space.types import Block, BlockKind
 from mdp_mmdet3d.surgery.apply import ShortcutBlock, shared_copy
 from mdp_mmdet3d.surgery.masking import silence_block
@@ -97,6 +98,7 @@ def _kind(call: Call, shortcut: nn.Module | None, last: str) -> BlockKind | None
     """How the block behaves without its branch, None if not as a residual block."""
     silent = shared_copy(call.module)
     with torch.no_grad():
+        _open_scales(silent)
         # The recorded input may be 0, or have been overwritten in place; only behind a ReLU nothing is below 0.
         draw = torch.randn if bool((call.input < 0).any()) else torch.rand
         x = draw(call.input.shape, generator=torch.Generator().manual_seed(0)).to(call.input)
@@ -113,6 +115,15 @@ def _kind(call: Call, shortcut: nn.Module | None, last: str) -> BlockKind | None
         except Exception:  # whatever a foreign block raises on an input alone, it is not a residual block
             return None
     return BlockKind.RESIDUAL_BRANCH if equal_outputs(found, remains) else None
+
+
+def _open_scales(module: nn.Module) -> None:
+    """Put 1 where blocks hold scales of their branches: one of 1e-5 would hide a second branch."""
+    for part in module.modules():
+        if next(part.children(), None) is not None:
+            for name, scale in part._parameters.items():
+                if scale is not None and is_scale(scale):
+                    setattr(part, name, nn.Parameter(torch.ones_like(scale), requires_grad=False))
 
 
 def equal_outputs(found: object, expected: Tensor) -> bool:

@@ -116,7 +116,7 @@ def _exclude_unknown(builder: SpaceBuilder, encoder: nn.Module, names: dict[nn.M
     """Exclude operators that the dependency graph cannot see as one: it would couple their parts, or nothing at all."""
     for module in encoder.modules():
         parts = [m for m in module.modules() if isinstance(m, CONVOLUTIONS)]
-        own = [p for p in module.parameters(recurse=False) if not _is_scale(p)]
+        own = [p for p in module.parameters(recurse=False) if not is_scale(p)]
         if own and parts and names.get(module) and not isinstance(module, CONVOLUTIONS):
             builder.exclude(names[module], f"is a {type(module).__name__}, which is not supported")
         elif isinstance(module, (nn.modules.instancenorm._InstanceNorm, nn.GroupNorm)) and not module.affine:
@@ -124,7 +124,7 @@ def _exclude_unknown(builder: SpaceBuilder, encoder: nn.Module, names: dict[nn.M
             builder.exclude(names[module].rpartition(".")[0], f"{names[module]} {norm_obstacle(module)}")
 
 
-def _is_scale(parameter: Tensor) -> bool:
+def is_scale(parameter: Tensor) -> bool:
     """Whether it has one axis only that is longer than 1, as a layer scale: its module computes what its parts do."""
     return sum(length > 1 for length in parameter.shape) <= 1
 

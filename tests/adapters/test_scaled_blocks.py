@@ -32,7 +32,7 @@ POOLFORMER = dict(
 EFFICIENTNET = dict(type="EfficientNet", arch="b0", out_indices=(3,))
 
 
-def traced(backbone, width):
+def traced(backbone, width, noise=0.3):
     model = dict(
         type="ImageClassifier",
         backbone=backbone,
@@ -45,7 +45,7 @@ def traced(backbone, width):
     with torch.no_grad():
         for parameter in built.parameters():  # layer scales and biases start at nearly 0
             if parameter.ndim <= 3:
-                parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
+                parameter.add_(noise * torch.randn(parameter.shape, generator=generator))
     return built, adapter.trace(built, SpaceOptions(4, 8, 2, 0.0, ()))
 
 
@@ -91,8 +91,15 @@ def test_poolformer_loses_hidden_widths(tmp_path):
     model, space = traced(POOLFORMER, 40)
     assert {d.name for d in space.dimensions} == {f"backbone.network.{i}.0.mlp.fc1.out" for i in (0, 2, 4, 6)}
     reasons = {n.reason for n in space.not_prunable}
+    assert not space.blocks  # the pooling is added to the stream as well
     assert any("coupled with the parameter" in reason and "layer_scale" in reason for reason in reasons)
     check(model, space, tmp_path / "out")
+
+
+def test_a_scale_of_nearly_zero_hides_no_second_branch():
+    """With the shipped scales of 1e-5 a block of PoolFormer without its MLP returns its input, up to rounding."""
+    _, space = traced(POOLFORMER, 40, noise=0.0)
+    assert not space.blocks
 
 
 def test_convolutions_that_pad_as_tensorflow_does_are_cut(tmp_path):
