@@ -151,11 +151,11 @@ class _Repair:
                 missing = [step for step in wave if finished[step.name] is None]
                 counts = {step.name: len(theirs.calls[self._source(step)]) for step in missing}
                 with failing_together():
-                    targets = (
-                        record_targets(dense, missing, self.kept, counts, self.own, sampling, self.sources, self.weights)
-                        if missing
-                        else {}
-                    )
+                    targets = {}
+                    if missing:
+                        targets = record_targets(
+                            dense, missing, self.kept, counts, self.own, sampling, self.sources, self.weights
+                        )
                 for step in wave:
                     done = finished[step.name]
                     if done is not None:
