@@ -183,7 +183,10 @@ class Adapter(ABC):
             MdpError: The model cannot be traced, a freeze pattern matches nothing, or the embedding width or number of
                 queries of such a model cannot be cut.
         """
-        options = options or SpaceOptions()
+        return self.finished(self.collect(model, options or SpaceOptions()))
+
+    def collect(self, model: nn.Module, options: SpaceOptions) -> SpaceBuilder:
+        """What `add_to_space` finds; raises as `trace`."""
         for option, wanted, able, what in (
             ("embed_width", options.embed_width, self.embed_widths, "the width of its stream is"),
             ("queries", options.queries, self.object_queries, "object queries are"),
@@ -200,15 +203,13 @@ class Adapter(ABC):
             self.add_to_space(builder, model)
         finally:
             logging.disable(level)
-        name = type(model).__name__
-        known = [*builder.dimensions, *builder.blocks, *builder.left_alone]
-        for pattern in builder.options.freeze:
-            if not any(SpaceOptions(freeze=(pattern,)).matches(item) for item in known):
-                examples = f"; names look like {known[0]!r} and {known[-1]!r}" if known else ""
-                raise MdpError(
-                    f"prune.freeze pattern {pattern!r} matches no dimension and no block of {name}{examples}"
-                )
-        return builder.finish(name, model_digest(model), self.once, self.repeated)
+        builder.check_patterns()
+        return builder
+
+    def finished(self, builder: SpaceBuilder) -> PruningSpace:
+        """The space of what was collected; raises as `SpaceBuilder.finish`."""
+        model = builder.model
+        return builder.finish(type(model).__name__, model_digest(model), self.once, self.repeated)
 
     @property
     def repeated(self) -> dict[str, int]:

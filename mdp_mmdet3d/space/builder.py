@@ -282,6 +282,17 @@ class SpaceBuilder:
                 return f"{module}: {reason}"
         return None
 
+    def check_patterns(self) -> None:
+        """Raise `MdpError` where a freeze pattern matches nothing that was found."""
+        known = [*self.dimensions, *self.blocks, *self.left_alone]
+        for pattern in self.options.freeze:
+            if not any(SpaceOptions(freeze=(pattern,)).matches(name) for name in known):
+                examples = f"; names look like {known[0]!r} and {known[-1]!r}" if known else ""
+                raise MdpError(
+                    f"prune.freeze pattern {pattern!r} matches no dimension and no block of "
+                    f"{type(self.model).__name__}{examples}"
+                )
+
     def finish(
         self,
         model_name: str,
