@@ -17,6 +17,9 @@ from .memory import MemoryState, truncate_memory
 PIXELS_TOGETHER = 600_000
 """Images of this many pixels run as one batch: small ones cost more calls than arithmetic."""
 
+BACKGROUND = 0.02
+"""What a query without an object counts. Most are, and a fit to all alike makes the others worse."""
+
 
 @dataclass(frozen=True)
 class StreamFrames:
@@ -26,11 +29,13 @@ class StreamFrames:
         imgs: (B, N, 3, H, W) normalised images.
         frame: Geometry and time.
         memory: As the dense model left it after the frames before.
+        weights: (B, n) what the dense model makes of each query: its best class probability, and `BACKGROUND`.
     """
 
     imgs: Tensor
     frame: FrameInputs
     memory: MemoryState
+    weights: Tensor
 
     def __call__(self, model: nn.Module) -> Any:
         """What a deployed model computes: all but the predictions of the last level is left out."""
@@ -62,13 +67,14 @@ def calibration_frames(
         if memory is None or len(memory.embedding) != len(imgs):
             memory = model.pts_bbox_head.empty_memory(len(imgs))
             frame = frame._replace(prev_exists=torch.zeros_like(frame.prev_exists))
+        output, after = model.run_frame(model.extract_img_feat(imgs), frame, memory, last_level_only=True)
         if i % stride == 0:
-            found.append(StreamFrames(imgs, frame, memory))
+            weights = output.all_cls_scores[-1].sigmoid().amax(dim=-1) + BACKGROUND
+            found.append(StreamFrames(imgs, frame, memory, weights))
             frames += len(imgs)
         if frames >= count:
             break
-        _, memory = model.run_frame(model.extract_img_feat(imgs), frame, memory, last_level_only=True)
-        memory = truncate_memory(memory, model.pts_bbox_head.memory_len)
+        memory = truncate_memory(after, model.pts_bbox_head.memory_len)
     if not found:
         return []
     together = max(1, PIXELS_TOGETHER // found[0].imgs[:, :, 0].numel())
@@ -86,4 +92,5 @@ def _joined(parts: Sequence[StreamFrames]) -> StreamFrames:
         torch.cat([part.imgs for part in parts]),
         FrameInputs(*joined([part.frame for part in parts])),
         MemoryState(*joined([part.memory for part in parts])),
+        torch.cat([part.weights for part in parts]),
     )

@@ -46,6 +46,8 @@ def test_frames_are_those_of_the_stream_and_repeat(tiny_model, tiny_frames, monk
     together = calibration_frames(tiny_model, batches, 4)
     assert len(together) == 1
     rows = outputs(tiny_model, together[0])[0][-1]
+    expected = rows.sigmoid().amax(dim=-1) + calibration.BACKGROUND  # a query counts by what is detected in it
+    torch.testing.assert_close(together[0].weights, expected, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(rows, torch.cat(streamed), rtol=1e-4, atol=1e-4)
 
 

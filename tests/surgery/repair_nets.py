@@ -45,6 +45,16 @@ def frames_of(inputs: Sequence[Tensor]) -> list[Frame]:
     return [frame(x) for x in inputs]
 
 
+class Weighted:
+    """A frame that says how much each position of the outputs counts."""
+
+    def __init__(self, frame: Frame, weights: Tensor) -> None:
+        self.frame, self.weights = frame, weights
+
+    def __call__(self, model: nn.Module) -> Tensor:
+        return self.frame(model)
+
+
 def error(dense: nn.Module, pruned: nn.Module, x: Tensor) -> float:
     """Relative error of the outputs."""
     with torch.no_grad():
@@ -144,6 +154,12 @@ def setting():
     generator = torch.Generator().manual_seed(1)
     inputs = [torch.randn(2, 3, 10, 10, generator=generator) for _ in range(9)]
     return model, plan, frames_of(inputs[:8]), inputs[8]
+
+
+def weighted(frames: Sequence[Frame]) -> list[Frame]:
+    """Those of `setting`, of which some positions of the images count more than others."""
+    generator = torch.Generator().manual_seed(2)
+    return [Weighted(frame, torch.rand(2, 10, 10, generator=generator) + 0.01) for frame in frames]
 
 
 def state_of(model: nn.Module) -> dict[str, torch.Tensor]:

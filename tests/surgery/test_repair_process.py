@@ -16,7 +16,7 @@ from mdp_mmdet3d.errors import MdpError, StructureMismatchError
 from mdp_mmdet3d.surgery.repair import RepairReport, RepairSettings, RepairStore, repair
 from mdp_mmdet3d.surgery.repair.replay import Replay
 
-from .repair_nets import axes, cut, error, frames_of, plan_of, setting, state_of
+from .repair_nets import Weighted, axes, cut, error, frames_of, plan_of, setting, state_of, weighted
 
 WORKER = Path(__file__).with_name("repair_worker.py")
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2]), "OMP_NUM_THREADS": "1"}
@@ -139,6 +139,33 @@ def test_a_layer_that_would_get_worse_on_held_out_frames_stays_as_it_is():
     torch.testing.assert_close(state_of(pruned), raw, rtol=0, atol=0)
 
 
+def test_predictions_that_count_more_are_fitted_better():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 12), nn.ReLU(), nn.Linear(12, 4)).eval()
+    members = axes(("0.weight", 0), ("0.bias", 0), ("2.weight", 1))
+    plan = plan_of(model, {"0.out": (range(4), 12, members)})
+    # Two kinds of rows, which so few units cannot both do right.
+    kinds = torch.tensor([1.0, 0.0]).repeat(100)
+    inputs = [torch.randn(200, 8) * torch.where(kinds > 0, 1.0, 3.0)[:, None] + 2 * kinds[:, None] for _ in range(5)]
+    frames, first, rest = frames_of(inputs[:4]), inputs[4][kinds > 0], inputs[4][kinds == 0]
+    found = []
+    for each in (frames, [Weighted(frame, kinds + 0.01) for frame in frames]):
+        pruned = cut(model, plan)
+        report = repair(model, pruned, plan, each)
+        assert report.layers[1].samples == 600
+        found.append((error(model, pruned, first), error(model, pruned, rest)))
+    (alike_first, alike_rest), (first_error, rest_error) = found
+    assert first_error < 0.8 * alike_first and rest_error > alike_rest
+
+
+def test_weights_that_are_all_equal_change_nothing():
+    model, plan, frames, _ = setting()
+    alike, same = cut(model, plan), cut(model, plan)
+    repair(model, alike, plan, frames)
+    repair(model, same, plan, [Weighted(frame, torch.full((2, 10, 10), 0.25)) for frame in frames])
+    torch.testing.assert_close(state_of(same), state_of(alike), rtol=1e-4, atol=1e-5)
+
+
 def test_fewer_positions_than_unknowns_are_said_and_do_no_harm():
     model, plan, frames, x = setting()
     pruned = cut(model, plan)
@@ -246,7 +273,7 @@ def test_plans_of_another_model_and_models_of_another_plan_are_refused():
 def test_several_processes_end_with_the_weights_of_one(tmp_path, world):
     model, plan, frames, _ = setting()
     alone = cut(model, plan)
-    report = repair(model, alone, plan, frames, RepairSettings(positions=500))
+    report = repair(model, alone, plan, weighted(frames), RepairSettings(positions=500))
     workers = [
         subprocess.Popen([sys.executable, str(WORKER), str(rank), str(world), str(tmp_path)], env=ENVIRONMENT)
         for rank in range(world)

@@ -75,7 +75,7 @@ def fit_layer(
     judged.reduce()
     if anywhere(bool(problem)) or fitted.count == 0:
         return LayerRepair(layer.name, kind, calls, left=problem or "no samples of it can be compared")
-    samples = fitted.count
+    samples = fitted.samples
     before = fitted.error(centred=layer.to_norm), judged.error(centred=layer.to_norm)
 
     def result(after: tuple[float, float], left: str = "") -> LayerRepair:
@@ -152,7 +152,8 @@ def _collect(
         r = t - layer.grouped(rows)
         mask = held_out(index, x.shape[1]).to(x.device)
         for moments, chosen in ((fitted, ~mask), (judged, mask)):
-            moments.add(x[:, chosen], r[:, chosen], t[:, chosen])
+            weights = None if target.weights is None else target.weights[chosen]
+            moments.add(x[:, chosen], r[:, chosen], t[:, chosen], weights)
         if not probe:
             some = slice(0, CHECKED_SAMPLES)
             probe.append(_Probe(inputs.clone(), target.where[some], x[:, some].clone()))

@@ -16,6 +16,10 @@ class Moments:
 
     Sums are centred and kept in float64, so that neither the number of samples nor their mean costs digits.
 
+    Attributes:
+        samples: How many there are.
+        count: The sum of their weights, which are 1 unless said otherwise.
+
     Args:
         groups: Groups G.
         inputs: Inputs D of a group.
@@ -27,7 +31,7 @@ class Moments:
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(groups, *shape, dtype=torch.float64, device=device)
 
-        self.count = 0
+        self.samples, self.count = 0, 0.0
         self.mean_x, self.mean_r, self.mean_t = zeros(inputs), zeros(outputs), zeros(outputs)
         self.xx, self.xr, self.rr, self.tt = (
             zeros(inputs, inputs),
@@ -36,22 +40,31 @@ class Moments:
             zeros(outputs),
         )
 
-    def add(self, x: Tensor, r: Tensor, t: Tensor) -> None:
-        """Add samples: X (G, P, D), R and T (G, P, K)."""
+    def add(self, x: Tensor, r: Tensor, t: Tensor, weights: Tensor | None = None) -> None:
+        """Add samples: X (G, P, D), R and T (G, P, K); ``weights`` (P,) say how much each counts."""
         if x.shape[1] == 0:
             return
-        means = [value.double().mean(dim=1) for value in (x, r, t)]
-        x, r, t = (value - mean.to(value.dtype)[:, None] for value, mean in zip((x, r, t), means))
+        self.samples += x.shape[1]
+        if weights is None:
+            count = float(x.shape[1])
+            means = [value.double().mean(dim=1) for value in (x, r, t)]
+            x, r, t = (value - mean.to(value.dtype)[:, None] for value, mean in zip((x, r, t), means))
+        else:
+            count = float(weights.double().sum())
+            share, root = (weights.double() / count)[:, None], weights.sqrt()[:, None]
+            means = [(value.double() * share).sum(dim=1) for value in (x, r, t)]
+            x, r, t = ((value - mean.to(value.dtype)[:, None]) * root for value, mean in zip((x, r, t), means))
         sums = (x.mT @ x).double(), (x.mT @ r).double(), *(v.double().square().sum(dim=1) for v in (r, t))
-        self._merge(x.shape[1], means, sums)
+        self._merge(count, means, sums)
 
     def merge(self, other: Moments) -> None:
         """Add the samples of another."""
+        self.samples += other.samples
         if other.count:
             means = (other.mean_x, other.mean_r, other.mean_t)
             self._merge(other.count, means, (other.xx, other.xr, other.rr, other.tt))
 
-    def _merge(self, count: int, means: Sequence[Tensor], sums: Sequence[Tensor]) -> None:
+    def _merge(self, count: float, means: Sequence[Tensor], sums: Sequence[Tensor]) -> None:
         own = (self.mean_x, self.mean_r, self.mean_t)
         dx, dr, dt = (mean - mine for mean, mine in zip(means, own))
         between = self.count * count / (self.count + count)
@@ -67,11 +80,12 @@ class Moments:
         """Make them the moments of the samples of all processes."""
         if not is_distributed():
             return
-        total = torch.tensor(float(self.count), dtype=torch.float64, device=self.xx.device)
+        total = torch.tensor([self.count, self.samples], dtype=torch.float64, device=self.xx.device)
         dist.all_reduce(total)
+        count, self.samples = float(total[0]), round(float(total[1]))
         means = []
         for own in (self.mean_x, self.mean_r, self.mean_t):
-            mean = own * (self.count / max(float(total), 1.0))
+            mean = own * (self.count / max(count, 1e-12))
             dist.all_reduce(mean)
             means.append(mean)
         dx, dr, dt = (own - mean for own, mean in zip((self.mean_x, self.mean_r, self.mean_t), means))
@@ -82,7 +96,7 @@ class Moments:
         for sums in (self.xx, self.xr, self.rr, self.tt):
             dist.all_reduce(sums)
         self.mean_x, self.mean_r, self.mean_t = means
-        self.count = round(float(total))
+        self.count = count
 
     def solve(self, ridge: float, centred: bool) -> Tensor:
         """What to add to the weights (G, K, D), held to those that the map has; in float64.

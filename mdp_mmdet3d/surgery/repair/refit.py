@@ -52,7 +52,8 @@ def repair(
         dense: The model that ``plan`` was made for; not changed.
         pruned: `apply_plan` of it.
         plan: What stays.
-        frames: Batches; the same list in every process.
+        frames: Batches; the same list in every process. Where a frame has ``weights``, a tensor with a number above 0
+            for each of its predictions, layers with a row per prediction are fitted with these.
         settings: How.
         store: Where finished layers are kept, and taken from.
         on_layer: Called with (layers done, layers in all).
@@ -115,6 +116,8 @@ class _Repair:
         self.frames = frames
         rank, world = (dist.get_rank(), dist.get_world_size()) if is_distributed() else (0, 1)
         self.own = [i for i in range(len(frames)) if i % world == rank]
+        found = {i: getattr(frames[i], "weights", None) for i in self.own}
+        self.weights = {i: weights for i, weights in found.items() if weights is not None}
         masks = keep_masks(dense, plan)
         self.ends = run_ends([name for name, _ in dense.named_modules()], plan.removed)
         self.sources: dict[str, str] = {}
@@ -150,11 +153,11 @@ class _Repair:
                 missing = [step for step in wave if finished[step.name] is None]
                 counts = {step.name: len(theirs.calls[self._source(step)]) for step in missing}
                 with failing_together():
-                    targets = (
-                        record_targets(dense, missing, self.kept, counts, self.own, sampling, self.sources)
-                        if missing
-                        else {}
-                    )
+                    targets = {}
+                    if missing:
+                        targets = record_targets(
+                            dense, missing, self.kept, counts, self.own, sampling, self.sources, self.weights
+                        )
                 for step in wave:
                     done = finished[step.name]
                     if done is not None:

@@ -12,7 +12,7 @@ from mdp_mmdet3d.sections import Count, Flag, Natural, Positive, read_section
 
 PIXELS = 8_000_000
 FRAMES = (8, 256)
-METHOD = 3  # raised where equal settings give other weights than in earlier releases
+METHOD = 4  # raised where equal settings give other weights than in earlier releases
 
 
 @dataclass(frozen=True)

@@ -23,12 +23,14 @@ class Target:
         grid: Shape of the output without its channels.
         where: (P,) positions in the flattened grid.
         rows: (P, C) outputs that are left, in float32.
+        weights: (P,) how much each counts; None: all alike.
     """
 
     call: Call | None
     grid: tuple[int, ...]
     where: Tensor
     rows: Tensor
+    weights: Tensor | None = None
 
 
 @dataclass
@@ -57,6 +59,13 @@ def grid_of(layer: Layer, output: Tensor) -> tuple[int, ...]:
     return tuple(size for i, size in enumerate(output.shape) if i != axis)
 
 
+def weights_of(grid: tuple[int, ...], weights: Tensor | None) -> Tensor | None:
+    """Weights, flat, of an output that has a row for each prediction, as the layers of a decoder do; else None."""
+    if weights is None or [n for n in grid if n > 1] != [n for n in weights.shape if n > 1]:
+        return None
+    return weights.flatten().float()
+
+
 def record_targets(
     replay: Replay,
     layers: Sequence[Layer],
@@ -65,6 +74,7 @@ def record_targets(
     indices: Iterable[int],
     sampling: Sampling,
     sources: Mapping[str, str],
+    weights: Mapping[int, Tensor],
 ) -> dict[str, dict[int, list[Target]]]:
     """Targets of some layers by frame, from one pass of the dense model over the frames.
 
@@ -77,6 +87,8 @@ def record_targets(
         sampling: Which positions.
         sources: Modules of the dense model that layers, or the outputs that enter sums, stand for, where those are not
             of the same name.
+        weights: By frame, how much each of its predictions counts, of any shape: an output with a row per prediction
+            takes them.
 
     Raises:
         MdpError: An output of the dense model is not finite.
@@ -100,7 +112,8 @@ def record_targets(
                     f"repair: the dense model's {name} gives values that are not finite in calibration batch {index}; "
                     "check the checkpoint and the data, or switch repair off with prune.repair=False"
                 )
-            targets.append(Target(call, grid, where, rows))
+            counts = weights_of(grid, weights.get(index))
+            targets.append(Target(call, grid, where, rows, None if counts is None else counts.to(where.device)[where]))
 
         def on_call(observed: Observed, note: Callable[..., None] = note) -> None:
             note(observed.call.name, observed.output, observed.call)
