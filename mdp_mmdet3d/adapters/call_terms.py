@@ -27,6 +27,7 @@ NORMS = ("batch_norm", "sync_batch_norm")
 FUSED = ("relu", "relu6", "leaky_relu", "sigmoid", "tanh", "hardsigmoid", "hardtanh", "clamp", "clip")
 SILU = "torch.nn.functional.silu"
 SUMS = ("add", "iadd", "radd")
+DOES_NOT_RUN = "the model does not run with other widths"
 PIECE = 16  # channels at most that stand for all parts of a concatenation but one
 STREAM_BLOCKS = (BlockKind.SUB_LAYER, BlockKind.LAYER, BlockKind.BRANCH)  # terms of a sub-layer hold its norm and sum
 
@@ -128,7 +129,7 @@ def _cut_models(builder: SpaceBuilder, model: nn.Module, part: Callable[[nn.Modu
         try:
             operations, _ = record_operations(cut, partial(small, cut))
         except Exception as error:  # whatever a model raises with other widths; verification finds where
-            return _Cut(error=f"the model does not run with other widths ({type(error).__name__})")
+            return _Cut(error=f"{DOES_NOT_RUN} ({type(error).__name__})")
         runs.append({operation.key: operation for operation in operations})
     widths: dict[tuple[int, ...], Width] = {}
     for width in (*space.by_name, *_sums(builder, space)):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mdp_mmdet3d.adapters.attentions import find_attentions
 from mdp_mmdet3d.adapters.base import HOW_TO, Adapter, DeployOptions, register_adapter
-from mdp_mmdet3d.adapters.call_terms import add_call_terms
+from mdp_mmdet3d.adapters.call_terms import DOES_NOT_RUN, add_call_terms
 from mdp_mmdet3d.adapters.network import add_network_terms, record_input_shapes
 from mdp_mmdet3d.adapters.residual_blocks import add_residual_branches
 from mdp_mmdet3d.adapters.single_graph_export import TensorMode, export_single_graph
@@ -109,8 +109,9 @@ class SingleGraph(Adapter):
             )
         if failures := verify_space(space, model, forward):
             self.refused = {**self.refused, **failures}
-            # What a stream took in, and what goes with a block, is found by tracing alone.
+            # What a stream took in, what goes with a block and what a wrong width kept from a price is to be found anew.
             again = any(name in space.blocks_by_name or space.by_name[name].kind in GLOBAL_KINDS for name in failures)
+            again |= any(operator.reason.startswith(DOES_NOT_RUN) for operator in space.unpriced)
             if again:
                 builder = self.collect(model, options)
             for name, reason in failures.items() if not again else ():
