@@ -109,7 +109,7 @@ class SingleGraph(Adapter):
             )
         if failures := verify_space(space, model, forward):
             self.refused = {**self.refused, **failures}
-            # What a stream took in, what goes with a block and what a wrong width kept from a price is to be found anew.
+            # What a stream took in, what goes with a block, what a wrong width kept from a price: to be found anew.
             again = any(name in space.blocks_by_name or space.by_name[name].kind in GLOBAL_KINDS for name in failures)
             again |= any(operator.reason.startswith(DOES_NOT_RUN) for operator in space.unpriced)
             if again:
