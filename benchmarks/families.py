@@ -2,6 +2,9 @@
 
     python benchmarks/families.py configs/resnet/resnet50_mdp.py configs/retinanet/retinanet_r50_mdp.py --out table.md
 
+A config as MMPretrain or MMDetection ship it is named with its package, ``mmdet::yolox/yolox_s_8xb8-300e_coco.py``.
+Its data are generated images: ``tools/create_mini_images.py imagenet data/mini_imagenet`` and ``coco data/mini_coco``.
+
 Models that take only images of their data's size need it changed there as well, for example a StreamPETR at 352x128:
 ``--cfg-options prune.input_size="(128, 352)" importance_dataloader.dataset.pipeline.2.final_shape="(128, 352)"``.
 Each config is pruned in a process of its own, as ``tools/prune.py`` does it; a finished one is not done again. Then the
@@ -28,6 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mdp_mmdet3d.files import write_json
 
+ROOT = Path(__file__).resolve().parents[1]
 RESULT = "family.json"
 LOG = "family.log"
 COLUMNS = (
@@ -36,9 +40,36 @@ COLUMNS = (
 )  # fmt: skip
 
 
+STOCK = {
+    "mmpretrain": """_base_ = ["{name}"]
+custom_imports = dict(imports=["mdp_mmdet3d.runner"], allow_failed_imports=False)
+data = dict(batch_size=1, num_workers=0, persistent_workers=False, dataset=dict(data_root="{root}/data/mini_imagenet"))
+train_dataloader = data
+val_dataloader = data
+test_dataloader = data
+prune = dict(input_size=(224, 224))
+""",
+    "mmdet": """_base_ = ["{name}", "{root}/configs/_base_/datasets/coco_512x320.py"]
+prune = dict(input_size=(320, 512))
+""",
+}
+"""A stock config by its package, with generated data and the part that every config to be pruned has."""
+
+
+def config_file(config: str, folder: Path) -> Path:
+    """The config, or one in ``folder`` that goes over the stock config that is meant."""
+    package, found, path = config.partition("::")
+    if not found or package not in STOCK:
+        return Path(config)
+    target = folder / Path(path).name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(STOCK[package].format(name=config, root=ROOT), encoding="utf-8")
+    return target
+
+
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("configs", nargs="+", type=Path)
+    parser.add_argument("configs", nargs="+", metavar="CONFIG", help="file, or PACKAGE::PATH of a stock config")
     parser.add_argument("--work-dir", type=Path, default=Path("work_dirs/families"))
     parser.add_argument("--budget", default="0.6")
     parser.add_argument("--input-size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="instead of the config's")
@@ -141,10 +172,10 @@ def main() -> int:
     args = parse_args()
     size = tuple(args.input_size) if args.input_size else None
     if args.one:
-        run_one(args.configs[0], args.work_dir, args.budget, size, args.cfg_options)
+        run_one(Path(args.configs[0]), args.work_dir, args.budget, size, args.cfg_options)
         return 0
     console, rows, failed = Console(), [], 0
-    for config in args.configs:
+    for config in (config_file(name, args.work_dir / "configs") for name in args.configs):
         work_dir = args.work_dir / config.stem
         done = work_dir / RESULT
         if not done.is_file():

@@ -140,6 +140,7 @@ def settings(assets: Assets) -> Iterator[Case]:
         (dict(tie_head_widths=1), ("tie_head_widths", "True or False")),
         (dict(tie_head_width=True), ("tie_head_width", "did you mean")),
         (dict(embed_width=192), ("embed_width", "True or False")),
+        (dict(queries=200), ("queries", "True or False")),
         (dict(repair=dict(frame=3)), ("frame", "frames")),
         (dict(repair=dict(ridge=float("nan"))), ("ridge", "finite")),
         (dict(repair=60), ("repair", "dict(frames=60)")),

@@ -3,7 +3,8 @@
 #   VOC_ROOT=data/VOCdevkit python tools/prune.py configs/ssd/ssd512_vgg_mdp.py --checkpoint ssd512_voc0712.pth
 _base_ = ["mmdet::pascal_voc/ssd512_voc0712.py"]
 
-custom_imports = dict(imports=["mdp_mmdet3d.runner"], allow_failed_imports=False)
+custom_imports = dict(imports=["mdp_mmdet3d.runner", "mdp_mmdet3d.runner.ssd_head"], allow_failed_imports=False)
+model = dict(bbox_head=dict(type="PredictingSSDHead"))  # that of MMDetection 3.3 cannot predict
 
 checkpoint = None
 data_root = "{{$VOC_ROOT:REPOSITORY/data/mini_voc}}".replace("REPOSITORY", "{{ fileDirname }}".rsplit("/", 2)[0]) + "/"

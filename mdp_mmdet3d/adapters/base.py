@@ -102,6 +102,7 @@ class Adapter(ABC):
             nothing about what is deployed.
         default_cams: Camera images of a frame where the config does not tell.
         embed_widths: Whether the embedding width of its transformers can be cut (`SpaceOptions.embed_width`).
+        object_queries: Whether its number of learned object queries can be cut (`SpaceOptions.queries`).
         camera_by_camera: Whether an engine can be exported that runs once per camera (`InputShape.encoder_batch`).
     """
 
@@ -113,6 +114,7 @@ class Adapter(ABC):
     default_cams: ClassVar[int] = 1
     camera_by_camera: ClassVar[bool] = False
     embed_widths: ClassVar[bool] = False
+    object_queries: ClassVar[bool] = False
 
     def __init__(self, config: Config, shape: InputShape) -> None:
         self.config = config
@@ -178,30 +180,36 @@ class Adapter(ABC):
             options: How finely and deeply may be pruned.
 
         Raises:
-            MdpError: The model cannot be traced, a freeze pattern matches nothing, or the embedding width of such a
-                model cannot be cut.
+            MdpError: The model cannot be traced, a freeze pattern matches nothing, or the embedding width or number of
+                queries of such a model cannot be cut.
         """
-        if options is not None and options.embed_width and not self.embed_widths:
-            raise MdpError(
-                f"prune.embed_width=True is not for a {type(model).__name__}: its adapter {type(self).__name__} does "
-                "not say how the width of its stream is cut (Adapter.embed_widths). Leave it out"
-            )
-        builder = SpaceBuilder(model, options or SpaceOptions(), self.refused)
+        return self.finished(self.collect(model, options or SpaceOptions()))
+
+    def collect(self, model: nn.Module, options: SpaceOptions) -> SpaceBuilder:
+        """What `add_to_space` finds; raises as `trace`."""
+        for option, wanted, able, what in (
+            ("embed_width", options.embed_width, self.embed_widths, "the width of its stream is"),
+            ("queries", options.queries, self.object_queries, "object queries are"),
+        ):
+            if wanted and not able:
+                raise MdpError(
+                    f"prune.{option}=True is not for a {type(model).__name__}: its adapter {type(self).__name__} does "
+                    f"not say how {what} cut. Leave it out"
+                )
+        builder = SpaceBuilder(model, options, self.refused)
         level = logging.root.manager.disable
         try:
             logging.disable(logging.WARNING)  # torch-pruning warns about parameters that it does not handle
             self.add_to_space(builder, model)
         finally:
             logging.disable(level)
-        name = type(model).__name__
-        known = [*builder.dimensions, *builder.blocks, *builder.left_alone]
-        for pattern in builder.options.freeze:
-            if not any(SpaceOptions(freeze=(pattern,)).matches(item) for item in known):
-                examples = f"; names look like {known[0]!r} and {known[-1]!r}" if known else ""
-                raise MdpError(
-                    f"prune.freeze pattern {pattern!r} matches no dimension and no block of {name}{examples}"
-                )
-        return builder.finish(name, model_digest(model), self.once, self.repeated)
+        builder.check_patterns()
+        return builder
+
+    def finished(self, builder: SpaceBuilder) -> PruningSpace:
+        """The space of what was collected; raises as `SpaceBuilder.finish`."""
+        model = builder.model
+        return builder.finish(type(model).__name__, model_digest(model), self.once, self.repeated)
 
     @property
     def repeated(self) -> dict[str, int]:

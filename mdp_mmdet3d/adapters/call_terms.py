@@ -16,7 +16,7 @@ from mdp_mmdet3d.operators import OperatorSignature
 from mdp_mmdet3d.operators.call import CALL_KINDS, call_obstacle, call_text
 from mdp_mmdet3d.space.builder import SpaceBuilder
 from mdp_mmdet3d.space.operations import Operation, Template, record_operations
-from mdp_mmdet3d.space.types import BlockKind, DimensionKind, PruningSpace, Width, WidthSum, width_at, width_dimensions
+from mdp_mmdet3d.space.types import GLOBAL_KINDS, BlockKind, PruningSpace, Width, WidthSum, width_at, width_dimensions
 from mdp_mmdet3d.surgery.apply import apply_plan, model_digest, shared_copy
 from mdp_mmdet3d.surgery.plan import Cut, PruningPlan
 
@@ -78,9 +78,9 @@ def add_call_terms(
     swishes = _swishes(dense)
     left_out = _fused(dense) | set(swishes.values())
     covered, in_sub_layer = _covered(builder, priced), _beside(priced)
-    embedded = {d.name for d in builder.dimensions.values() if d.kind is DimensionKind.EMBED_WIDTH}
+    everywhere = {d.name for d in builder.dimensions.values() if d.kind in GLOBAL_KINDS}
     for position, operation in enumerate(dense):
-        if operation.view or position in left_out or covered(operation):
+        if operation.view or operation.constant or position in left_out or covered(operation):
             continue
         versions = [operation, at_size.get(operation.key), *(run.get(operation.key) for run in cut.runs)]
         if position in swishes:
@@ -88,7 +88,7 @@ def add_call_terms(
         judged = _judge(builder, versions, cut)
         if judged is None or (only is not None and judged.widths.isdisjoint(only)):
             continue
-        if in_sub_layer(operation) and judged.holes and embedded.issuperset(judged.widths):
+        if in_sub_layer(operation) and judged.holes and everywhere.issuperset(judged.widths):
             continue
         if not judged.obstacle:
             judged.obstacle = _add_term(builder, judged, engine) or ""
@@ -153,13 +153,15 @@ def _distinct_counts(space: PruningSpace) -> list[dict[str, int]]:
 
 
 def _sums(builder: SpaceBuilder, space: PruningSpace) -> Iterator[Width]:
-    """Widths of all axes of weights that are no single dimension."""
+    """Widths of all axes of weights, and of all terms, that are no single dimension."""
     tensors = builder.model.state_dict(keep_vars=True)
     axes = dict.fromkeys((m.tensor, m.axis) for d in space.dimensions for m in d.members)
     for tensor, axis in (a for a in axes if a[0] in tensors):
         width = builder.width_of(tensor, axis, tensors[tensor].shape[axis])
         if isinstance(width, WidthSum):
             yield width
+    for term in space.terms:
+        yield from (width for width in term.widths if isinstance(width, WidthSum))
 
 
 def _fused(operations: Sequence[Operation]) -> set[int]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mdp_mmdet3d.space.builder import SpaceBuilder
 from mdp_mmdet3d.space.calls import Call
+from mdp_mmdet3d.space.conv import is_scale
 from mdp_mmdet3d.space.types import Block, BlockKind
 from mdp_mmdet3d.surgery.apply import ShortcutBlock, shared_copy
 from mdp_mmdet3d.surgery.masking import silence_block
@@ -26,7 +27,7 @@ class ResidualBlock:
         name: Path.
         kind: What remains when the branch goes.
         silent: Path within it of the last operator with weights of the branch; at zero, the branch is.
-        conv: Path of the last convolution of the branch, with which a runtime fuses the addition.
+        conv: Path of the last convolution (or linear layer) of the branch, with which a runtime fuses the addition.
     """
 
     name: str
@@ -38,8 +39,8 @@ class ResidualBlock:
 def find_residual_blocks(calls: Sequence[Call], blocks: Sequence[str] = ()) -> tuple[list[ResidualBlock], list[str]]:
     """Blocks whose branch can go, and modules that look like one but do something else without it.
 
-    A module is taken for a block if it holds convolutions and, with the last operator of its branch at zero, returns
-    its input (an identity block behind a ReLU) or the activation of its shortcut: on an
+    A module is taken for a block if it holds convolutions (or linear layers, on maps) and, with the last operator of
+    its branch at zero, returns its input (an identity block behind a ReLU) or the activation of its shortcut: on an
     input of the recorded shape, up to rounding.
 
     Args:
@@ -61,7 +62,7 @@ def find_residual_blocks(calls: Sequence[Call], blocks: Sequence[str] = ()) -> t
         convs = [
             c
             for c in inside
-            if isinstance(c.module, nn.Conv2d) and c.name != prefix and not c.name.startswith(f"{prefix}.")
+            if isinstance(c.module, (nn.Conv2d, nn.Linear)) and c.name != prefix and not c.name.startswith(f"{prefix}.")
         ]
         if len(convs) < 2 or any(isinstance(m, (nn.ModuleList, nn.Sequential)) for m in (call.module,)):
             continue
@@ -97,6 +98,7 @@ def _kind(call: Call, shortcut: nn.Module | None, last: str) -> BlockKind | None
     """How the block behaves without its branch, None if not as a residual block."""
     silent = shared_copy(call.module)
     with torch.no_grad():
+        _open_scales(silent)
         # The recorded input may be 0, or have been overwritten in place; only behind a ReLU nothing is below 0.
         draw = torch.randn if bool((call.input < 0).any()) else torch.rand
         x = draw(call.input.shape, generator=torch.Generator().manual_seed(0)).to(call.input)
@@ -113,6 +115,15 @@ def _kind(call: Call, shortcut: nn.Module | None, last: str) -> BlockKind | None
         except Exception:  # whatever a foreign block raises on an input alone, it is not a residual block
             return None
     return BlockKind.RESIDUAL_BRANCH if equal_outputs(found, remains) else None
+
+
+def _open_scales(module: nn.Module) -> None:
+    """Put 1 where blocks hold scales of their branches: one of 1e-5 would hide a second branch."""
+    for part in module.modules():
+        if next(part.children(), None) is not None:
+            for name, scale in part._parameters.items():
+                if scale is not None and is_scale(scale):
+                    setattr(part, name, nn.Parameter(torch.ones_like(scale), requires_grad=False))
 
 
 def equal_outputs(found: object, expected: Tensor) -> bool:

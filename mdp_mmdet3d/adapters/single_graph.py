@@ -25,7 +25,7 @@ from mdp_mmdet3d.space.builder import SpaceBuilder, SpaceOptions
 from mdp_mmdet3d.space.calls import record_calls
 from mdp_mmdet3d.space.conv import TRACE_SIZE, add_conv_dimensions
 from mdp_mmdet3d.space.fpn import add_upsample_terms
-from mdp_mmdet3d.space.types import PruningSpace
+from mdp_mmdet3d.space.types import GLOBAL_KINDS, PruningSpace
 from mdp_mmdet3d.surgery.repair import Frame, query_weights
 from mdp_mmdet3d.surgery.verify import Forward, is_constant, verify_space, verify_together
 
@@ -101,7 +101,9 @@ class SingleGraph(Adapter):
         Raises:
             MdpError: Also where all are right by themselves and not together.
         """
-        space = super().trace(model, options)
+        options = options or SpaceOptions()
+        builder = self.collect(model, options)
+        space = self.finished(builder)
         part = self.deployed(model)
         size = self._small_size(part, VERIFY_SIZE)
         image = self._image(part, *size)
@@ -117,10 +119,16 @@ class SingleGraph(Adapter):
             )
         if failures := verify_space(space, model, forward):
             self.refused = {**self.refused, **failures}
-            space = super().trace(model, options)
-        if (reason := verify_together(space, model, forward)) is not None:
+            # What a stream took in, and what goes with a block, is found by tracing alone.
+            again = any(name in space.blocks_by_name or space.by_name[name].kind in GLOBAL_KINDS for name in failures)
+            if again:
+                builder = self.collect(model, options)
+            for name, reason in failures.items() if not again else ():
+                builder.leave(name, reason)
+            space = self.finished(builder)
+        if (together := verify_together(space, model, forward)) is not None:
             raise MdpError(
-                f"{space.model}: each dimension can be cut by itself, but not all together ({reason}). Leave parts "
+                f"{space.model}: each dimension can be cut by itself, but not all together ({together}). Leave parts "
                 f"of it alone with prune.freeze, or write an adapter: {HOW_TO}"
             )
         return space

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -88,6 +90,10 @@ def add_transformer_layers(
     for sub_layer in feed_forwards:
         first, last = (f"{sub_layer.name}.{leaf}" for leaf in (sub_layer.first, sub_layer.last))
         widths[sub_layer.name] = (add_hidden(builder, first, (last,), sub_layer.size),)
+    known = tuple(f"{name}." for name in widths)
+    for first_call, last_call in _hidden_chains(calls):
+        if not first_call.name.startswith(known):
+            add_hidden(builder, first_call.name, (last_call.name,), first_call.module.out_features)
     if forward is not None:
         readers = {attention.name: _readers(attention) for attention in attentions}
         ties = [(names[0], name) for names in readers.values() for name in names[1:]]  # one width for q, k and v
@@ -161,11 +167,22 @@ def _feed_forwards(builder: SpaceBuilder, calls: Sequence[Call]) -> Iterator[Sub
         active = [module for module in between if not isinstance(module, PASSIVE)]
         names = [ACTIVATIONS.get(type(module)) for module in active]
         if len(names) != 1 or names[0] is None or getattr(active[0], "approximate", "none") != "none":
-            kinds = ", ".join(type(module).__name__ for module in active) or "nothing"
-            builder.leave(call.name, f"a feed-forward network with {kinds} between its layers has no cost term")
+            builder.add_block(call.name, kind, last=last.name[len(call.name) + 1 :])  # its parts have terms
             continue
         closing, opening = (c.name[len(call.name) + 1 :] for c in (last, first))
         yield SubLayer(call.name, kind, closing, opening, names[0], first.module.out_features)
+
+
+def _hidden_chains(calls: Sequence[Call]) -> Iterator[tuple[Call, Call]]:
+    """Linear layers of which the second reads nothing but the first, through modules without parameters."""
+    leaves = [call for call in calls if call.leaf]
+    linears = [call for call in leaves if isinstance(call.module, nn.Linear)]
+    count = Counter(call.name for call in linears)
+    for first, last in pairwise(linears):
+        if count[first.name] == count[last.name] == 1 and first.module.out_features == last.module.in_features:
+            between = _chain(leaves, first, last)
+            if between is not None and not any(list(module.parameters()) for module in between):
+                yield first, last
 
 
 def _chain(inside: Sequence[Call], first: Call, last: Call) -> list[nn.Module] | None:

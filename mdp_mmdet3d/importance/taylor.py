@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from mdp_mmdet3d.importance.table import ImportanceTable
-from mdp_mmdet3d.space.types import Dimension, PruningSpace, ScoreSource, TensorAxis
+from mdp_mmdet3d.layers.gated import GatedEmbedding
+from mdp_mmdet3d.space.types import OUTPUT, Dimension, PruningSpace, ScoreSource, TensorAxis
 
 
 class TaylorAccumulator:
@@ -38,6 +39,7 @@ class TaylorAccumulator:
         self._terms: dict[tuple[str, int], Tensor] = {}
         self._handles = []
         self._unfrozen: list[nn.Parameter] = []
+        self._gated: list[GatedEmbedding] = []
         self._sources = [(d, s) for d in space.dimensions for s in d.sources]
         self._sums = [torch.zeros(d.copies, d.size, dtype=torch.float64) for d, _ in self._sources]
         if state:
@@ -50,6 +52,9 @@ class TaylorAccumulator:
             for axis in source.axes:
                 axes[axis.tensor].add(axis.axis)
         for name, wanted in axes.items():
+            if name.endswith(OUTPUT):
+                self._open_gates(name, model.get_submodule(name.removesuffix(OUTPUT)))
+                continue
             parameter = model.get_parameter(name)
             frozen = not parameter.requires_grad
             if frozen:
@@ -57,6 +62,21 @@ class TaylorAccumulator:
                 self._unfrozen.append(parameter)
             self._lengths |= {(name, axis): parameter.shape[axis] for axis in sorted(wanted)}
             self._handles.append(parameter.register_post_accumulate_grad_hook(self._reader(name, wanted, frozen)))
+
+    def _open_gates(self, name: str, queries: GatedEmbedding) -> None:
+        """Score queries by their gates, each weighted with what it scored."""
+        gates = queries.open_gates()
+        self._gated.append(queries)
+        self._lengths[name, 0] = len(gates)
+
+        def read(gates: Tensor) -> None:
+            if gates.grad is None:
+                return
+            term = gates.grad.double() * (1.0 if queries.scores is None else queries.scores.double())
+            self._terms[name, 0] = term + self._terms.get((name, 0), 0.0)
+            gates.grad = None
+
+        self._handles.append(gates.register_post_accumulate_grad_hook(read))
 
     def _reader(self, name: str, wanted: set[int], frozen: bool) -> Callable[[Tensor], None]:
         def read(parameter: Tensor) -> None:
@@ -131,12 +151,14 @@ class TaylorAccumulator:
         )
 
     def close(self) -> None:
-        """Stop listening and freeze again what was frozen."""
+        """Stop listening, freeze again what was frozen, and take the gates away."""
         for handle in self._handles:
             handle.remove()
         for parameter in self._unfrozen:
             parameter.requires_grad_(False)
             parameter.grad = None
+        for queries in self._gated:
+            queries.gates = queries.scores = None
 
     def __enter__(self) -> TaylorAccumulator:
         return self

@@ -13,6 +13,8 @@ from mdp_mmdet3d.space.types import CostTerm, PruningSpace, Width, WidthSum, wid
 from mdp_mmdet3d.sums import attainable_sums
 
 EntryKey = tuple[OperatorSignature, tuple[int, ...]]
+LAYOUT = 4
+"""Counts that are no multiple of it leave the blocked layout of some runtime."""
 Policy = Literal["grid", "sparse", "exact", "none"]
 
 
@@ -58,6 +60,7 @@ def grid_entries(space: PruningSpace, *, sparse: bool = False) -> list[EntryKey]
         sparse: The corners alone: enough to start from where what a plan uses is measured afterwards.
     """
     axes: dict[OperatorSignature, list[set[int]]] = {}
+    fixed: dict[OperatorSignature, list[set[int]]] = {}
     for term in space.frame_terms():
         operator = OPERATORS[term.signature.kind]
         axis = axes.setdefault(term.signature, [set() for _ in operator.roles])
@@ -65,10 +68,18 @@ def grid_entries(space: PruningSpace, *, sparse: bool = False) -> list[EntryKey]
             options = width_options(space, width)
             values.update(sampled_widths(options, 2 if sparse else operator.samples_of(role)))
             values.discard(0)
+        for values, width in zip(fixed.setdefault(term.signature, [set() for _ in operator.roles]), term.widths):
+            if isinstance(width, int) and width % LAYOUT:
+                values.add(width)  # nothing is interpolated between layouts
     return [
         (signature, widths)
         for signature, axis in axes.items()
-        for widths in product(*(sorted({min(values), max(values)} if sparse else values) for values in axis))
+        for widths in product(
+            *(
+                sorted({min(values), max(values), *odd} if sparse else values)
+                for values, odd in zip(axis, fixed[signature], strict=True)
+            )
+        )
     ]
 
 

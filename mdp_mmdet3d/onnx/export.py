@@ -17,6 +17,7 @@ from mdp_mmdet3d.errors import DeploymentError
 from mdp_mmdet3d.layers.evaluation import evaluating
 from mdp_mmdet3d.layers.fused import without_fused_layers
 from mdp_mmdet3d.onnx.lint import require_clean
+from mdp_mmdet3d.onnx.pads import constant_pads
 from mdp_mmdet3d.runtime.manifest import EngineSpec, TensorSpec
 from mdp_mmdet3d.runtime.onnx_file import onnx_facts
 
@@ -53,7 +54,7 @@ def export_onnx(
             graph.
     """
     try:
-        with evaluating(module), warnings.catch_warnings(), torch.no_grad(), without_fused_layers():
+        with evaluating(module), warnings.catch_warnings(), torch.no_grad(), without_fused_layers(), constant_pads():
             # Deprecated upstream, but TensorRT-RTX refuses graphs of the new exporter's default opset.
             warnings.filterwarnings("ignore", category=DeprecationWarning)
             warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)

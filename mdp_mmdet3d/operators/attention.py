@@ -14,7 +14,6 @@ from mdp_mmdet3d.operators.base import (
     OperatorKind,
     OperatorSignature,
     Work,
-    fixed_stream,
     matrix_work,
 )
 
@@ -183,33 +182,6 @@ class Attention(OperatorKind):
 
         shapes = (queries, queries, keys, keys - queries if shared else keys)
         return Call(), tuple(torch.randn(1, n, size) for n in shapes)
-
-
-class StreamAttention(Attention):
-    """`Attention` whose stream has a width to choose."""
-
-    name = "stream_attention"
-    roles = (*Attention.roles, "embed_width")
-    attributes = ("queries", "keys", "shared")
-    samples: ClassVar[Mapping[str, int | None]] = {**Attention.samples, "embed_width": 3}
-
-    def deployed_widths(self, signature: OperatorSignature, widths: tuple[int, ...], precision: str) -> tuple[int, ...]:
-        """As those of an `Attention`."""
-        return (*super().deployed_widths(signature, widths[:3], precision), widths[3])
-
-    def work(self, signature: OperatorSignature, widths: tuple[int, ...]) -> Work:
-        """That of an `Attention`."""
-        return super().work(fixed_stream(signature, Attention.name, widths[-1]), widths[:-1])
-
-    def graph(self, build: GraphBuilder, signature: OperatorSignature, widths: tuple[int, ...]) -> int:
-        """That of an `Attention`."""
-        return super().graph(build, fixed_stream(signature, Attention.name, widths[-1]), widths[:-1])
-
-    def torch_call(
-        self, signature: OperatorSignature, widths: tuple[int, ...]
-    ) -> tuple[Callable[..., Tensor], tuple[Tensor, ...]]:
-        """That of an `Attention`."""
-        return super().torch_call(fixed_stream(signature, Attention.name, widths[-1]), widths[:-1])
 
 
 def _columns(build: GraphBuilder, x: str, name: str, start: int, end: int) -> str:

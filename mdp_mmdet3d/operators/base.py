@@ -177,11 +177,6 @@ class OperatorSignature:
         return "/".join([self.kind, *(f"{name}={value}" for name, value in self.attributes)])
 
 
-def fixed_stream(signature: OperatorSignature, kind: str, embed_dims: int) -> OperatorSignature:
-    """The same sub-layer as a ``kind`` whose stream has ``embed_dims`` channels for good."""
-    return OperatorSignature.make(kind, embed_dims=embed_dims, **dict(signature.attributes))
-
-
 def matrix_work(rows: int, fan_in: int, fan_out: int, copies: int = 1) -> Work:
     """Work of ``copies`` products (rows, fan_in) x (fan_in, fan_out)."""
     elements = copies * (rows * fan_in + fan_in * fan_out + rows * fan_out)

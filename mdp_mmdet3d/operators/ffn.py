@@ -15,7 +15,6 @@ from mdp_mmdet3d.operators.base import (
     OperatorKind,
     OperatorSignature,
     Work,
-    fixed_stream,
     matrix_work,
 )
 
@@ -78,29 +77,6 @@ class Ffn(OperatorKind):
                 return self.norm(x + self.down(hidden))
 
         return Call(), (torch.randn(1, signature["tokens"], size),)
-
-
-class StreamFfn(Ffn):
-    """`Ffn` whose stream has a width to choose."""
-
-    name = "stream_ffn"
-    roles = (*Ffn.roles, "embed_width")
-    attributes = ("tokens",)
-    samples: ClassVar[Mapping[str, int | None]] = {**Ffn.samples, "embed_width": 3}
-
-    def work(self, signature: OperatorSignature, widths: tuple[int, ...]) -> Work:
-        """That of an `Ffn`."""
-        return super().work(fixed_stream(signature, Ffn.name, widths[-1]), widths[:-1])
-
-    def graph(self, build: GraphBuilder, signature: OperatorSignature, widths: tuple[int, ...]) -> int:
-        """That of an `Ffn`."""
-        return super().graph(build, fixed_stream(signature, Ffn.name, widths[-1]), widths[:-1])
-
-    def torch_call(
-        self, signature: OperatorSignature, widths: tuple[int, ...]
-    ) -> tuple[Callable[..., Tensor], tuple[Tensor, ...]]:
-        """That of an `Ffn`."""
-        return super().torch_call(fixed_stream(signature, Ffn.name, widths[-1]), widths[:-1])
 
 
 def _gelu(build: GraphBuilder, x: str, name: str) -> str:

@@ -72,6 +72,7 @@ def render(files: RunFiles, found: Front | str) -> str:
         change=change,
         above=above,
         signed=signed,
+        gained=gained,
         breakable=breakable,
     )
     report = files.report
@@ -147,6 +148,12 @@ def signed(value: float, error: float | None = None) -> str:
     """A difference with its sign and, where there is one, its standard error."""
     text = f"{value:+.3f}" + ("" if error is None else f" ± {error:.3f}")
     return text.replace("-", "−")
+
+
+def gained(value: float, dense: float) -> str:
+    """What an accuracy gained over the dense model's, to as many decimals as the accuracy is shown with."""
+    decimals = len(number(value).partition(".")[2])
+    return f"{value - dense:+.{decimals}f}".replace("-", "−")
 
 
 def breakable(name: str) -> Markup:

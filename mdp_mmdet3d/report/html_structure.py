@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from mdp_mmdet3d.operators.opened import OPENED
 from mdp_mmdet3d.report.html_inputs import RunFiles, plan_indices
 from mdp_mmdet3d.report.html_order import first_uses, runs_after
 from mdp_mmdet3d.solver.build import LATENCY
@@ -18,9 +19,8 @@ OWN_ROLES = {
     "linear": {1: ""},
     "attention": {0: "heads", 1: "q/k width", 2: "v width"},
     "ffn": {0: "hidden"},
-    "stream_attention": {0: "heads", 1: "q/k width", 2: "v width"},
-    "stream_ffn": {0: "hidden"},
 }
+OWN_ROLES |= {kind.name: OWN_ROLES[kind.base.name] for kind in OPENED}
 CROWDED = 6  # a card of more layers that is no block is drawn as cards of its parts
 REPLACED = {
     BlockKind.IDENTITY: "its input is passed on",

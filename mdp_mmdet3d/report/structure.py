@@ -22,6 +22,7 @@ COLOURS = {
     "v_width": "#e3c08f",
     "head_width": "#d9a25f",
     "embed_width": "#8f5fa8",
+    "queries": "#7a7f8c",
 }
 
 

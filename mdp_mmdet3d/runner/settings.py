@@ -168,6 +168,7 @@ class PruneSettings:
         tie_head_widths: One number of channels for q/k and v of an attention, each its own best: what TensorRT's fused
             attention takes without padding.
         embed_width: Cut the embedding width of transformers too: it changes the shapes of everything in them.
+        queries: Cut the number of learned object queries too (StreamPETR): the shapes of what the head gives change.
         min_keep: Smallest share of a dimension that may stay.
         precision: In which the model will run: ``"float32"``, or ``"float16"`` with a latency table of the target.
         freeze: Shell patterns of dimensions and blocks that stay as they are.
@@ -199,6 +200,7 @@ class PruneSettings:
     head_width_multiple: Count = 8
     tie_head_widths: Flag = False
     embed_width: Flag = False
+    queries: Flag = False
     min_keep: Annotated[Number, Field(ge=0, le=1)] = 0.0
     freeze: Annotated[tuple[Text, ...], Field(examples=["['backbone.*']"])] = ()
     precision: Precision = "float32"
@@ -231,6 +233,7 @@ class PruneSettings:
             tuple(self.freeze),
             self.tie_head_widths,
             self.embed_width,
+            self.queries,
         )
 
     @property

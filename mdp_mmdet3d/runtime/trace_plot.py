@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -29,5 +30,7 @@ def plot_trace(path: str | Path, result: Validation) -> None:
     trace.legend(loc="upper right")
     histogram.hist(result.samples_ms, bins=50, orientation="horizontal")
     histogram.set(xlabel="frames")
-    with atomic_path(path) as temporary:
+    with atomic_path(path) as temporary, warnings.catch_warnings():
+        # Engines run with subnormal numbers flushed to 0; numpy notices when matplotlib asks for the limits of a float.
+        warnings.filterwarnings("ignore", "The value of the smallest subnormal", UserWarning)
         figure.savefig(temporary)

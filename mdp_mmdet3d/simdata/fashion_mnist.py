@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import gzip
+import os
 import shutil
 import subprocess
 import tempfile
 from pathlib import Path
+
+import numpy as np
 
 from mdp_mmdet3d.errors import MdpError
 from mdp_mmdet3d.files import file_sha256
@@ -21,7 +24,29 @@ FILES = {
     "t10k-images-idx3-ubyte": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
     "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
 }
+CLASSES = (
+    "t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot",
+)  # fmt: skip
+SPLITS = {"train": "train", "test": "t10k"}
+PIXELS = 28  # of an image's height and width
 TIMEOUT_S = 600
+
+
+def fashion_mnist_folder() -> Path:
+    """Where the configs look for it: ``FASHION_MNIST_ROOT``, else the cache of this package."""
+    return Path(os.environ.get("FASHION_MNIST_ROOT") or "~/.cache/mdp_mmdet3d/fashion_mnist").expanduser()
+
+
+def read_fashion_mnist(folder: str | Path, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Images and labels of one of `SPLITS`, mapped into memory, not copied.
+
+    Returns:
+        (N, 28, 28) uint8, bright objects on black, and (N,) uint8, places in `CLASSES`.
+    """
+    name = SPLITS[split]
+    images = np.memmap(Path(folder, f"{name}-images-idx3-ubyte"), np.uint8, "r", offset=16)
+    labels = np.memmap(Path(folder, f"{name}-labels-idx1-ubyte"), np.uint8, "r", offset=8)
+    return images.reshape(-1, PIXELS, PIXELS), labels
 
 
 def fetch_fashion_mnist(folder: str | Path) -> bool:

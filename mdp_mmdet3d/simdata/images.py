@@ -58,7 +58,7 @@ def write_image_folder(
     """
     rng = np.random.default_rng(seed)
     names = [f"{shape.replace(' ', '_')}_{colour}" for shape in SHAPES for colour in range(len(COLOURS))]
-    with _new_folder(root, count) as root:
+    with new_image_folder(root, count) as root:
         (root / "meta").mkdir(parents=True)
         for split, number in (("train", count), ("val", max(len(names), count // 4))):
             lines = []
@@ -94,7 +94,7 @@ def write_coco(
     rng = np.random.default_rng(seed)
     ids = dict(zip(COCO_CLASSES, (i for i in range(1, 91) if i not in _UNUSED_IDS), strict=True))
     categories = [{"id": number, "name": name, "supercategory": "thing"} for name, number in ids.items()]
-    with _new_folder(root, count) as root:
+    with new_image_folder(root, count) as root:
         (root / "annotations").mkdir(parents=True)
         for split, number in (("train2017", count), ("val2017", max(4, count // 4))):
             (root / split).mkdir()
@@ -144,7 +144,7 @@ def write_voc(
     """
     rng = np.random.default_rng(seed)
     late = count // 2
-    with _new_folder(root, count) as root:
+    with new_image_folder(root, count) as root:
         for year, splits in (
             ("2007", {"trainval": count - late, "test": max(4, count // 4)}),
             ("2012", {"trainval": late}),
@@ -167,17 +167,20 @@ def write_voc(
                         box = _draw(image, rng, shape, int(rng.integers(len(COLOURS))), diameter)
                         boxes.append((VOC_NAMES[shape], box))
                     image.save(folder / "JPEGImages" / f"{name}.jpg", quality=92)
-                    tree = _voc_annotation(f"VOC{year}", f"{name}.jpg", size, boxes)
+                    tree = voc_annotation(f"VOC{year}", f"{name}.jpg", size, boxes)
                     tree.write(folder / "Annotations" / f"{name}.xml", encoding="utf-8")
                     on_image()
                 listed = "".join(f"{name}\n" for name in names)
                 (folder / "ImageSets" / "Main" / f"{split}.txt").write_text(listed, encoding="utf-8")
 
 
-def _voc_annotation(
+def voc_annotation(
     folder: str, file: str, size: tuple[int, int], boxes: list[tuple[str, tuple[float, float, float, float]]]
 ) -> ET.ElementTree:
-    """One image's objects; the corners are whole pixels counted from 1, the last one inside of the object."""
+    """One image's objects (name, and x, y, width, height in pixels) in VOC's XML.
+
+    The corners are whole pixels counted from 1, the last one inside of the object.
+    """
     top = ET.Element("annotation")
     for tag, value in (("folder", folder), ("filename", file), ("segmented", 0)):
         ET.SubElement(top, tag).text = str(value)
@@ -197,7 +200,7 @@ def _voc_annotation(
 
 
 @contextmanager
-def _new_folder(root: str | Path, count: int) -> Iterator[Path]:
+def new_image_folder(root: str | Path, count: int) -> Iterator[Path]:
     """A folder beside ``root`` that takes its place at the end: a killed run leaves nothing that looks complete."""
     path = Path(root)
     if path.exists() and not path.is_dir():

@@ -13,7 +13,7 @@ from mdp_mmdet3d.importance.table import ImportanceTable
 from mdp_mmdet3d.importance.values import LossValues
 from mdp_mmdet3d.solver.links import SumPart, add_sum
 from mdp_mmdet3d.solver.problem import ProblemBlock, ProblemDimension, ProblemStructure, ProblemTerm, PruningProblem
-from mdp_mmdet3d.space.types import CostTerm, Dimension, DimensionKind, PruningSpace, WidthSum, cost_axes
+from mdp_mmdet3d.space.types import GLOBAL_KINDS, CostTerm, Dimension, PruningSpace, WidthSum, cost_axes
 
 LATENCY = "latency_ms"
 MAX_AXES = 3  # dimensions of a term, global ones aside, beyond which a sum becomes one: an attention has as many
@@ -115,7 +115,7 @@ def build_problem(
         )
 
     terms = [term("not prunable", (), None, latency.total_fixed_ms)]
-    whole = {d.name for d in space.dimensions if d.kind is DimensionKind.EMBED_WIDTH}
+    whole = {d.name for d in space.dimensions if d.kind in GLOBAL_KINDS}
     summed = [t for t in space.frame_terms() if len(set(t.dimensions) - whole) > MAX_AXES]
     terms += [
         term(t.name, t.dimensions, t.block, latency.cost_array(t)[0]) for t in space.frame_terms() if t not in summed

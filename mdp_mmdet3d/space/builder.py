@@ -41,6 +41,7 @@ class SpaceOptions:
         min_keep: Smallest share of a dimension that may stay.
         freeze: Shell patterns of dimension and block names that stay as they are.
         embed_width: Cut the embedding width of transformers too.
+        queries: Cut the number of learned object queries too.
     """
 
     max_options: int = 8
@@ -50,13 +51,14 @@ class SpaceOptions:
     freeze: tuple[str, ...] = ()
     tie_head_widths: bool = False
     embed_width: bool = False
+    queries: bool = False
 
-    def counts(self, size: int, multiple: int) -> tuple[int, ...]:
+    def counts(self, size: int, multiple: int, least: int = 1) -> tuple[int, ...]:
         """Allowed counts of a dimension: multiples of a step, at most `max_options`, the last is ``size``."""
         step = multiple
         while -(-size // step) > self.max_options:
             step *= 2
-        smallest = max(1, round(self.min_keep * size))
+        smallest = max(least, round(self.min_keep * size))
         return (*(c for c in range(step, size, step) if c >= smallest), size)
 
     def matches(self, name: str) -> bool:
@@ -159,6 +161,7 @@ class SpaceBuilder:
         copies: int = 1,
         within: str | None = None,
         scale: float = 1.0,
+        least: int = 1,
     ) -> str | int:
         """Add a dimension; returns its name, or the dense count if the user froze it.
 
@@ -172,8 +175,9 @@ class SpaceBuilder:
             copies: Independent rankings that share the count.
             within: Dimension that counts the copies.
             scale: Factor of every source.
+            least: Smallest count that the model can do with.
         """
-        counts = self.options.counts(size, multiple or self.options.channel_multiple)
+        counts = self.options.counts(size, multiple or self.options.channel_multiple, least)
         if self.options.matches(name) or len(counts) == 1:
             self.leave(name, "frozen by the config" if self.options.matches(name) else f"{size} is the smallest step")
             return size
@@ -277,6 +281,17 @@ class SpaceBuilder:
             if f"{path}.".startswith(f"{module}."):
                 return f"{module}: {reason}"
         return None
+
+    def check_patterns(self) -> None:
+        """Raise `MdpError` where a freeze pattern matches nothing that was found."""
+        known = [*self.dimensions, *self.blocks, *self.left_alone]
+        for pattern in self.options.freeze:
+            if not any(SpaceOptions(freeze=(pattern,)).matches(name) for name in known):
+                examples = f"; names look like {known[0]!r} and {known[-1]!r}" if known else ""
+                raise MdpError(
+                    f"prune.freeze pattern {pattern!r} matches no dimension and no block of "
+                    f"{type(self.model).__name__}{examples}"
+                )
 
     def finish(
         self,

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import torch
 import torch_pruning as tp
+from mmcv.cnn.bricks.conv2d_adaptive_padding import Conv2dAdaptivePadding
 from mmcv.cnn.bricks.wrappers import Conv2d as MmcvConv2d
 from mmcv.cnn.bricks.wrappers import ConvTranspose2d as MmcvConvTranspose2d
 from torch import Tensor, nn
@@ -28,7 +29,7 @@ TRACED = (*CONVOLUTIONS, nn.Linear, Norm, nn.GroupNorm, nn.LayerNorm)
 
 def conv_obstacle(conv: nn.Module) -> str | None:
     """Why a convolution can be neither cut nor priced as what it is, or None."""
-    if type(conv) not in (nn.Conv2d, MmcvConv2d, nn.ConvTranspose2d, MmcvConvTranspose2d):
+    if type(conv) not in (nn.Conv2d, MmcvConv2d, Conv2dAdaptivePadding, nn.ConvTranspose2d, MmcvConvTranspose2d):
         return f"is a {type(conv).__name__}, not a plain convolution"
     if isinstance(conv, nn.ConvTranspose2d) and conv.groups > 1:
         return f"is a {type(conv).__name__} with groups"
@@ -60,6 +61,8 @@ def is_depthwise(conv: nn.Module) -> bool:
 def conv_geometry(conv: nn.Conv2d) -> ConvGeometry:
     """Sizes of a convolution that has no `conv_obstacle`."""
     padding = (0, 0) if isinstance(conv.padding, str) else conv.padding  # "valid" is no padding
+    if isinstance(conv, Conv2dAdaptivePadding):  # pads what half the kernel reaches over, unevenly where it strides
+        padding = tuple(d * (k - 1) // 2 for d, k in zip(conv.dilation, conv.kernel_size, strict=True))
     return ConvGeometry(
         (int(conv.kernel_size[0]), int(conv.kernel_size[1])),  # SECONDFPN's are numpy's
         (int(conv.stride[0]), int(conv.stride[1])),
@@ -113,12 +116,17 @@ def _exclude_unknown(builder: SpaceBuilder, encoder: nn.Module, names: dict[nn.M
     """Exclude operators that the dependency graph cannot see as one: it would couple their parts, or nothing at all."""
     for module in encoder.modules():
         parts = [m for m in module.modules() if isinstance(m, CONVOLUTIONS)]
-        own = next(module.parameters(recurse=False), None)
-        if own is not None and parts and names.get(module) and not isinstance(module, CONVOLUTIONS):
+        own = [p for p in module.parameters(recurse=False) if not is_scale(p)]
+        if own and parts and names.get(module) and not isinstance(module, CONVOLUTIONS):
             builder.exclude(names[module], f"is a {type(module).__name__}, which is not supported")
         elif isinstance(module, (nn.modules.instancenorm._InstanceNorm, nn.GroupNorm)) and not module.affine:
             # Without parameters it is no node of the graph; whatever stands beside it is left alone.
             builder.exclude(names[module].rpartition(".")[0], f"{names[module]} {norm_obstacle(module)}")
+
+
+def is_scale(parameter: Tensor) -> bool:
+    """Whether it has one axis only that is longer than 1, as a layer scale: its module computes what its parts do."""
+    return sum(length > 1 for length in parameter.shape) <= 1
 
 
 class _TracedChannels:

@@ -42,6 +42,7 @@ class Operation:
         output: Shape of the first tensor that it returns.
         reads: Positions of the operations whose results it reads; None for what none of them made.
         view: Whether it only looks at its input otherwise (`VIEWS`), or returned it unchanged.
+        constant: Whether it reads nothing but what the model holds, or what follows from it: export folds it.
     """
 
     module: str
@@ -52,6 +53,7 @@ class Operation:
     output: tuple[int, ...]
     reads: tuple[int | None, ...]
     view: bool
+    constant: bool
 
     @property
     def key(self) -> tuple[str, str, int]:
@@ -72,7 +74,8 @@ def record_operations(
     Args:
         model: Whose modules are named; modes are as before afterwards.
         forward: Runs the model.
-        follow: Keep results until the end, so that `Operation.reads` and unchanged results are known.
+        follow: Keep results until the end, so that `Operation.reads`, constants and unchanged results are known. What
+            ``forward`` feeds must have been made before.
 
     Returns:
         The operations; and leaf modules with parameters in which no function was called, with their classes.
@@ -139,10 +142,15 @@ class _Recorder(TorchFunctionMode):
         self._counts[module, function] += 1
         name = function.rpartition(".")[2].strip("_")
         reads: tuple[int | None, ...] = ()
+        constant = False
         view = name in VIEWS or not tensors
         if self.follow:
             self._kept += [*tensors, *tensors_in(found)]
             reads = tuple(self._makers.get(id(t)) for t in tensors)
+            constant = all(
+                id(tensor) in self.held if maker is None else self.operations[maker].constant
+                for tensor, maker in zip(tensors, reads)
+            )
             view = view or _unchanged(tensors[0], result)
             for made in tensors_in(found):
                 self._makers[id(made)] = len(self.operations)
@@ -156,6 +164,7 @@ class _Recorder(TorchFunctionMode):
                 tuple(result.shape),
                 reads,
                 view,
+                constant,
             )
         )
 

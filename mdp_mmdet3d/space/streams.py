@@ -13,10 +13,7 @@ from torch import nn
 from mdp_mmdet3d.space.builder import SpaceBuilder
 from mdp_mmdet3d.space.channels import ordered_runs
 from mdp_mmdet3d.space.flow import Flow, Place
-from mdp_mmdet3d.space.types import DimensionKind, TensorAxis
-
-COMBINATIONS = 64
-"""Of the options of all embedding widths, at most: the program is solved for each by itself."""
+from mdp_mmdet3d.space.types import COMBINATIONS, DimensionKind, TensorAxis
 
 
 @dataclass(frozen=True)
@@ -82,7 +79,9 @@ def add_embed_widths(builder: SpaceBuilder, flow: Flow, readers: Sequence[Place]
             for part in stream.parts:
                 del builder.dimensions[part]
             for member in stream.members:  # convolutions whose channels turned out to be the stream's
-                builder.left_alone.pop(f"{member.tensor.rpartition('.')[0]}.out", None)
+                path = member.tensor.rpartition(".")[0]
+                if member.axis == isinstance(builder.model.get_submodule(path), nn.ConvTranspose2d):
+                    builder.left_alone.pop(f"{path}.out", None)
 
 
 def _stream(builder: SpaceBuilder, flow: Flow, labels: np.ndarray, readers: Sequence[Place]) -> _Stream:

@@ -25,6 +25,14 @@ class DimensionKind(str, Enum):
     HEAD_WIDTH = "head_width"  # of q, k and v alike
     HIDDEN = "hidden"
     EMBED_WIDTH = "embed_width"  # of the stream that the sub-layers of a transformer read and add to
+    QUERIES = "queries"  # learned object queries of a decoder
+
+
+GLOBAL_KINDS = frozenset({DimensionKind.EMBED_WIDTH, DimensionKind.QUERIES})
+"""What most terms of a transformer depend on: the program is solved for each of their options by itself."""
+
+COMBINATIONS = 64
+"""Of the options of all dimensions of `GLOBAL_KINDS`, at most."""
 
 
 class BlockKind(str, Enum):
@@ -79,7 +87,8 @@ class ScoreSource:
     """Tensors whose first-order Taylor terms are added up before the absolute value is taken.
 
     Attributes:
-        axes: The rows or columns that make up one element, e.g. gamma and beta of a BatchNorm.
+        axes: The rows or columns that make up one element, e.g. gamma and beta of a BatchNorm; the gates of a
+            `layers.gated.GatedEmbedding` under its path and `OUTPUT`.
         block: Block that loses this value when it is removed.
         scale: Factor; 0.5 where the same gate is seen from both sides (q and k rows, v rows and output columns).
     """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections import defaultdict
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -113,6 +114,19 @@ def _embedded_attentions(model: nn.Module, plan: PruningPlan) -> list[str]:
                 if isinstance(module, nn.MultiheadAttention) or packed or separate_projections(module) is not None:
                     found[candidate] = None
     return list(found)
+
+
+def with_queries_of(model: nn.Module, plan: PruningPlan) -> tuple[nn.Module, PruningPlan]:
+    """The dense model with as many learned queries as ``plan`` leaves, and the rest of the plan.
+
+    Both are what they were where the plan cuts no queries; else the model is a copy that shares tensors.
+    """
+    queries = {name: cut for name, cut in plan.cuts.items() if cut.kind is DimensionKind.QUERIES}
+    if not queries:
+        return model, plan
+    fewer = apply_plan(shared_copy(model), replace(plan, cuts=queries, removed={}))
+    rest = {name: cut for name, cut in plan.cuts.items() if name not in queries}
+    return fewer, replace(plan, model_digest=model_digest(fewer), cuts=rest)
 
 
 def check_fits(model: nn.Module, plan: PruningPlan) -> None:

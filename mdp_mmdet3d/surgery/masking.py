@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mdp_mmdet3d.errors import MdpError
+from mdp_mmdet3d.layers.gated import GatedEmbedding
 from mdp_mmdet3d.space.types import OUTPUT, Block, BlockKind
 from mdp_mmdet3d.surgery.apply import check_fits, keep_masks, replace_block
 from mdp_mmdet3d.surgery.plan import PruningPlan
@@ -32,7 +33,9 @@ class MaskedLayerNorm(nn.Module):
 
 
 def mask_model(model: nn.Module, plan: PruningPlan) -> nn.Module:
-    """Switch off, in place and without changing a shape, what ``plan`` cuts; tensors are replaced, not written.
+    """Switch off, in place, what ``plan`` cuts; tensors are replaced, not written, and keep their shapes.
+
+    Cut queries are computed, but no other sees them, and what they predict is left out (`GatedEmbedding`).
 
     Args:
         model: The dense model the plan was made for.
@@ -59,13 +62,15 @@ def mask_model(model: nn.Module, plan: PruningPlan) -> nn.Module:
                 if isinstance(norm := model.get_submodule(path), nn.LayerNorm):
                     _put(model, path, MaskedLayerNorm(norm, next(iter(masks.values()))))
                 continue
+            path = name.rpartition(".")[0]
+            owner = model.get_submodule(path)
+            if isinstance(owner, GatedEmbedding) and 0 in masks:
+                owner.mask(masks.pop(0))
             tensor = tensors[name].detach().clone()
             for axis, mask in masks.items():
                 tensor.index_fill_(axis, (~mask).nonzero().flatten().to(tensor.device), 0.0)
             for module, leaf in owners[id(tensors[name])]:
                 _replace(module, leaf, tensor)
-            path = name.rpartition(".")[0]
-            owner = model.get_submodule(path)
             if isinstance(owner, nn.LayerNorm):
                 _put(model, path, MaskedLayerNorm(owner, masks[0].to(tensor.device)))
         for name, block in plan.removed.items():

@@ -37,6 +37,7 @@ class StreamPETRAdapter(Adapter):
     default_cams = 6
     camera_by_camera = True
     embed_widths = True
+    object_queries = True
 
     def load(self, model: nn.Module, path: str) -> None:
         """Official, converted and own checkpoints."""

@@ -80,7 +80,7 @@ class MultiheadAttention(nn.Module):
             query: (B, n, embed_dims).
             key: (B, m, embed_dims).
             value: (B, m, embed_dims).
-            attn_mask: (n, m) boolean, True where attention is blocked.
+            attn_mask: (n or 1, m), boolean: True where attention is blocked, or a summand of the logits.
 
         Returns:
             Tensor of shape (B, n, embed_dims).
@@ -88,7 +88,8 @@ class MultiheadAttention(nn.Module):
         logits = self.logits(query, key)
         v = self._project(value, 2 * self.num_heads * self.qk_head_dim, self.v_head_dim)
         if attn_mask is not None:
-            logits = logits.masked_fill(attn_mask, float("-inf"))
+            blocked = attn_mask.dtype == torch.bool
+            logits = logits.masked_fill(attn_mask, float("-inf")) if blocked else logits + attn_mask
         weights = logits.softmax(dim=-1)
         if self.attn_drop > 0:
             weights = F.dropout(weights, self.attn_drop, self.training)

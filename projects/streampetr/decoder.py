@@ -83,7 +83,7 @@ class StreamPETRDecoderLayer(nn.Module):
             temp_pos: (B, r, C).
             tokens: (B, M, C) image tokens, the values.
             token_keys: (B, M, C) tokens plus position embedding.
-            self_attn_mask: (n, n + r) boolean, True where blocked.
+            self_attn_mask: (n or 1, n + r), as in :class:`MultiheadAttention`.
 
         Returns:
             Tensor of shape (B, n, C).

@@ -213,7 +213,7 @@ def _check_heads(student: nn.Module, teacher: nn.Module) -> None:
         if read(student) != read(teacher):
             raise StructureMismatchError(
                 f"distillation: the teacher has {read(teacher)} {name}, the student {read(student)}; use the dense "
-                "model that the student was pruned from"
+                "model that the student was pruned from, without prune.queries and prune.embed_width"
             )
 
 

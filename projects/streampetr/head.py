@@ -10,6 +10,8 @@ import torch
 from mmdet3d.registry import MODELS
 from torch import Tensor, nn
 
+from mdp_mmdet3d.layers.gated import GatedEmbedding
+
 from .conditioning import MLN, FeaturizedPositionEmbedding
 from .embeddings import inverse_sigmoid, motion_embedding, point_embedding, sine_embedding
 from .memory import (
@@ -21,6 +23,7 @@ from .memory import (
     truncate_memory,
 )
 from .position_embedding import CONE_NEAR_BIN, IntrinsicsTiling, depth_bins, frustum_points, token_cone
+from .query_gates import gated_mask, gated_output
 
 
 class HeadOutput(NamedTuple):
@@ -140,7 +143,7 @@ class StreamPETRHead(nn.Module):
         )
         self.memory_embed = nn.Sequential(nn.Linear(in_channels, d), nn.ReLU(), nn.Linear(d, d))
         self.featurized_pe = FeaturizedPositionEmbedding(d)
-        self.reference_points = nn.Embedding(num_query, 3)
+        self.reference_points = GatedEmbedding(num_query, 3)
         self.pseudo_reference_points = nn.Embedding(num_propagated, 3)
         nn.init.uniform_(self.reference_points.weight)
         nn.init.uniform_(self.pseudo_reference_points.weight)
@@ -318,7 +321,7 @@ class StreamPETRHead(nn.Module):
             queries.temp_pos,
             tokens,
             tokens + gated_pos_embed,
-            self_attn_mask,
+            gated_mask(self, queries, self_attn_mask),
         )
         outs = torch.stack(levels[-1:] if last_level_only else levels)
         # One diverged query must not poison the memory; an indexed assignment would export NonZero.
@@ -326,7 +329,7 @@ class StreamPETRHead(nn.Module):
         code = self.reg_branches[0](outs)
         centre = (code[..., :3] + inverse_sigmoid(queries.reference_points, self.eps)).sigmoid()
         boxes = torch.cat((self.to_metres(centre), code[..., 3:]), dim=-1)
-        return HeadOutput(self.cls_branches[0](outs), boxes, outs[-1], queries.reference_points)
+        return gated_output(self, HeadOutput(self.cls_branches[0](outs), boxes, outs[-1], queries.reference_points))
 
     def remember(self, output: HeadOutput, memory: MemoryState) -> MemoryState:
         """Prepend the best queries to ``memory`` (both in the current frame, without denoising queries)."""

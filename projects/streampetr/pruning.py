@@ -16,6 +16,8 @@ from mdp_mmdet3d.space.fpn import add_fpn_terms
 from mdp_mmdet3d.space.mlp import add_fan_out, add_hidden, add_mlp
 from mdp_mmdet3d.space.residual import ConvShapes, add_conv_term, add_residual_blocks, add_residual_terms
 from mdp_mmdet3d.space.types import BlockKind, TensorAxis, Width
+from projects.streampetr.head_terms import add_global_calls
+from projects.streampetr.query_count import add_query_count
 from projects.streampetr.query_width import add_query_width
 from projects.streampetr.vovnet import OneShotAggregation, VoVNet
 
@@ -43,8 +45,12 @@ def add_streampetr(builder: SpaceBuilder, model: nn.Module, shape: InputShape) -
     _add_embeddings(builder, head, tokens, features)
     _add_decoder(builder, head, tokens)
     _note_fixed(builder)
+    before = set(builder.dimensions)
     if builder.options.embed_width:
-        add_query_width(builder, model, shape)
+        add_query_width(builder, model)
+    if builder.options.queries:
+        add_query_count(builder, model)
+    add_global_calls(builder, model, shape, builder.dimensions.keys() - before)
 
 
 def _add_encoder(builder: SpaceBuilder, model: nn.Module, shape: InputShape) -> Width:
@@ -183,7 +189,7 @@ def _note_fixed(builder: SpaceBuilder) -> None:
         ("transformer.decoder.layers.*.norms", "post-norm: the norm stays when its sub-layer goes"),
         ("transformer.decoder.post_norm", "output norm of every level"),
         ("time_embedding", "one linear layer on the query width"),
-        ("reference_points", "number of learned queries: part of the task, not of the structure"),
+        ("reference_points", "number of learned queries: the heads run on that many rows; see prune.queries"),
         ("pseudo_reference_points", "frozen constants of the memory"),
         ("memory", "queue length is an engine input"),
     ):

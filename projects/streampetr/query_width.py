@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
-import torch
 from torch import nn
 
-from mdp_mmdet3d.adapters.call_terms import add_call_terms
 from mdp_mmdet3d.operators import OperatorSignature
-from mdp_mmdet3d.space.builder import InputShape, SpaceBuilder
+from mdp_mmdet3d.space.builder import SpaceBuilder
 from mdp_mmdet3d.space.flow import follow_channels
 from mdp_mmdet3d.space.streams import add_embed_widths
 from mdp_mmdet3d.space.types import CostTerm
+from projects.streampetr.head_terms import HEAD, LAYERS, SMALL, run_head
 
-HEAD = "pts_bbox_head"
 ENGINES = ("head", "position_embedding")
 READERS = {"attention": "attn.in_proj_weight", "ffn": "layers.0.0.weight"}
 """Weight of a sub-layer whose columns read the queries."""
-LEARNED = ("ego_pose_memory.", "ego_pose_pe.", "time_embedding.1")
 
 
-def add_query_width(builder: SpaceBuilder, model: nn.Module, shape: InputShape) -> None:
-    """Add the dimension and let the terms of the head depend on it.
+def add_query_width(builder: SpaceBuilder, model: nn.Module) -> None:
+    """Add the dimension and let the products of the head depend on it.
 
     Everything that queries, tokens and memory rows pass is cut together: projections, norms, position, time and motion
     embeddings, branches. The sinusoids keep their sizes: linear layers read them.
@@ -32,11 +27,9 @@ def add_query_width(builder: SpaceBuilder, model: nn.Module, shape: InputShape) 
     Args:
         builder: Holds dimensions, blocks and terms of the whole detector.
         model: The dense detector.
-        shape: One frame at deployment.
     """
-    small = _run((1, 2, 3))
-    layers = f"{HEAD}.transformer.decoder.layers"
-    readers = [n for n, _ in model.named_parameters() if n.startswith(layers) and n.endswith(READERS["attention"])]
+    small = run_head(model, SMALL)
+    readers = [n for n, _ in model.named_parameters() if n.startswith(LAYERS) and n.endswith(READERS["attention"])]
     before = set(builder.dimensions)
     add_embed_widths(builder, follow_channels(model, lambda: small(model)), [(name, 1) for name in readers])
     added = set(builder.dimensions) - before
@@ -53,12 +46,6 @@ def add_query_width(builder: SpaceBuilder, model: nn.Module, shape: InputShape) 
         linear = head.time_embedding[0]
         widths = (linear.in_features, builder.width_of(f"{path}.0.weight", 0, linear.out_features))
         builder.add_term(f"{path}.0", "head", "linear", widths, tokens=memory, norm="none", activation="none")
-    deployed = _run((shape.num_cams, shape.height // head.stride, shape.width // head.stride))
-    add_call_terms(builder, model, lambda whole: whole, small, deployed, "head", [layers], only=added)
-    for path in LEARNED:  # their first call is on the learned queries alone: constant, folded at export
-        for name in [n for n in builder.terms if n.startswith(f"{HEAD}.{path}") and "#" not in n]:
-            if builder.terms[name].signature.kind == "call":
-                del builder.terms[name]
 
 
 def _on_stream(builder: SpaceBuilder, term: CostTerm) -> CostTerm:
@@ -77,24 +64,3 @@ def _on_stream(builder: SpaceBuilder, term: CostTerm) -> CostTerm:
         signature = OperatorSignature.make(f"stream_{kind}", **attributes)
         return replace(term, signature=signature, widths=(*term.widths, stream))
     return term
-
-
-def _run(maps: tuple[int, int, int]) -> Callable[[nn.Module], Any]:
-    """A frame of noise through the head, as its graph is deployed: ``maps`` are cameras, rows and columns of tokens."""
-    cameras, rows, columns = maps
-
-    def run(model: nn.Module) -> Any:
-        head = model.get_submodule(HEAD)
-        like = head.pc_range
-        generator = torch.Generator().manual_seed(0)
-        features = torch.randn(1, cameras, head.memory_embed[0].in_features, rows, columns, generator=generator).to(
-            like
-        )
-        identity = torch.eye(4).to(like)
-        rig = identity.expand(1, cameras, 4, 4)
-        size = (rows * head.stride, columns * head.stride)
-        pose = identity[None]
-        position = head.position_embedding(size, rig, rig)
-        return head(features, *position, pose, pose, head.initial_memory(pose), last_level_only=True)
-
-    return run

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -91,3 +92,16 @@ def test_the_sparse_grid_is_smaller_and_covers_every_option(tmp_path):
     for term in space.frame_terms():
         ms, _ = table.cost_array(space, term)
         assert (ms >= 0).all()
+
+
+def test_a_fixed_input_between_layouts_is_measured_and_not_interpolated():
+    """An SE gate with 10 channels of EfficientNet, beside others of the same signature with 6 and 28."""
+    space = small_space()
+    term = next(t for t in space.terms if t.signature == CONV)
+    free = next(width for width in term.widths if isinstance(width, str))
+    terms = tuple(replace(term, name=f"gate{fixed}", widths=(fixed, free), block=None) for fixed in (6, 10, 20, 28))
+    keys = grid_entries(replace(space, terms=(*space.terms, *terms)), sparse=True)
+    smallest, dense = space.by_name[free].options[0], space.by_name[free].options[-1]
+    inputs = {widths[0] for signature, widths in keys if signature == CONV}
+    assert {6, 10} <= inputs and 20 not in inputs
+    assert {(CONV, (10, smallest)), (CONV, (10, dense))} <= set(keys)

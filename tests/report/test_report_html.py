@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 
 from mdp_mmdet3d.errors import FileFormatError, MdpError, StructureMismatchError
 from mdp_mmdet3d.report.html import change as relative
-from mdp_mmdet3d.report.html import number, write_html
+from mdp_mmdet3d.report.html import gained, number, write_html
 from mdp_mmdet3d.report.html_answer import savers
 from mdp_mmdet3d.report.html_front import front
 from mdp_mmdet3d.report.html_inputs import RunFiles
@@ -305,6 +305,10 @@ def test_unfinished_foreign_and_damaged_folders(run, tmp_path):
 def test_numbers_for_people():
     assert [number(v) for v in (None, 0, 12345.6, 0.12345, 1e-7)] == ["–", "0", "12346", "0.123", "1.00e-07"]
     assert [relative(v) for v in (-1e-7, 1e-7, -0.02)] == ["0.0\u00a0%", "0.0\u00a0%", "−2.0\u00a0%"]
+
+
+def test_an_accuracy_gained_has_the_decimals_of_the_accuracy():
+    assert [gained(86.62, 88.4), gained(0.5823, 0.6425), gained(0.65, 0.65)] == ["−1.8", "−0.060", "+0.00"]
 
 
 def test_chromium_renders_it(run, tmp_path):

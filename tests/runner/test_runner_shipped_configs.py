@@ -17,7 +17,10 @@ from mdp_mmdet3d.runner.outputs import write_pruned_config
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = sorted((ROOT / "configs").rglob("*.py"))
-VARIABLES = ("NUSCENES_ROOT", "MINI_NUSCENES_ROOT", "VOC_ROOT", "COCO_ROOT", "FASHION_MNIST_ROOT", "MDP_SHARED_DATA")
+VARIABLES = (
+    "NUSCENES_ROOT", "MINI_NUSCENES_ROOT", "VOC_ROOT", "COCO_ROOT", "FASHION_MNIST_ROOT", "FASHION_VOC_ROOT",
+    "MDP_SHARED_DATA",
+)  # fmt: skip
 PATHS = ("data_root", "checkpoint", "load_from", "plan")
 ON_THE_WEB = ("torchvision://", "open-mmlab://", "https://")
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mdp_mmdet3d.errors import MdpError
 from mdp_mmdet3d.layers.evaluation import evaluating
 from mdp_mmdet3d.layers.fused import without_fused_layers
-from mdp_mmdet3d.surgery.apply import check_fits, keep_masks
+from mdp_mmdet3d.surgery.apply import check_fits, keep_masks, with_queries_of
 from mdp_mmdet3d.surgery.plan import PruningPlan
 from mdp_mmdet3d.surgery.repair.data_flow import DataFlow
 from mdp_mmdet3d.surgery.repair.fit import fit_layer
@@ -44,8 +44,9 @@ def repair(
     """Refit every layer of ``pruned``, in place and in the order of execution, to the dense model's outputs.
 
     Every layer takes what the layers before it, already refitted, give; its weights are held to what they are by a
-    ridge and change only if that brings the outputs nearer to the dense model's on samples that were held out. In a
-    distributed run every process takes its share of the frames and all end with the same weights.
+    ridge and change only if that brings the outputs nearer to the dense model's on samples that were held out. Where
+    learned queries were cut, the dense model is taken without them. In a distributed run every process takes its share
+    of the frames and all end with the same weights.
 
     Args:
         dense: The model that ``plan`` was made for; not changed.
@@ -68,6 +69,7 @@ def repair(
             "with prune.repair=False"
         )
     check_fits(dense, plan)
+    dense, plan = with_queries_of(dense, plan)  # layers that run on queries are compared query by query
     _check_same(dense, pruned, plan)
     state = {name: tensor.detach().clone() for name, tensor in pruned.state_dict().items()}
     try:

@@ -85,5 +85,5 @@ Plan {manifest.plan_hash or "none (dense model)"}, weights {manifest.weights}.
 * **Classes.** {f"{', '.join(unknown)} become UNKNOWN." if unknown else "All classes are known to the node."}
 * **Levels.** {nms}
 * **Attention.** {attention}
-* **Queries.** {queries}
+* **Queries.** {manifest.num_queries} queries, {manifest.memory.num_propagated} of them propagated. {queries}
 """
