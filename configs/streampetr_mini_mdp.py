@@ -20,5 +20,5 @@ prune = dict(
     rounds=200,  # a frame takes milliseconds
     fit_networks=6,
     evaluate=True,  # mAP and NDS: dense, pruned, fine-tuned
-    finetune=dict(iterations=300, lr=1e-4),
+    finetune=dict(iterations=300, lr=4e-5),  # a repaired model wants less than one that was only cut
 )

@@ -31,7 +31,7 @@ from mdp_mmdet3d.runtime.manifest import Manifest
 from mdp_mmdet3d.space.builder import InputShape, SpaceBuilder, SpaceOptions
 from mdp_mmdet3d.space.types import PruningSpace
 from mdp_mmdet3d.surgery.apply import model_digest
-from mdp_mmdet3d.surgery.repair.replay import Frame
+from mdp_mmdet3d.surgery.repair import Frame, WeightedFrame
 
 RANDOM = "random"
 HOW_TO = "docs/how-to/new-architecture.md"
@@ -287,11 +287,17 @@ class Adapter(ABC):
         found = 0
         for batch in self.calibration_batches(stride):
             data = model.data_preprocessor(dict(batch), False)
-            frames.append(partial(_tensor_mode, data))
+            frame = partial(_tensor_mode, data)
+            weights = self.prediction_weights(model, frame)
+            frames.append(frame if weights is None else WeightedFrame(frame, weights))
             found += len(data["data_samples"]) if data.get("data_samples") else 1
             if found >= count:
                 break
         return frames
+
+    def prediction_weights(self, model: nn.Module, frame: Frame) -> Tensor | None:
+        """What each prediction of the dense model counts in repair (`WeightedFrame`); None: all alike."""
+        return None
 
     def calibration_batches(self, stride: int = 1) -> Iterator[Mapping[str, Any]]:
         """Every ``stride``-th of `importance_batches`, the same ones, augmentation included, each time."""

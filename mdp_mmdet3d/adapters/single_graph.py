@@ -26,6 +26,7 @@ from mdp_mmdet3d.space.calls import record_calls
 from mdp_mmdet3d.space.conv import TRACE_SIZE, add_conv_dimensions
 from mdp_mmdet3d.space.fpn import add_upsample_terms
 from mdp_mmdet3d.space.types import GLOBAL_KINDS, PruningSpace
+from mdp_mmdet3d.surgery.repair import Frame, query_weights
 from mdp_mmdet3d.surgery.verify import Forward, is_constant, verify_space, verify_together
 
 ENGINE = "model"
@@ -42,6 +43,15 @@ class SingleGraph(Adapter):
     """
 
     embed_widths = True
+
+    def prediction_weights(self, model: nn.Module, frame: Frame) -> Tensor | None:
+        """Of detectors with queries (DETR and what derives from it): by the classes of the last decoder layer."""
+        if not (hasattr(model, "bbox_head") and hasattr(model, "decoder")):
+            return None
+        with torch.no_grad():
+            logits = frame(model)[0][-1]
+        sigmoid = model.bbox_head.loss_cls.use_sigmoid
+        return query_weights(logits.sigmoid() if sigmoid else logits.softmax(dim=-1)[..., :-1])
 
     def deployed(self, model: nn.Module) -> nn.Module:
         """What of a model is traced, exported and compared, its modules under the model's names: all of it."""

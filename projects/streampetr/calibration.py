@@ -9,16 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mdp_mmdet3d.surgery.repair import Frame
+from mdp_mmdet3d.surgery.repair import Frame, query_weights
 
 from .frame import FrameInputs, frame_inputs
 from .memory import MemoryState, truncate_memory
 
 PIXELS_TOGETHER = 600_000
 """Images of this many pixels run as one batch: small ones cost more calls than arithmetic."""
-
-BACKGROUND = 0.02
-"""What a query without an object counts. Most are, and a fit to all alike makes the others worse."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +26,7 @@ class StreamFrames:
         imgs: (B, N, 3, H, W) normalised images.
         frame: Geometry and time.
         memory: As the dense model left it after the frames before.
-        weights: (B, n) what the dense model makes of each query: its best class probability, and `BACKGROUND`.
+        weights: (B, n) what each query counts in the fits.
     """
 
     imgs: Tensor
@@ -69,7 +66,7 @@ def calibration_frames(
             frame = frame._replace(prev_exists=torch.zeros_like(frame.prev_exists))
         output, after = model.run_frame(model.extract_img_feat(imgs), frame, memory, last_level_only=True)
         if i % stride == 0:
-            weights = output.all_cls_scores[-1].sigmoid().amax(dim=-1) + BACKGROUND
+            weights = query_weights(output.all_cls_scores[-1].sigmoid())
             found.append(StreamFrames(imgs, frame, memory, weights))
             frames += len(imgs)
         if frames >= count:

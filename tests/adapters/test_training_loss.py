@@ -12,6 +12,7 @@ from mmengine.structures import InstanceData
 from mdp_mmdet3d.adapters import InputShape, TrainingLoss, adapter_of
 from mdp_mmdet3d.config_file import read_config
 from mdp_mmdet3d.runtime.graph_manifest import GraphManifest
+from mdp_mmdet3d.surgery.repair.weights import BACKGROUND
 
 CONFIG = Path(__file__).resolve().parents[2] / "configs/deformable_detr/deformable-detr_r50_mdp.py"
 SMALL = {
@@ -48,3 +49,17 @@ def test_the_loss_is_that_of_training_with_every_part_in_evaluation_mode():
     torch.testing.assert_close(adapter.losses(model, batch), both)  # nothing is drawn
     both.backward()
     assert model.encoder.layers[0].self_attn.value_proj.weight.grad.abs().max() > 0
+
+
+def test_its_queries_count_by_their_classes_in_repair(monkeypatch):
+    adapter = adapter_of(read_config(CONFIG, SMALL), InputShape(0, 64, 64))
+    model, _ = adapter.build(None)
+    model.bbox_head.cls_branches[-1].bias.data.normal_()  # as a training leaves it: classes are told apart
+    image = torch.randint(0, 255, (3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    sample = DetDataSample(metainfo=dict(img_shape=(64, 64), ori_shape=(64, 64), batch_input_shape=(64, 64)))
+    monkeypatch.setattr(adapter, "importance_batches", lambda: iter([dict(inputs=[image], data_samples=[sample])]))
+    (frame,) = adapter.calibration_frames(model, 1)
+    with torch.no_grad():
+        scores = frame(model)[0][-1].sigmoid().amax(dim=-1)
+    torch.testing.assert_close(frame.weights, scores + BACKGROUND)
+    assert frame.weights.shape == (1, 20)

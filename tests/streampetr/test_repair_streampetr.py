@@ -14,6 +14,7 @@ from mdp_mmdet3d.space.types import DimensionKind, TensorAxis
 from mdp_mmdet3d.surgery.apply import apply_plan, model_digest
 from mdp_mmdet3d.surgery.plan import Cut, PruningPlan
 from mdp_mmdet3d.surgery.repair import RepairSettings, repair
+from mdp_mmdet3d.surgery.repair.weights import BACKGROUND
 from projects.streampetr import calibration
 from projects.streampetr.attention import MultiheadAttention
 from projects.streampetr.calibration import calibration_frames
@@ -46,7 +47,7 @@ def test_frames_are_those_of_the_stream_and_repeat(tiny_model, tiny_frames, monk
     together = calibration_frames(tiny_model, batches, 4)
     assert len(together) == 1
     rows = outputs(tiny_model, together[0])[0][-1]
-    expected = rows.sigmoid().amax(dim=-1) + calibration.BACKGROUND  # a query counts by what is detected in it
+    expected = rows.sigmoid().amax(dim=-1) + BACKGROUND  # a query counts by what is detected in it
     torch.testing.assert_close(together[0].weights, expected, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(rows, torch.cat(streamed), rtol=1e-4, atol=1e-4)
 

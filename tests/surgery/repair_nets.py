@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mdp_mmdet3d.space.types import Block, DimensionKind, TensorAxis
 from mdp_mmdet3d.surgery.apply import apply_plan, model_digest
 from mdp_mmdet3d.surgery.plan import Cut, PruningPlan
-from mdp_mmdet3d.surgery.repair import Frame, RepairSettings
+from mdp_mmdet3d.surgery.repair import Frame, RepairSettings, WeightedFrame
 
 PRECISE = RepairSettings(ridge=1e-7)
 """Nearly no ridge: what can be restored is restored."""
@@ -43,16 +43,6 @@ def frames_of(inputs: Sequence[Tensor]) -> list[Frame]:
         return lambda model: model(x)
 
     return [frame(x) for x in inputs]
-
-
-class Weighted:
-    """A frame that says how much each position of the outputs counts."""
-
-    def __init__(self, frame: Frame, weights: Tensor) -> None:
-        self.frame, self.weights = frame, weights
-
-    def __call__(self, model: nn.Module) -> Tensor:
-        return self.frame(model)
 
 
 def error(dense: nn.Module, pruned: nn.Module, x: Tensor) -> float:
@@ -159,7 +149,7 @@ def setting():
 def weighted(frames: Sequence[Frame]) -> list[Frame]:
     """Those of `setting`, of which some positions of the images count more than others."""
     generator = torch.Generator().manual_seed(2)
-    return [Weighted(frame, torch.rand(2, 10, 10, generator=generator) + 0.01) for frame in frames]
+    return [WeightedFrame(frame, torch.rand(2, 10, 10, generator=generator) + 0.01) for frame in frames]
 
 
 def state_of(model: nn.Module) -> dict[str, torch.Tensor]:

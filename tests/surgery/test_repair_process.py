@@ -13,10 +13,10 @@ import torch
 from torch import nn
 
 from mdp_mmdet3d.errors import MdpError, StructureMismatchError
-from mdp_mmdet3d.surgery.repair import RepairReport, RepairSettings, RepairStore, repair
+from mdp_mmdet3d.surgery.repair import RepairReport, RepairSettings, RepairStore, WeightedFrame, repair
 from mdp_mmdet3d.surgery.repair.replay import Replay
 
-from .repair_nets import Weighted, axes, cut, error, frames_of, plan_of, setting, state_of, weighted
+from .repair_nets import axes, cut, error, frames_of, plan_of, setting, state_of, weighted
 
 WORKER = Path(__file__).with_name("repair_worker.py")
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2]), "OMP_NUM_THREADS": "1"}
@@ -149,7 +149,7 @@ def test_predictions_that_count_more_are_fitted_better():
     inputs = [torch.randn(200, 8) * torch.where(kinds > 0, 1.0, 3.0)[:, None] + 2 * kinds[:, None] for _ in range(5)]
     frames, first, rest = frames_of(inputs[:4]), inputs[4][kinds > 0], inputs[4][kinds == 0]
     found = []
-    for each in (frames, [Weighted(frame, kinds + 0.01) for frame in frames]):
+    for each in (frames, [WeightedFrame(frame, kinds + 0.01) for frame in frames]):
         pruned = cut(model, plan)
         report = repair(model, pruned, plan, each)
         assert report.layers[1].samples == 600
@@ -162,7 +162,7 @@ def test_weights_that_are_all_equal_change_nothing():
     model, plan, frames, _ = setting()
     alike, same = cut(model, plan), cut(model, plan)
     repair(model, alike, plan, frames)
-    repair(model, same, plan, [Weighted(frame, torch.full((2, 10, 10), 0.25)) for frame in frames])
+    repair(model, same, plan, [WeightedFrame(frame, torch.full((2, 10, 10), 0.25)) for frame in frames])
     torch.testing.assert_close(state_of(same), state_of(alike), rtol=1e-4, atol=1e-5)
 
 
