@@ -16,6 +16,7 @@ from mdp_mmdet3d.surgery.apply import ShortcutBlock, shared_copy
 from mdp_mmdet3d.surgery.masking import silence_block
 
 SHORTCUT, ACTIVATION = "downsample", "relu"  # of ResNets of mmdet, mmpretrain, torchvision; the behaviour is checked
+GATE = 3  # layers with weights of a gate, and the last one of the branch in front of it
 TOLERANCE = 1e-5  # relative; float32 sums in the same order
 
 
@@ -27,7 +28,8 @@ class ResidualBlock:
         name: Path.
         kind: What remains when the branch goes.
         silent: Path within it of the last operator with weights of the branch; at zero, the branch is.
-        conv: Path of the last convolution (or linear layer) of the branch, with which a runtime fuses the addition.
+        conv: Path of the last convolution (or linear layer) of the branch, with which a runtime fuses the addition;
+            empty where a gate stands between.
     """
 
     name: str
@@ -66,16 +68,26 @@ def find_residual_blocks(calls: Sequence[Call], blocks: Sequence[str] = ()) -> t
         ]
         if len(convs) < 2 or any(isinstance(m, (nn.ModuleList, nn.Sequential)) for m in (call.module,)):
             continue
-        behind = [
-            c for c in inside if c.first >= convs[-1].first and c.leaf and next(c.module.parameters(), None) is not None
-        ]
-        behind = [c for c in behind if c.name != prefix and not c.name.startswith(f"{prefix}.")]
-        silent = behind[-1].name[len(call.name) + 1 :]
-        kind = _kind(call, shortcut, silent)
-        if kind is not None:
-            found.append(ResidualBlock(call.name, kind, silent, convs[-1].name))
-            seen.add(call.name)
-        elif isinstance(shortcut, nn.Module):
+        own = [c for c in inside if c.leaf and next(c.module.parameters(), None) is not None]
+        own = [c for c in own if c.name != prefix and not c.name.startswith(f"{prefix}.")]
+        behind = [c for c in own if c.first >= convs[-1].first]
+        closing = behind[-1:]
+        if any(
+            "sigmoid" in type(c.module).__name__.lower() for c in inside
+        ):  # a gate behind the branch is no end of it
+            closing += [c for c in reversed(own) if c is not behind[-1]][:GATE]
+        for last in closing:
+            silent = last.name[len(call.name) + 1 :]
+            kind = _kind(call, shortcut, silent)
+            if kind is not None:
+                # A runtime fuses the addition with a convolution that it directly follows.
+                conv = convs[-1].name if last is behind[-1] else ""
+                found.append(ResidualBlock(call.name, kind, silent, conv))
+                seen.add(call.name)
+                break
+        if call.name in seen:
+            continue
+        if isinstance(shortcut, nn.Module):
             doubtful.append(call.name)
     return found, doubtful
 

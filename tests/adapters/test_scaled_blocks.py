@@ -10,10 +10,13 @@ import pytest
 import torch
 from mmcv.cnn.bricks.conv2d_adaptive_padding import Conv2dAdaptivePadding
 from mmengine.config import Config
+from torch import nn
 
 from mdp_mmdet3d.adapters import InputShape, adapter_of
+from mdp_mmdet3d.adapters.residual_blocks import find_residual_blocks
 from mdp_mmdet3d.adapters.single_graph_export import TensorMode, export_single_graph
 from mdp_mmdet3d.space.builder import SpaceOptions
+from mdp_mmdet3d.space.calls import record_calls
 from mdp_mmdet3d.space.conv import conv_geometry
 from mdp_mmdet3d.space.types import BlockKind, DimensionKind
 from mdp_mmdet3d.surgery.apply import apply_plan
@@ -23,6 +26,8 @@ from mdp_mmdet3d.surgery.plan import PruningPlan
 from ..numerics import assert_close
 
 pytest.importorskip("mmpretrain")
+from mmpretrain.models.utils import SELayer
+
 SIZE = (64, 64)
 CONVNEXT = dict(type="ConvNeXt", arch=dict(depths=[1, 2, 1, 1], channels=[16, 24, 32, 40]), gap_before_final_norm=True)
 POOLFORMER = dict(
@@ -113,3 +118,26 @@ def test_the_price_of_one_is_that_of_half_the_kernel_on_each_side():
     geometry = conv_geometry(Conv2dAdaptivePadding(8, 8, 5, stride=2))
     assert (geometry.kernel, geometry.stride, geometry.padding) == ((5, 5), (2, 2), (2, 2))
     assert conv_geometry(Conv2dAdaptivePadding(8, 8, 1)).padding == (0, 0)
+
+
+class Gated(nn.Module):
+    """A block of an SE-ResNet: the gate stands between the branch and the addition."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.norm1 = nn.Conv2d(16, 16, 3, padding=1), nn.BatchNorm2d(16)
+        self.conv2, self.norm2 = nn.Conv2d(16, 16, 3, padding=1), nn.BatchNorm2d(16)
+        self.gate = SELayer(16, ratio=4)
+        self.relu = nn.ReLU()
+
+    def forward(self, x):
+        return self.relu(x + self.gate(self.norm2(self.conv2(self.norm1(self.conv1(x)).relu()))))
+
+
+def test_a_gate_behind_the_branch_is_no_end_of_it():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), Gated())
+    calls = record_calls(net, lambda: net(torch.randn(1, 3, 16, 16)))
+    found, doubtful = find_residual_blocks(calls)
+    assert [(b.name, b.kind, b.silent, b.conv) for b in found] == [("2", BlockKind.IDENTITY, "norm2", "")]
+    assert not doubtful
