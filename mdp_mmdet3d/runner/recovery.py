@@ -189,6 +189,8 @@ def finetune(
     start = time.perf_counter()
     with _runner(config, folder, console) as runner:
         runner.register_hook(_Bar(console, "fine-tuning", settings.iterations, "iterations"))
+        if settings.keep_statistics:
+            runner.register_hook(_KeptStatistics())
         runner.train()
         runner.save_checkpoint(str(folder), target.name, save_optimizer=False, save_param_scheduler=False)
     write_json(done, {"schema_version": SCHEMA_VERSION, "identity": identity, "seconds": time.perf_counter() - start})
@@ -271,6 +273,16 @@ def recover(
             "finetuned", "the fine-tuned model", pruned_config, state, {**pruned_identity, "finetune": asdict(settings)}
         )
     return report
+
+
+class _KeptStatistics(Hook):
+    """Batch norms in evaluation mode: they use the statistics that they have, and keep them. Their weights train."""
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        """The loop put the whole model into training mode."""
+        for module in runner.model.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
 
 
 class _Bar(Hook):

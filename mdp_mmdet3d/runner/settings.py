@@ -73,6 +73,8 @@ class FinetuneSettings:
         warmup: Steps of the rise.
         seed: Of data order and denoising noise.
         save_interval: Steps between checkpoints that an interrupted run goes on from.
+        keep_statistics: Whether batch norms keep the statistics that they start with, and use them: those of a repaired
+            model fit its weights better than those of the small batches of a short training.
     """
 
     iterations: Annotated[Count, Field(examples=["300"])]
@@ -80,6 +82,7 @@ class FinetuneSettings:
     warmup: Natural = 20
     seed: Natural = 0
     save_interval: Count = 50
+    keep_statistics: Flag = False
 
     @classmethod
     def from_config(cls, section: Mapping[str, Any]) -> FinetuneSettings:

@@ -127,6 +127,16 @@ def test_interrupted_fine_tuning_ends_where_an_uninterrupted_one_does(config, de
     assert any(not torch.equal(other[key], whole[key]) for key in whole)
 
 
+def test_batch_norms_can_keep_their_statistics(config, dense, tmp_path):
+    for keep in (True, False):
+        settings = FinetuneSettings(2, lr=1e-3, warmup=0, keep_statistics=keep)
+        trained = state_of(finetune(config, dense[1], tmp_path / str(keep), settings, {}, QUIET))
+        start = state_of(dense[1])
+        statistics = [key for key in start if key.endswith(("running_mean", "running_var"))]
+        assert all(torch.equal(trained[key], start[key]) for key in statistics) == keep
+        assert not torch.equal(trained["img_backbone.layer4.0.bn1.weight"], start["img_backbone.layer4.0.bn1.weight"])
+
+
 def test_accuracy_is_that_of_the_weights_and_kept_with_its_identity(config, dense, tmp_path, monkeypatch):
     identity = model_identity(config, "w", None)
     path = tmp_path / "dense.json"
