@@ -43,6 +43,7 @@ COLUMNS = (
 STOCK = {
     "mmpretrain": """_base_ = ["{name}"]
 custom_imports = dict(imports=["mdp_mmdet3d.runner"], allow_failed_imports=False)
+checkpoint = None
 data = dict(batch_size=1, num_workers=0, persistent_workers=False, dataset=dict(data_root="{root}/data/mini_imagenet"))
 train_dataloader = data
 val_dataloader = data
@@ -51,6 +52,7 @@ prune = dict(input_size=(224, 224))
 """,
     "mmdet": """_base_ = ["{name}"]
 custom_imports = dict(imports=["mdp_mmdet3d.runner"], allow_failed_imports=False)
+checkpoint = None
 importance_dataloader = dict(
     batch_size=1,
     num_workers=0,
