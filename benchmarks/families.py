@@ -43,13 +43,34 @@ COLUMNS = (
 STOCK = {
     "mmpretrain": """_base_ = ["{name}"]
 custom_imports = dict(imports=["mdp_mmdet3d.runner"], allow_failed_imports=False)
+checkpoint = None
 data = dict(batch_size=1, num_workers=0, persistent_workers=False, dataset=dict(data_root="{root}/data/mini_imagenet"))
 train_dataloader = data
 val_dataloader = data
 test_dataloader = data
 prune = dict(input_size=(224, 224))
 """,
-    "mmdet": """_base_ = ["{name}", "{root}/configs/_base_/datasets/coco_512x320.py"]
+    "mmdet": """_base_ = ["{name}"]
+custom_imports = dict(imports=["mdp_mmdet3d.runner"], allow_failed_imports=False)
+checkpoint = None
+importance_dataloader = dict(
+    batch_size=1,
+    num_workers=0,
+    sampler=dict(type="DefaultSampler", shuffle=False),
+    dataset=dict(
+        type="CocoDataset",
+        data_root="{root}/data/mini_coco/",
+        ann_file="annotations/instances_train2017.json",
+        data_prefix=dict(img="train2017/"),
+        filter_cfg=dict(filter_empty_gt=True, min_size=32),
+        pipeline=[
+            dict(type="LoadImageFromFile"),
+            dict(type="LoadAnnotations", with_bbox=True),
+            dict(type="Resize", scale=(512, 320), keep_ratio=True),
+            dict(type="PackDetInputs"),
+        ],
+    ),
+)
 prune = dict(input_size=(320, 512))
 """,
 }
