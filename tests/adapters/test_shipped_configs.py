@@ -21,16 +21,21 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 SIZE = (64, 64)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
-    "name,dimensions,blocks", [("resnet/resnet50_mdp.py", 37, 16), ("retinanet/retinanet_r50_mdp.py", 47, 16)]
+    "name,multiple,dimensions,blocks",
+    [
+        pytest.param("resnet/resnet50_mdp.py", 16, 37, 16, marks=pytest.mark.slow),
+        pytest.param("retinanet/retinanet_r50_mdp.py", 16, 47, 16, marks=pytest.mark.slow),
+        ("fashion_detection/ssd_mdp.py", 8, 14, 8),
+        ("fashion_detection/deformable_detr_mdp.py", 8, 31, 21),
+    ],
 )
-def test_a_shipped_config_is_pruned_as_it_is(name, dimensions, blocks, random_kept):
+def test_a_shipped_config_is_pruned_as_it_is(name, multiple, dimensions, blocks, random_kept):
     if name.startswith("resnet"):
         pytest.importorskip("mmpretrain")
     adapter = adapter_of(read_config(CONFIGS / name), InputShape(0, *SIZE))
     model, _ = adapter.build(None)
-    space = adapter.trace(model, SpaceOptions(4, 16, 8, 0.0, ()))
+    space = adapter.trace(model, SpaceOptions(4, multiple, 8, 0.0, ()))
     assert len(space.dimensions) == dimensions and len(space.blocks) == blocks
     kept, removed = random_kept(space, np.random.default_rng(0), 0.3)
     assert removed
