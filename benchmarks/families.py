@@ -23,7 +23,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from mmengine.config import DictAction
+from mmengine.config import Config, DictAction
 from rich.console import Console
 from rich.markup import escape
 
@@ -53,24 +53,7 @@ prune = dict(input_size=(224, 224))
     "mmdet": """_base_ = ["{name}"]
 custom_imports = dict(imports=["mdp_mmdet3d.runner"], allow_failed_imports=False)
 checkpoint = None
-importance_dataloader = dict(
-    batch_size=1,
-    num_workers=0,
-    sampler=dict(type="DefaultSampler", shuffle=False),
-    dataset=dict(
-        type="CocoDataset",
-        data_root="{root}/data/mini_coco/",
-        ann_file="annotations/instances_train2017.json",
-        data_prefix=dict(img="train2017/"),
-        filter_cfg=dict(filter_empty_gt=True, min_size=32),
-        pipeline=[
-            dict(type="LoadImageFromFile"),
-            dict(type="LoadAnnotations", with_bbox=True),
-            dict(type="Resize", scale=(512, 320), keep_ratio=True),
-            dict(type="PackDetInputs"),
-        ],
-    ),
-)
+importance_dataloader = {coco!r}
 prune = dict(input_size=(320, 512))
 """,
 }
@@ -82,9 +65,10 @@ def config_file(config: str, folder: Path) -> Path:
     package, found, path = config.partition("::")
     if not found or package not in STOCK:
         return Path(config)
+    coco = Config.fromfile(ROOT / "configs/_base_/datasets/coco_512x320.py").importance_dataloader.to_dict()
     target = folder / Path(path).name
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(STOCK[package].format(name=config, root=ROOT), encoding="utf-8")
+    target.write_text(STOCK[package].format(name=config, root=ROOT, coco=coco), encoding="utf-8")
     return target
 
 
