@@ -57,6 +57,8 @@ def main() -> int:
             fetched = fetch_fashion_mnist(args.out)
             print(f"{'wrote' if fetched else 'nothing to do:'} Fashion-MNIST in {args.out}, 60,000 and 10,000 images")
             return 0
+        if args.seed < 0:
+            raise MdpError(f"--seed = {args.seed} must be 0 or more")
         images = IMAGES.get(args.format, DEFAULT_IMAGES) if args.images is None else args.images
         with Progress() as bar:
             task = bar.add_task("images", total=images + images // 4)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import xml.etree.ElementTree as ET
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -108,3 +111,13 @@ def test_a_failure_leaves_nothing(fashion, tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match="train-images"):
         write_fashion_voc(tmp_path / "set", 8, tmp_path / "elsewhere", workers=1)
     assert not (tmp_path / "set").exists()
+
+
+def test_a_negative_seed_is_told_in_one_line(tmp_path):
+    tool = Path(__file__).resolve().parents[2] / "tools/create_mini_images.py"
+    for kind in ("fashion-voc", "coco"):
+        ended = subprocess.run(
+            [sys.executable, tool, kind, tmp_path / kind, "--seed", "-1"], capture_output=True, text=True, check=False
+        )
+        assert ended.returncode == 2 and "error: --seed = -1 must be 0 or more" in ended.stderr
+        assert "Traceback" not in ended.stderr and not list(tmp_path.iterdir())
