@@ -20,5 +20,6 @@ prune = dict(
     rounds=200,  # a frame takes milliseconds
     fit_networks=6,
     evaluate=True,  # mAP and NDS: dense, pruned, fine-tuned
+    repair=dict(frames=240),  # more than by default: frames of this size cost little
     finetune=dict(iterations=300, lr=4e-5),  # a repaired model wants less than one that was only cut
 )

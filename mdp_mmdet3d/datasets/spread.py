@@ -10,7 +10,7 @@ import numpy as np
 from mmengine.dist import get_dist_info
 from torch.utils.data import DataLoader, Subset
 
-STREAM_FRAMES = 16
+STREAM_FRAMES = 8
 """Frames that are used of a stream, from its start: neighbours resemble each other, another scene tells more."""
 
 
