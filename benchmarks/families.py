@@ -2,8 +2,9 @@
 
     python benchmarks/families.py configs/resnet/resnet50_mdp.py configs/retinanet/retinanet_r50_mdp.py --out table.md
 
-A config as MMPretrain or MMDetection ship it is named with its package, ``mmdet::yolox/yolox_s_8xb8-300e_coco.py``.
-Its data are generated images: ``tools/create_mini_images.py imagenet data/mini_imagenet`` and ``coco data/mini_coco``.
+A config as MMPretrain, MMDetection or MMDetection3D (of one camera on nuScenes) ship it is named with its package,
+``mmdet::yolox/yolox_s_8xb8-300e_coco.py``. Its data are generated: ``tools/create_mini_images.py imagenet
+data/mini_imagenet``, ``coco data/mini_coco``, ``tools/create_mini_nuscenes.py data/nuscenes``.
 
 Models that take only images of their data's size need it changed there as well, for example a StreamPETR at 352x128:
 ``--cfg-options prune.input_size="(128, 352)" importance_dataloader.dataset.pipeline.2.final_shape="(128, 352)"``.
@@ -53,11 +54,22 @@ prune = dict(input_size=(224, 224))
     "mmdet": """_base_ = ["{name}"]
 custom_imports = dict(imports=["mdp_mmdet3d.runner"], allow_failed_imports=False)
 checkpoint = None
-importance_dataloader = {coco!r}
+importance_dataloader = {data!r}
 prune = dict(input_size=(320, 512))
+""",
+    "mmdet3d": """_base_ = ["{name}"]
+custom_imports = dict(imports=["mdp_mmdet3d.runner"], allow_failed_imports=False)
+checkpoint = None
+importance_dataloader = {data!r}
+prune = dict(input_size=(480, 800), num_cams=1)
 """,
 }
 """A stock config by its package, with generated data and the part that every config to be pruned has."""
+DATA = {
+    "mmdet": "configs/_base_/datasets/coco_512x320.py",
+    "mmdet3d": "configs/fcos3d/fcos3d_r101_mdp.py",
+}
+"""Shipped configs whose importance data a stock config of a package gets."""
 
 
 def config_file(config: str, folder: Path) -> Path:
@@ -65,10 +77,10 @@ def config_file(config: str, folder: Path) -> Path:
     package, found, path = config.partition("::")
     if not found or package not in STOCK:
         return Path(config)
-    coco = Config.fromfile(ROOT / "configs/_base_/datasets/coco_512x320.py").importance_dataloader.to_dict()
+    data = Config.fromfile(ROOT / DATA[package]).importance_dataloader.to_dict() if package in DATA else None
     target = folder / Path(path).name
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(STOCK[package].format(name=config, root=ROOT, coco=coco), encoding="utf-8")
+    target.write_text(STOCK[package].format(name=config, root=ROOT, data=data), encoding="utf-8")
     return target
 
 
