@@ -10,6 +10,8 @@ Models that take only images of their data's size need it changed there as well,
 ``--cfg-options prune.input_size="(128, 352)" importance_dataloader.dataset.pipeline.2.final_shape="(128, 352)"``.
 Each config is pruned in a process of its own, as ``tools/prune.py`` does it; a finished one is not done again. Then the
 exported pruned model is compared with the masked dense model and with the model reloaded from ``pruned_config.py``.
+Weights are random, and batch norms have the statistics of a few frames: with those of the initialisation signals die
+out within a deep network (outputs of 1e-15), and nothing that is compared says anything.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mmengine.config import Config, DictAction
 from rich.console import Console
@@ -32,8 +34,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mdp_mmdet3d.files import write_json
 
+if TYPE_CHECKING:
+    from mdp_mmdet3d.adapters import Adapter
+
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = "family.json"
+WEIGHTS = "random.pth"
+SETTLING_FRAMES = 8
 LOG = "family.log"
 COLUMNS = (
     "input", "model", "dimensions", "blocks (removed)", "terms", "left alone", "not prunable", "dense ms", "pruned ms",
@@ -84,6 +91,18 @@ def config_file(config: str, folder: Path) -> Path:
     return target
 
 
+def random_weights(adapter: Adapter, path: Path) -> str:
+    """Write random weights whose batch norms have the statistics of the importance data; returns the path."""
+    from mdp_mmdet3d.importance.batch_norm import reestimate_batch_norm
+    from mdp_mmdet3d.runner.outputs import write_checkpoint
+
+    model, _ = adapter.build(None)
+    frames = adapter.calibration_frames(model, SETTLING_FRAMES)
+    reestimate_batch_norm(model, frames, lambda frame: frame(model))
+    write_checkpoint(path, {"meta": {}, "state_dict": model.state_dict()})
+    return str(path)
+
+
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("configs", nargs="+", metavar="CONFIG", help="file, or PACKAGE::PATH of a stock config")
@@ -123,11 +142,15 @@ def run_one(
     settings = dataclasses.replace(PruneSettings.from_config(config.get("prune", {})), budget=budget)
     if input_size:
         settings = dataclasses.replace(settings, input_size=input_size)
-    report = PruneJob(config, settings, work_dir, config.get("checkpoint"), Console(stderr=True)).run()
+    adapter = adapter_of(config, settings.input_shape, settings.adapter)
+    checkpoint = config.get("checkpoint")
+    if not checkpoint:  # nothing is worth anything in units of loss, and nothing to be repaired
+        checkpoint = random_weights(adapter, work_dir / WEIGHTS)
+        settings = dataclasses.replace(settings, importance="taylor", repair=False)
+    report = PruneJob(config, settings, work_dir, checkpoint, Console(stderr=True)).run()
     seconds = time.monotonic() - started
 
-    adapter = adapter_of(config, settings.input_shape, settings.adapter)
-    dense, _ = adapter.build(config.get("checkpoint"))
+    dense, _ = adapter.build(checkpoint)
     space, plan = PruningSpace.load(work_dir / "space.json"), PruningPlan.load(work_dir / "plan.json")
     frames = adapter.frames(dense, COMPARED_FRAMES)
     reloaded_config = read_config(work_dir / "pruned_config.py", None)
