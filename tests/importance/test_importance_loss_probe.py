@@ -77,8 +77,8 @@ def test_one_value_per_channel_and_norms_that_do_not_run():
 
 def test_synchronised_batch_norms_get_the_same_statistics():
     plain, synchronised = Net().eval(), nn.SyncBatchNorm.convert_sync_batchnorm(Net().eval())
-    for model in (plain, synchronised):
-        reestimate_batch_norm(model, batches(3), lambda batch: model(batch["x"]))
+    reestimate_batch_norm(plain, batches(3), lambda batch: plain(batch["x"]))
+    reestimate_batch_norm(synchronised, batches(3), lambda batch: synchronised(batch["x"]))
     assert {type(norm) for norm in batch_norms(synchronised).values()} == {nn.SyncBatchNorm}
     for name, norm in batch_norms(plain).items():
         other = batch_norms(synchronised)[name]
