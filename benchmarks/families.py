@@ -23,6 +23,7 @@ import resource
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -92,13 +93,24 @@ def config_file(config: str, folder: Path) -> Path:
 
 
 def random_weights(adapter: Adapter, path: Path) -> str:
-    """Write random weights whose batch norms have the statistics of the importance data; returns the path."""
+    """Write random weights whose batch norms have the statistics of the importance data; returns the path.
+
+    And of noise, where an export is compared on it: what a norm was never given it magnifies without bounds.
+    """
+    import torch
+
+    from mdp_mmdet3d.adapters import SingleGraph
+    from mdp_mmdet3d.adapters.single_graph_export import TensorMode
     from mdp_mmdet3d.importance.batch_norm import reestimate_batch_norm
     from mdp_mmdet3d.runner.outputs import write_checkpoint
 
     model, _ = adapter.build(None)
-    frames = adapter.calibration_frames(model, SETTLING_FRAMES)
-    reestimate_batch_norm(model, frames, lambda frame: frame(model))
+    runs = [partial(frame, model) for frame in adapter.calibration_frames(model, SETTLING_FRAMES)]
+    if isinstance(adapter, SingleGraph):
+        deployed = TensorMode(adapter.deployed(model), (adapter.shape.height, adapter.shape.width))
+        (image,) = adapter.frames(model, 1)
+        runs += [partial(deployed, torch.randn(image.shape)) for _ in runs]
+    reestimate_batch_norm(model, runs, lambda run: run())
     write_checkpoint(path, {"meta": {}, "state_dict": model.state_dict()})
     return str(path)
 
