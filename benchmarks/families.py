@@ -105,11 +105,12 @@ def random_weights(adapter: Adapter, path: Path) -> str:
     from mdp_mmdet3d.runner.outputs import write_checkpoint
 
     model, _ = adapter.build(None)
-    runs = [partial(frame, model) for frame in adapter.calibration_frames(model, SETTLING_FRAMES)]
     if isinstance(adapter, SingleGraph):
         deployed = TensorMode(adapter.deployed(model), (adapter.shape.height, adapter.shape.width))
-        (image,) = adapter.frames(model, 1)
-        runs += [partial(deployed, torch.randn(image.shape)) for _ in runs]
+        images = torch.cat([torch.from_numpy(frame) for frame in adapter.frames(model, SETTLING_FRAMES)])
+        runs = [partial(deployed, torch.cat([images, torch.randn(images.shape)]))]
+    else:
+        runs = [partial(frame, model) for frame in adapter.calibration_frames(model, SETTLING_FRAMES)]
     reestimate_batch_norm(model, runs, lambda run: run())
     write_checkpoint(path, {"meta": {}, "state_dict": model.state_dict()})
     return str(path)

@@ -35,7 +35,7 @@ ROUNDING_SHARE = 4.0  # of PyTorch's own rounding that another order of addition
 
 
 class TensorMode(nn.Module):
-    """``img`` (1, 3, H, W), or (1, N, 3, H, W), to the flattened outputs of ``forward(mode="tensor")``."""
+    """``img`` (B, 3, H, W), or (B, N, 3, H, W), to the flattened outputs of ``forward(mode="tensor")``."""
 
     def __init__(self, model: nn.Module, size: tuple[int, int]) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class TensorMode(nn.Module):
         preprocessor = getattr(self.model, "data_preprocessor", None)
         inputs = {"imgs": img} if isinstance(preprocessor, Det3DDataPreprocessor) else img
         # Not a call, which would put "model" into every node's name.
-        found = dict(_flatten(self.model.forward(inputs, [sample], mode="tensor")))
+        found = dict(_flatten(self.model.forward(inputs, [sample] * len(img), mode="tensor")))
         self.output_names = list(found)
         return tuple(found.values())
 
