@@ -27,7 +27,7 @@ from mdp_mmdet3d.datasets.identity import data_identity
 from mdp_mmdet3d.datasets.spread import spread_batches
 from mdp_mmdet3d.errors import MdpError
 from mdp_mmdet3d.files import file_sha256
-from mdp_mmdet3d.importance.collect import model_loss
+from mdp_mmdet3d.importance.batch_loss import model_loss
 from mdp_mmdet3d.runtime.manifest import Manifest
 from mdp_mmdet3d.space.builder import InputShape, SpaceBuilder, SpaceOptions
 from mdp_mmdet3d.space.types import PruningSpace
