@@ -42,7 +42,7 @@ def model_loss(model: nn.Module, batch: Mapping[str, Any], leave_out: Sequence[s
         raise MdpError(
             f"the loss of {type(model).__name__} cannot be computed on the importance data (images of "
             f"{', '.join(_sizes(batch)) or 'unknown size'}): {type(error).__name__} in {_where(model, error)}: "
-            f"{said[0] if said else 'no message'}. {remedy}"
+            f"{said[0].rstrip('.') if said else 'no message'}. {remedy}"
         ) from error
     return loss
 
