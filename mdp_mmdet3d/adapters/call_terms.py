@@ -9,20 +9,17 @@ from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from typing import Any
 
-import numpy as np
 from torch import nn
 
+from mdp_mmdet3d.adapters.cut_models import CutModels
 from mdp_mmdet3d.adapters.deployed_graph import DeployedGraph
 from mdp_mmdet3d.adapters.network import linear_units
 from mdp_mmdet3d.operators import OperatorSignature
 from mdp_mmdet3d.operators.call import CALL_KINDS, call_obstacle, call_text
 from mdp_mmdet3d.space.builder import SpaceBuilder
 from mdp_mmdet3d.space.operations import Operation, Template, readers_of, record_operations
-from mdp_mmdet3d.space.types import GLOBAL_KINDS, BlockKind, PruningSpace, Width, WidthSum, width_at, width_dimensions
-from mdp_mmdet3d.surgery.apply import apply_plan, model_digest, shared_copy
-from mdp_mmdet3d.surgery.plan import Cut, PruningPlan
+from mdp_mmdet3d.space.types import GLOBAL_KINDS, BlockKind, Width, WidthSum, width_at, width_dimensions
 
-RUNS = 3  # models with other widths
 PRODUCTS = ("conv2d", "linear")  # their terms are `add_conv_term` and the like
 NORMS = ("batch_norm", "sync_batch_norm")
 # What every runtime computes within the convolution in front of it.
@@ -114,35 +111,6 @@ class _Cut:
     error: str = ""
 
 
-@dataclass(frozen=True)
-class CutModels:
-    """Models with other widths.
-
-    Attributes:
-        counts: Elements of each dimension in each.
-        models: The models; none where there is no dimension.
-    """
-
-    counts: tuple[dict[str, int], ...]
-    models: tuple[nn.Module, ...]
-
-    @classmethod
-    def of(cls, builder: SpaceBuilder, model: nn.Module) -> CutModels:
-        """Some of a dense model, with counts by which the builder's dimensions can be told apart."""
-        space = builder.snapshot(model_digest(model))
-        if not space.dimensions:
-            return cls((), ())
-        counts = _distinct_counts(space)
-        models = []
-        for chosen in counts:
-            cuts = {
-                d.name: Cut(d.kind, d.size, (tuple(range(chosen[d.name])),) * d.copies, d.members)
-                for d in space.dimensions
-            }
-            models.append(apply_plan(shared_copy(model), PruningPlan(space.model_digest, cuts, {})))
-        return cls(tuple(counts), tuple(models))
-
-
 def _run_cut(builder: SpaceBuilder, graph: DeployedGraph, cut_models: CutModels) -> _Cut:
     counts = cut_models.counts
     runs = []
@@ -156,22 +124,6 @@ def _run_cut(builder: SpaceBuilder, graph: DeployedGraph, cut_models: CutModels)
     for width in (*builder.dimensions, *_sums(builder)) if counts else ():
         widths.setdefault(tuple(width_at(width, chosen) for chosen in counts), width)
     return _Cut(tuple(runs), widths)
-
-
-def _distinct_counts(space: PruningSpace) -> list[dict[str, int]]:
-    """Counts for each run such that dimensions differ in at least one of them, as far as their sizes allow."""
-    rng = np.random.default_rng(0)
-    counts: list[dict[str, int]] = [{} for _ in range(RUNS)]
-    taken: set[tuple[int, ...]] = set()
-    for dimension in space.dimensions:
-        for _ in range(100):
-            drawn = tuple(int(rng.integers((dimension.size + 1) // 2, dimension.size)) for _ in range(RUNS))
-            if drawn not in taken:
-                break
-        taken.add(drawn)
-        for chosen, count in zip(counts, drawn, strict=True):
-            chosen[dimension.name] = count
-    return counts
 
 
 def _sums(builder: SpaceBuilder) -> Iterator[Width]:

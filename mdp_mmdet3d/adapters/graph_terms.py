@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from mdp_mmdet3d.adapters.call_terms import CutModels, add_call_terms
+from mdp_mmdet3d.adapters.call_terms import add_call_terms
+from mdp_mmdet3d.adapters.cut_models import CutModels
 from mdp_mmdet3d.adapters.deployed_graph import DeployedGraph
 from mdp_mmdet3d.adapters.network import Shapes, add_network_terms
 from mdp_mmdet3d.adapters.residual_blocks import ResidualBlock

@@ -10,7 +10,8 @@ from mmdet.models.backbones.resnet import ResNet
 from torch import Tensor, nn
 
 from mdp_mmdet3d.adapters.attentions import find_attentions
-from mdp_mmdet3d.adapters.call_terms import CutModels, add_call_terms
+from mdp_mmdet3d.adapters.call_terms import add_call_terms
+from mdp_mmdet3d.adapters.cut_models import CutModels
 from mdp_mmdet3d.adapters.deployed_graph import DeployedGraph, Run
 from mdp_mmdet3d.adapters.graph_terms import add_graph_terms
 from mdp_mmdet3d.adapters.network import add_network_terms
