@@ -195,8 +195,10 @@ def _hidden_chains(calls: Sequence[Call]) -> Iterator[tuple[Call, tuple[str, ...
     for first, last in pairwise(linears):
         if count[first.name] == count[last.name] == 1 and first.module.out_features == last.module.in_features:
             between = _chain(leaves, first, last)
-            if between is not None and not any(list(module.parameters()) for module in between):
-                yield first, tuple(call.name for call in linears if call.input is last.input)
+            readers = tuple(call.name for call in linears if call.input is last.input)
+            bare = between is not None and not any(list(module.parameters()) for module in between)
+            if bare and all(count[name] == 1 for name in readers):
+                yield first, readers
 
 
 def _chain(inside: Sequence[Call], first: Call, last: Call) -> list[nn.Module] | None:
