@@ -10,6 +10,9 @@ measured time of an engine is the sum over its kernels of the median of the fast
 ever add time, and every kernel of a few milliseconds finds quiet moments where a run of a second does not. Every group
 is loaded several times, in another order each time: a session may be several percent slower than another one of
 the same network for as long as it lives. The fastest whole runs by the wall clock are reported as well.
+
+``--space FILE`` predicts the same structures with the cost terms of another ``space.json`` of the model too, such as
+one that an earlier version of the project wrote.
 """
 
 from __future__ import annotations
@@ -39,6 +42,7 @@ from scipy.stats import spearmanr
 from torch import nn
 
 from mdp_mmdet3d.adapters import Adapter, adapter_of
+from mdp_mmdet3d.errors import MdpError
 from mdp_mmdet3d.files import write_json
 from mdp_mmdet3d.latency import (
     LatencyModel,
@@ -250,6 +254,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=4, help="timed rounds per load")
     parser.add_argument("--groups", type=int, help="stop after this many more groups of networks; run again to go on")
     parser.add_argument("--exact", action="store_true", help="also predict with every used entry measured")
+    parser.add_argument("--space", type=Path, nargs="+", default=[], help="also predict with the terms of these spaces")
     parser.add_argument("--json", type=Path, help="write the figures and each structure's times here")
     return parser.parse_args()
 
@@ -264,6 +269,11 @@ def main() -> None:
     dense, weights = adapter.build(None)
     space = adapter.trace(dense, s.space_options)
     backend, table_path = OnnxRuntimeBackend(), args.work_dir / "latency_table.json"
+    others = {path.stem: PruningSpace.load(path) for path in args.space}
+    for name, other in others.items():
+        if other.by_name != space.by_name or other.blocks_by_name != space.blocks_by_name:
+            raise MdpError(f"--space {name}: its dimensions or blocks are not those of {args.config}")
+        measure_latency(other, backend, table_path)
     table = measure_latency(space, backend, table_path)
 
     fitted = fit_structures(space, FITTED)
@@ -313,6 +323,7 @@ def main() -> None:
         ("sets_wall_clock", "fastest runs by the wall clock", walls),
     ):
         models = {name: LatencyModel.fit(space, one, networks[:FITTED]) for name, one in tables.items()}
+        models |= {name: LatencyModel.fit(other, table, networks[:FITTED]) for name, other in others.items()}
         for name, model in models.items():
             for line in model.explanation:
                 console.print(f"{name}: {line}", highlight=False)

@@ -13,7 +13,12 @@ from torch import Tensor, nn
 from mdp_mmdet3d.adapters.network import Shapes
 from mdp_mmdet3d.adapters.residual_blocks import equal_outputs
 from mdp_mmdet3d.layers import RemovedSubLayer, widened
-from mdp_mmdet3d.layers.attention import is_deformable, separate_projections, torch_obstacle
+from mdp_mmdet3d.layers.attention import (
+    has_independent_widths,
+    is_deformable,
+    separate_projections,
+    torch_obstacle,
+)
 from mdp_mmdet3d.layers.evaluation import evaluating
 from mdp_mmdet3d.layers.fused import without_fused_layers
 from mdp_mmdet3d.layers.packed_attention import POSITIONS, PROJECTION, QKV, has_positions
@@ -41,6 +46,7 @@ class FoundAttention:
         queries: Tokens at deployment.
         keys: Tokens that are looked at.
         size: Width of the stream.
+        shared: Whether the first tokens that are looked at are the queries themselves.
         packed: Whether one layer makes queries, keys and values.
         windows: How many run beside each other; 0 for a deformable attention, whose operators have terms of their own.
     """
@@ -56,6 +62,7 @@ class FoundAttention:
     queries: int
     keys: int
     size: int
+    shared: bool
     packed: bool
     windows: int = 1
 
@@ -65,6 +72,7 @@ class _Judged:
     """What the calls of a module have in common."""
 
     equal: bool = True
+    shared: bool = False
     kinds: tuple[BlockKind | None, ...] = ()
 
     @property
@@ -85,7 +93,7 @@ def find_attentions(
     """
     candidates: dict[str, str] = {}  # and the path of the output projection
     for name, module in model.named_modules():
-        if isinstance(module, nn.MultiheadAttention):
+        if isinstance(module, nn.MultiheadAttention) or has_independent_widths(module):
             candidates[name] = "out_proj"
         elif isinstance(getattr(module, QKV, None), nn.Linear) and isinstance(
             getattr(module, PROJECTION, None), nn.Linear
@@ -125,7 +133,8 @@ def _found(
             return "an attention that does not run when the model is traced"
         block, kind, last = _block(name, out, judged)
         heads = int(module.num_heads)
-        return FoundAttention(name, block, kind, last, {}, heads, 0, 0, 0, 0, module.output_proj.out_features, False, 0)
+        size = module.output_proj.out_features
+        return FoundAttention(name, block, kind, last, {}, heads, 0, 0, 0, 0, size, False, False, 0)
     packed = hasattr(module, QKV)
     tensors: dict[str, Any]
     if isinstance(module, nn.MultiheadAttention):
@@ -136,6 +145,10 @@ def _found(
         # (tokens, batch, C) unless the batch comes first
         order = (0, 1) if module.batch_first else (1, 0)
         inputs = [tuple(s[i] for i in (*order, 2)) for s in (*shapes.get(name, ()), *shapes.get(f"{name}.key", ()))]
+    elif has_independent_widths(module):
+        heads, qk, v = module.num_heads, module.qk_head_dim, module.v_head_dim
+        tensors = {}
+        inputs = [*shapes.get(name, ()), *shapes.get(f"{name}.key", ())]
     else:
         inputs, widths = _linear_inputs(module, name, shapes)
         if widths is None:
@@ -154,7 +167,8 @@ def _found(
     if not judged[name].equal:
         return MORE
     block, kind, last = _block(name, out, judged)
-    return FoundAttention(name, block, kind, last, tensors, heads, qk, v, queries, keys, size, packed, batch)
+    shared = queries == keys or judged[name].shared
+    return FoundAttention(name, block, kind, last, tensors, heads, qk, v, queries, keys, size, shared, packed, batch)
 
 
 def _block(name: str, out: str, judged: Mapping[str, _Judged]) -> tuple[str, BlockKind, str]:
@@ -218,7 +232,9 @@ def _judge(model: nn.Module, forward: Callable[[], Any], candidates: Mapping[str
             busy = True
             try:
                 result = judged.setdefault(name, _Judged())
-                if name in candidates and not is_deformable(module):
+                if has_independent_widths(module):
+                    result.shared = _begins_with(args[1], args[0])
+                elif name in candidates and not is_deformable(module):
                     result.equal &= _equal(module, args, kwargs, output)
                 result.kinds += (_role(module, args, kwargs, names[name]),)
             finally:
@@ -234,6 +250,11 @@ def _judge(model: nn.Module, forward: Callable[[], Any], candidates: Mapping[str
         for handle in handles:
             handle.remove()
     return judged
+
+
+def _begins_with(keys: Tensor, queries: Tensor) -> bool:
+    """Whether the first tokens of (B, S, C) are those of (B, T, C)."""
+    return bool(queries.any()) and torch.equal(keys[:, : queries.shape[1]], queries)
 
 
 def _equal(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> bool:

@@ -4,23 +4,22 @@ by running models with other widths, and its probe is the call itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from typing import Any
 
-import numpy as np
 from torch import nn
 
+from mdp_mmdet3d.adapters.cut_models import CutModels
+from mdp_mmdet3d.adapters.deployed_graph import DeployedGraph
+from mdp_mmdet3d.adapters.network import linear_units
 from mdp_mmdet3d.operators import OperatorSignature
 from mdp_mmdet3d.operators.call import CALL_KINDS, call_obstacle, call_text
 from mdp_mmdet3d.space.builder import SpaceBuilder
-from mdp_mmdet3d.space.operations import Operation, Template, record_operations
-from mdp_mmdet3d.space.types import GLOBAL_KINDS, BlockKind, PruningSpace, Width, WidthSum, width_at, width_dimensions
-from mdp_mmdet3d.surgery.apply import apply_plan, model_digest, shared_copy
-from mdp_mmdet3d.surgery.plan import Cut, PruningPlan
+from mdp_mmdet3d.space.operations import Operation, Template, readers_of, record_operations
+from mdp_mmdet3d.space.types import GLOBAL_KINDS, BlockKind, Width, WidthSum, width_at, width_dimensions
 
-RUNS = 3  # models with other widths
 PRODUCTS = ("conv2d", "linear")  # their terms are `add_conv_term` and the like
 NORMS = ("batch_norm", "sync_batch_norm")
 # What every runtime computes within the convolution in front of it.
@@ -31,7 +30,6 @@ DOES_NOT_RUN = "the model does not run with other widths"
 PIECE = 16  # channels at most that stand for all parts of a concatenation but one
 STREAM_BLOCKS = (BlockKind.SUB_LAYER, BlockKind.LAYER, BlockKind.BRANCH)  # terms of a sub-layer hold its norm and sum
 
-Run = Callable[[nn.Module], Any]
 Place = tuple[Any, ...]
 
 
@@ -52,12 +50,10 @@ class _Judged:
 def add_call_terms(
     builder: SpaceBuilder,
     model: nn.Module,
-    part: Callable[[nn.Module], nn.Module],
-    small: Run,
-    deployed: Run,
-    engine: str,
+    graph: DeployedGraph,
+    recorded: tuple[Sequence[Operation], Mapping[str, str]],
     priced: Sequence[str] = (),
-    only: Collection[str] | None = None,
+    cut_models: CutModels | None = None,
 ) -> None:
     """Add the cost of activations, norms, poolings, sums, products, concatenations and what else ran.
 
@@ -66,18 +62,18 @@ def add_call_terms(
     Args:
         builder: Holds dimensions, blocks and all other terms already.
         model: The dense model.
-        part: What of a model is deployed, with its modules under the model's names.
-        small: Runs such a part on a small input.
-        deployed: Runs it at the deployed size.
-        engine: Engine it runs in.
+        graph: What is deployed of it.
+        recorded: `DeployedGraph.operations`.
         priced: Paths of modules whose cost is in other terms.
-        only: Dimensions of which one must be among what an operation depends on; None: any operation.
+        cut_models: Models with other widths, where several graphs share them.
     """
-    dense, opaque = record_operations(part(model), lambda: small(part(model)), follow=True)
-    at_size = {o.key: o for o in record_operations(part(model), lambda: deployed(part(model)))[0]}
-    cut = _cut_models(builder, model, part, small)
+    dense, opaque = recorded
+    part, engine = graph.part(model), graph.engine
+    at_size = {o.key: o for o in record_operations(part, lambda: graph.deployed(part))[0]}
+    cut = _run_cut(builder, graph, cut_models or CutModels.of(builder, model))
     swishes = _swishes(dense)
-    left_out = _fused(dense) | set(swishes.values())
+    units = linear_units(part, dense)
+    left_out = _fused(dense) | set(swishes.values()) | {p for unit in units.values() for p in unit.positions}
     covered, in_sub_layer = _covered(builder, priced), _beside(priced)
     everywhere = {d.name for d in builder.dimensions.values() if d.kind in GLOBAL_KINDS}
     for position, operation in enumerate(dense):
@@ -87,15 +83,15 @@ def add_call_terms(
         if position in swishes:
             versions = [v and replace(v, function=SILU, arguments=v.arguments[:1]) for v in versions]
         judged = _judge(builder, versions, cut)
-        if judged is None or (only is not None and judged.widths.isdisjoint(only)):
+        if judged is None:
             continue
         if in_sub_layer(operation) and judged.holes and everywhere.issuperset(judged.widths):
             continue
         if not judged.obstacle:
             judged.obstacle = _add_term(builder, judged, engine) or ""
         if judged.obstacle:
-            builder.without_term(engine, _label(part(model), operation), judged.obstacle)
-    for name, kind in opaque.items() if only is None else ():
+            builder.without_term(engine, _label(part, operation), judged.obstacle)
+    for name, kind in opaque.items():
         if not any(f"{name}.".startswith(f"{path}.") for path in priced):
             builder.without_term(engine, kind, "is no function of PyTorch")
 
@@ -115,66 +111,39 @@ class _Cut:
     error: str = ""
 
 
-def _cut_models(builder: SpaceBuilder, model: nn.Module, part: Callable[[nn.Module], nn.Module], small: Run) -> _Cut:
-    space = builder.snapshot(model_digest(model))
-    if not space.dimensions:
-        return _Cut()
-    counts = _distinct_counts(space)
+def _run_cut(builder: SpaceBuilder, graph: DeployedGraph, cut_models: CutModels) -> _Cut:
+    counts = cut_models.counts
     runs = []
-    for chosen in counts:
-        cuts = {
-            d.name: Cut(d.kind, d.size, (tuple(range(chosen[d.name])),) * d.copies, d.members) for d in space.dimensions
-        }
-        cut = part(apply_plan(shared_copy(model), PruningPlan(space.model_digest, cuts, {})))
+    for cut in map(graph.part, cut_models.models):
         try:
-            operations, _ = record_operations(cut, partial(small, cut))
+            operations, _ = record_operations(cut, partial(graph.small, cut))
         except Exception as error:  # whatever a model raises with other widths; verification finds where
             return _Cut(error=f"{DOES_NOT_RUN} ({type(error).__name__})")
         runs.append({operation.key: operation for operation in operations})
     widths: dict[tuple[int, ...], Width] = {}
-    for width in (*space.by_name, *_sums(builder, space)):
+    for width in (*builder.dimensions, *_sums(builder)) if counts else ():
         widths.setdefault(tuple(width_at(width, chosen) for chosen in counts), width)
     return _Cut(tuple(runs), widths)
 
 
-def _distinct_counts(space: PruningSpace) -> list[dict[str, int]]:
-    """Counts for each run such that dimensions differ in at least one of them, as far as their sizes allow."""
-    rng = np.random.default_rng(0)
-    counts: list[dict[str, int]] = [{} for _ in range(RUNS)]
-    taken: set[tuple[int, ...]] = set()
-    for dimension in space.dimensions:
-        for _ in range(100):
-            drawn = tuple(int(rng.integers((dimension.size + 1) // 2, dimension.size)) for _ in range(RUNS))
-            if drawn not in taken:
-                break
-        taken.add(drawn)
-        for chosen, count in zip(counts, drawn, strict=True):
-            chosen[dimension.name] = count
-    return counts
-
-
-def _sums(builder: SpaceBuilder, space: PruningSpace) -> Iterator[Width]:
+def _sums(builder: SpaceBuilder) -> Iterator[Width]:
     """Widths of all axes of weights, and of all terms, that are no single dimension."""
     tensors = builder.model.state_dict(keep_vars=True)
-    axes = dict.fromkeys((m.tensor, m.axis) for d in space.dimensions for m in d.members)
+    axes = dict.fromkeys((m.tensor, m.axis) for d in builder.dimensions.values() for m in d.members)
     for tensor, axis in (a for a in axes if a[0] in tensors):
         width = builder.width_of(tensor, axis, tensors[tensor].shape[axis])
         if isinstance(width, WidthSum):
             yield width
-    for term in space.terms:
+    for term in builder.terms.values():
         yield from (width for width in term.widths if isinstance(width, WidthSum))
 
 
 def _fused(operations: Sequence[Operation]) -> set[int]:
     """Positions of what runs within the convolution in front of it: batch norm, sum, activation, in this order."""
-    readers: dict[int, int] = {}
-    for operation in operations:
-        for source in set(operation.reads):
-            if source is not None:
-                readers[source] = readers.get(source, 0) + 1
+    readers = readers_of(operations)
     ends: dict[int, str] = {}  # results that are still within a convolution, and the last step of it
     for position, operation in enumerate(operations):
-        name, alone = operation.name, [s for s in operation.reads if s is not None and readers.get(s) == 1]
+        name, alone = operation.name, [s for s in operation.reads if s is not None and len(readers[s]) == 1]
         before = [ends[s] for s in alone if s in ends]
         if name == "conv2d":
             ends[position] = "conv"
@@ -189,11 +158,7 @@ def _fused(operations: Sequence[Operation]) -> set[int]:
 
 def _swishes(operations: Sequence[Operation]) -> dict[int, int]:
     """Positions of ``x * sigmoid(x)``, which runtimes compute at once, and those of the sigmoids in them."""
-    readers: dict[int, list[int]] = {}
-    for position, operation in enumerate(operations):
-        for source in operation.reads:
-            if source is not None:
-                readers.setdefault(source, []).append(position)
+    readers = readers_of(operations)
     found = {}
     for position, operation in enumerate(operations):
         if operation.name == "sigmoid" and len(readers.get(position, ())) == 1:

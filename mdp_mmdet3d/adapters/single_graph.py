@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from mdp_mmdet3d.adapters.attentions import find_attentions
 from mdp_mmdet3d.adapters.base import HOW_TO, Adapter, register_adapter
-from mdp_mmdet3d.adapters.call_terms import DOES_NOT_RUN, add_call_terms
+from mdp_mmdet3d.adapters.call_terms import DOES_NOT_RUN
 from mdp_mmdet3d.adapters.deploy_options import DeployOptions
-from mdp_mmdet3d.adapters.network import add_network_terms, record_input_shapes
+from mdp_mmdet3d.adapters.deployed_graph import DeployedGraph, Run
+from mdp_mmdet3d.adapters.graph_terms import add_graph_terms
 from mdp_mmdet3d.adapters.residual_blocks import add_residual_branches
 from mdp_mmdet3d.adapters.single_graph_export import TensorMode, export_single_graph
 from mdp_mmdet3d.adapters.transformer_layers import add_transformer_layers
@@ -23,9 +24,7 @@ from mdp_mmdet3d.errors import MdpError
 from mdp_mmdet3d.runtime.graph_manifest import GraphManifest
 from mdp_mmdet3d.runtime.graph_runner import GraphRunner
 from mdp_mmdet3d.space.builder import SpaceBuilder, SpaceOptions
-from mdp_mmdet3d.space.calls import record_calls
 from mdp_mmdet3d.space.conv import TRACE_SIZE, add_conv_dimensions
-from mdp_mmdet3d.space.fpn import add_upsample_terms
 from mdp_mmdet3d.space.types import GLOBAL_KINDS, PruningSpace
 from mdp_mmdet3d.surgery.repair import Frame, query_weights
 from mdp_mmdet3d.surgery.verify import Forward, is_constant, verify_space, verify_together
@@ -61,40 +60,31 @@ class SingleGraph(Adapter):
     def add_to_space(self, builder: SpaceBuilder, model: nn.Module) -> None:
         """Trace channels and blocks at a small size, and price what ran at the deployed one."""
         whole, model = model, self.deployed(model)
-        deployed = TensorMode(model, (self.shape.height, self.shape.width))
         size = self._small_size(model, TRACE_SIZE)
-        small, small_image = TensorMode(model, size), self._image(model, *size)
-        calls = [
-            call
-            for call in record_calls(model, lambda: self._run(small, small_image))
-            if call.name in dict(model.named_modules())
-        ]
+        graph = self._graph(model, size)
+        calls = graph.calls(whole)
         blocks = add_residual_branches(builder, calls)
         try:
+            small = TensorMode(model, size)
             add_conv_dimensions(builder, small, _input_channels(model), size=size, outputs_are_read=False)
         except Exception as error:  # torch-pruning raises anything on a graph that it cannot follow
             builder.leave("", f"channels cannot be traced ({type(error).__name__}: {error})")
-        with torch.no_grad():
-            image = self._image(model, self.shape.height, self.shape.width)
-            shapes = record_input_shapes(model, lambda: self._run(deployed, image))
+        shapes = graph.shapes(whole)
         kept = [block for block in blocks if block.name in builder.blocks or block.name in builder.left_alone]
-        attentions = find_attentions(builder, model, lambda: self._run(small, small_image), shapes)
-        run = partial(self._run, small, small_image)
+        run = partial(graph.small, model)
+        attentions = find_attentions(builder, model, run, shapes)
         wanted = run if builder.options.embed_width else None
         priced = add_transformer_layers(builder, calls, attentions, shapes, ENGINE, wanted)
-        add_network_terms(builder, calls, shapes, kept, ENGINE, priced)
-        for name, module in model.named_modules():
-            if hasattr(module, "lateral_convs") and hasattr(module, "fpn_convs"):
-                add_upsample_terms(builder, module, name, shapes, ENGINE)
-        add_call_terms(
-            builder,
-            whole,
-            self.deployed,
-            lambda part: self._run(TensorMode(part, size), small_image),
-            lambda part: self._run(TensorMode(part, (self.shape.height, self.shape.width)), image),
-            ENGINE,
-            priced,
-        )
+        add_graph_terms(builder, whole, graph, calls, shapes, kept, priced)
+
+    def _graph(self, model: nn.Module, size: tuple[int, int]) -> DeployedGraph:
+        """Images of ``size`` and of the deployed one through the deployed part ``model`` and ones like it."""
+
+        def runs(*pixels: int) -> Run:
+            image = self._image(model, *pixels)
+            return lambda part: self._run(TensorMode(part, pixels), image)
+
+        return DeployedGraph(ENGINE, runs(*size), runs(self.shape.height, self.shape.width), self.deployed)
 
     def trace(self, model: nn.Module, options: SpaceOptions | None = None) -> PruningSpace:
         """As `Adapter.trace`, with every dimension and block verified; those that fail are left alone.

@@ -60,6 +60,9 @@ def add_transformer_layers(
 ) -> list[str]:
     """Add blocks, dimensions and terms of all that is understood; the rest is left alone with its reason.
 
+    Layers that are blocks already, sub-layers that are left alone, and hidden widths that are dimensions or left alone
+    stay what they are.
+
     Args:
         builder: Receives them.
         calls: `record_calls` of the dense model.
@@ -73,10 +76,14 @@ def add_transformer_layers(
     """
     feed_forwards = list(_feed_forwards(builder, calls))
     found = [*(SubLayer(a.block, a.kind, a.last) for a in attentions if a.block), *feed_forwards]
-    layers = list(_layers(calls, found))
-    for name in layers:
-        builder.add_block(name, BlockKind.LAYER)
+    layers = [block.name for block in builder.blocks.values() if block.kind is BlockKind.LAYER]
+    for name in _layers(calls, found):
+        if name not in layers:
+            builder.add_block(name, BlockKind.LAYER)
+            layers.append(name)
     for sub_layer in found:
+        if sub_layer.name in builder.left_alone:
+            continue
         parent = next((name for name in layers if sub_layer.name.startswith(f"{name}.")), None)
         builder.add_block(sub_layer.name, sub_layer.kind, parent, last=sub_layer.last)
     widths: dict[str, tuple[Width, ...]] = {}
@@ -91,9 +98,9 @@ def add_transformer_layers(
         first, last = (f"{sub_layer.name}.{leaf}" for leaf in (sub_layer.first, sub_layer.last))
         widths[sub_layer.name] = (add_hidden(builder, first, (last,), sub_layer.size),)
     known = tuple(f"{name}." for name in widths)
-    for first_call, last_call in _hidden_chains(calls):
-        if not first_call.name.startswith(known):
-            add_hidden(builder, first_call.name, (last_call.name,), first_call.module.out_features)
+    for first_call, consumers in _hidden_chains(calls):
+        if not first_call.name.startswith(known) and not _has_hidden(builder, first_call.name):
+            add_hidden(builder, first_call.name, consumers, first_call.module.out_features)
     if forward is not None:
         readers = {attention.name: _readers(attention) for attention in attentions}
         ties = [(names[0], name) for names in readers.values() for name in names[1:]]  # one width for q, k and v
@@ -104,7 +111,7 @@ def add_transformer_layers(
         attributes: dict[str, Any] = {
             "queries": attention.queries,
             "keys": attention.keys,
-            "shared": attention.queries == attention.keys,
+            "shared": attention.shared,
             "packed": attention.packed,
             "windows": attention.windows,
         }
@@ -159,6 +166,8 @@ def _feed_forwards(builder: SpaceBuilder, calls: Sequence[Call]) -> Iterator[Sub
         if len(linears) != 2 or call.input.shape[-1] != linears[0].module.in_features:
             continue
         first, last = linears
+        if _has_hidden(builder, first.name):
+            continue
         between = _chain(inside, first, last)
         kind = _role(call, last.name[len(call.name) + 1 :])
         if kind is None or between is None:
@@ -173,16 +182,23 @@ def _feed_forwards(builder: SpaceBuilder, calls: Sequence[Call]) -> Iterator[Sub
         yield SubLayer(call.name, kind, closing, opening, names[0], first.module.out_features)
 
 
-def _hidden_chains(calls: Sequence[Call]) -> Iterator[tuple[Call, Call]]:
-    """Linear layers of which the second reads nothing but the first, through modules without parameters."""
+def _has_hidden(builder: SpaceBuilder, first: str) -> bool:
+    """Whether the width behind the linear layer ``first`` is a dimension or left alone."""
+    return f"{first}.out" in builder.dimensions or f"{first}.out" in builder.left_alone
+
+
+def _hidden_chains(calls: Sequence[Call]) -> Iterator[tuple[Call, tuple[str, ...]]]:
+    """Linear layers, and those that read nothing but them, through modules without parameters."""
     leaves = [call for call in calls if call.leaf]
     linears = [call for call in leaves if isinstance(call.module, nn.Linear)]
     count = Counter(call.name for call in linears)
     for first, last in pairwise(linears):
         if count[first.name] == count[last.name] == 1 and first.module.out_features == last.module.in_features:
             between = _chain(leaves, first, last)
-            if between is not None and not any(list(module.parameters()) for module in between):
-                yield first, last
+            readers = tuple(call.name for call in linears if call.input is last.input)
+            bare = between is not None and not any(list(module.parameters()) for module in between)
+            if bare and all(count[name] == 1 for name in readers):
+                yield first, readers
 
 
 def _chain(inside: Sequence[Call], first: Call, last: Call) -> list[nn.Module] | None:

@@ -56,6 +56,13 @@ def separate_projections(module: nn.Module) -> Projections | None:
     return Projections(names, rest[0], heads, query.out_features // heads, value.out_features // heads)
 
 
+def has_independent_widths(module: nn.Module) -> bool:
+    """Whether it has parameters and widths as `TorchAttention`: it takes (B, T, C) and its widths can be cut as is."""
+    widths = (getattr(module, name, None) for name in ("num_heads", "qk_head_dim", "v_head_dim"))
+    packed, out = getattr(module, "in_proj_weight", None), getattr(module, "out_proj", None)
+    return isinstance(packed, nn.Parameter) and isinstance(out, nn.Linear) and all(isinstance(w, int) for w in widths)
+
+
 def is_deformable(module: nn.Module) -> bool:
     """Whether it is a multi-scale deformable attention with the parts of mmcv's; fewer heads need no other class."""
     parts = ("sampling_offsets", "attention_weights", "value_proj", "output_proj")

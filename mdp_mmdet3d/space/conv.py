@@ -365,24 +365,3 @@ def _traceable(encoder: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(False)
         for module in checkpointed:
             module.with_cp = True
-
-
-def record_conv_inputs(encoder: nn.Module, image: Tensor) -> dict[nn.Module, tuple[int, int, int, int]]:
-    """Input shapes (B, C, H, W) of the convolutions and max-poolings that run exactly once when ``encoder`` runs."""
-    shapes: dict[nn.Module, tuple[int, int, int, int]] = {}
-    again: set[nn.Module] = set()
-
-    def note(module: nn.Module, inputs: tuple[Tensor, ...], _: Tensor) -> None:
-        batch, channels, height, width = inputs[0].shape
-        if module in shapes:
-            again.add(module)
-        shapes[module] = (batch, channels, height, width)
-
-    handles = [m.register_forward_hook(note) for m in encoder.modules() if isinstance(m, (nn.Conv2d, nn.MaxPool2d))]
-    try:
-        with evaluating(encoder), torch.no_grad():
-            encoder(image)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return {module: shape for module, shape in shapes.items() if module not in again}

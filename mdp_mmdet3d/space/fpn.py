@@ -1,4 +1,4 @@
-"""Feature pyramids: lateral and output convolutions, and the top-down additions."""
+"""Feature pyramids: the top-down additions."""
 
 from __future__ import annotations
 
@@ -8,27 +8,7 @@ from itertools import pairwise
 from torch import nn
 
 from mdp_mmdet3d.space.builder import SpaceBuilder
-from mdp_mmdet3d.space.residual import FIXED, ConvShapes, add_conv_term
-
-
-def add_fpn_terms(builder: SpaceBuilder, neck: nn.Module, path: str, shapes: ConvShapes, engine: str) -> None:
-    """Add the cost of every convolution that ran and of each upsample-and-add.
-
-    Args:
-        builder: Holds the dimensions already.
-        neck: Has ``lateral_convs`` and ``fpn_convs``, finest level first.
-        path: Its path in the model.
-        shapes: Input shape (B, C, H, W) of every convolution that ran.
-        engine: Engine it runs in.
-    """
-    for name, module in neck.named_modules(prefix=path):
-        if isinstance(module, nn.Conv2d):
-            owner = builder.model.get_submodule(name.rpartition(".")[0])
-            relu = isinstance(getattr(owner, "activate", None), nn.ReLU)
-            add_conv_term(builder, name, module, shapes, engine, relu=relu)
-    add_upsample_terms(
-        builder, neck, path, {name: [shapes[m]] for name, m in neck.named_modules(prefix=path) if m in shapes}, engine
-    )
+from mdp_mmdet3d.space.conv_terms import FIXED
 
 
 def add_upsample_terms(

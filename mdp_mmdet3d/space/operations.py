@@ -97,6 +97,16 @@ def record_operations(
     return recorder.operations, recorder.opaque
 
 
+def readers_of(operations: Sequence[Operation]) -> dict[int, list[int]]:
+    """Positions of the operations that read the result of each, once each; `record_operations` with ``follow``."""
+    readers: dict[int, list[int]] = {}
+    for position, operation in enumerate(operations):
+        for source in dict.fromkeys(operation.reads):
+            if source is not None:
+                readers.setdefault(source, []).append(position)
+    return readers
+
+
 class _Recorder(TorchFunctionMode):
     def __init__(self, follow: bool, held: set[int]) -> None:
         super().__init__()
@@ -147,11 +157,13 @@ class _Recorder(TorchFunctionMode):
         if self.follow:
             self._kept += [*tensors, *tensors_in(found)]
             reads = tuple(self._makers.get(id(t)) for t in tensors)
-            constant = all(
+            constants = [
                 id(tensor) in self.held if maker is None else self.operations[maker].constant
                 for tensor, maker in zip(tensors, reads)
-            )
-            view = view or _unchanged(tensors[0], result)
+            ]
+            constant = all(constants)
+            # A sum with a branch that is 0 only at initialisation is a sum.
+            view = view or (all(constants[1:]) and _unchanged(tensors[0], result))
             for made in tensors_in(found):
                 self._makers[id(made)] = len(self.operations)
         self.operations.append(

@@ -1,27 +1,33 @@
-"""What may be pruned in StreamPETR: tells the adapters where backbone, neck, decoder and embeddings are."""
+"""What may be pruned in StreamPETR: where backbone, neck, decoder and embeddings are, and what has to stay."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
+from functools import partial
 
 import torch
 from mmdet.models.backbones.resnet import ResNet
 from torch import Tensor, nn
 
+from mdp_mmdet3d.adapters.attentions import find_attentions
 from mdp_mmdet3d.adapters.call_terms import add_call_terms
-from mdp_mmdet3d.space.attention import add_attention
+from mdp_mmdet3d.adapters.cut_models import CutModels
+from mdp_mmdet3d.adapters.deployed_graph import DeployedGraph, Run
+from mdp_mmdet3d.adapters.graph_terms import add_graph_terms
+from mdp_mmdet3d.adapters.network import add_network_terms
+from mdp_mmdet3d.adapters.residual_blocks import ResidualBlock, add_residual_branches
+from mdp_mmdet3d.adapters.transformer_layers import add_transformer_layers
 from mdp_mmdet3d.space.builder import InputShape, SpaceBuilder
-from mdp_mmdet3d.space.conv import add_conv_dimensions, record_conv_inputs
-from mdp_mmdet3d.space.fpn import add_fpn_terms
-from mdp_mmdet3d.space.mlp import add_fan_out, add_hidden, add_mlp
-from mdp_mmdet3d.space.residual import ConvShapes, add_conv_term, add_residual_blocks, add_residual_terms
-from mdp_mmdet3d.space.types import BlockKind, TensorAxis, Width
-from projects.streampetr.head_terms import add_global_calls
-from projects.streampetr.query_count import add_query_count
-from projects.streampetr.query_width import add_query_width
+from mdp_mmdet3d.space.calls import Call
+from mdp_mmdet3d.space.conv import add_conv_dimensions
+from mdp_mmdet3d.space.mlp import add_hidden, add_mlp
+from mdp_mmdet3d.space.types import BlockKind, DimensionKind, TensorAxis
+from projects.streampetr.head_runs import HEAD, LAYERS, SMALL, HeadRuns
+from projects.streampetr.query_count import add_query_count, open_queries
 from projects.streampetr.vovnet import OneShotAggregation, VoVNet
 
-HEAD = "pts_bbox_head"
+SMALL_IMAGE = (64, 64)
+CONSTANT = "without a memory it is constant and costs nothing"
 
 
 class ImageEncoder(nn.Module):
@@ -38,56 +44,67 @@ class ImageEncoder(nn.Module):
 
 
 def add_streampetr(builder: SpaceBuilder, model: nn.Module, shape: InputShape) -> None:
-    """Fill ``builder`` with the dimensions, blocks and terms of a dense StreamPETR."""
-    features = _add_encoder(builder, model, shape)
-    head = model.pts_bbox_head
-    tokens = shape.num_cams * (shape.height // head.stride) * (shape.width // head.stride)
-    _add_embeddings(builder, head, tokens, features)
-    _add_decoder(builder, head, tokens)
+    """Fill ``builder`` with the dimensions, blocks and terms of a dense StreamPETR.
+
+    Which rows, tokens and pixels an operator works on, and what it is fused with, is seen by running the three graphs.
+    """
+    head = model.get_submodule(HEAD)
+    encoder = _image_encoder(model, shape)
+    encoder_calls = encoder.calls(model)
+    blocks = _add_encoder(builder, model, encoder_calls)
+    _add_embeddings(builder, head)
+    _add_layers(builder, head)
+    small, deployed = (
+        HeadRuns(model, maps)
+        for maps in (SMALL, (shape.num_cams, shape.height // head.stride, shape.width // head.stride))
+    )
+    position = DeployedGraph("position_embedding", small.position_embedding, deployed.position_embedding)
+    detector = DeployedGraph("head", small.head, deployed.head)
+    calls, shapes = detector.calls(model), detector.shapes(model)
+    attentions = find_attentions(builder, model, partial(small.head, model), shapes)
+    wanted = partial(small.frame, model) if builder.options.embed_width else None
+    add_transformer_layers(builder, calls, attentions, shapes, detector.engine, wanted)
     _note_fixed(builder)
-    before = set(builder.dimensions)
-    if builder.options.embed_width:
-        add_query_width(builder, model)
-    if builder.options.queries:
-        add_query_count(builder, model)
-    add_global_calls(builder, model, shape, builder.dimensions.keys() - before)
+    queries = add_query_count(builder, model) if builder.options.queries else None
+    cut = CutModels.of(builder, model)
+    add_graph_terms(builder, model, encoder, encoder_calls, encoder.shapes(model), blocks, cut_models=cut)
+    add_graph_terms(builder, model, position, position.calls(model), position.shapes(model), cut_models=cut)
+    recorded = detector.operations(model)
+    add_network_terms(builder, calls, shapes, (), detector.engine, recorded[0], priced=[LAYERS])
+    if queries is not None:
+        open_queries(builder, model, queries, small)
+    add_call_terms(builder, model, detector, recorded, [LAYERS], cut)
 
 
-def _add_encoder(builder: SpaceBuilder, model: nn.Module, shape: InputShape) -> Width:
-    encoder = ImageEncoder(model.img_backbone, model.img_neck)
-    backbone = model.img_backbone
-    if isinstance(backbone, ResNet):
-        add_residual_blocks(builder, backbone, "img_backbone")
-    elif isinstance(backbone, VoVNet):
-        _add_aggregation_blocks(builder, backbone, "img_backbone")
-    else:
+def _image_encoder(model: nn.Module, shape: InputShape) -> DeployedGraph:
+    generator = torch.Generator().manual_seed(0)
+
+    def runs(images: int, *size: int) -> Run:
+        noise = torch.randn(images, 3, *size, generator=generator).to(next(model.parameters()))
+        return lambda model: model.img_neck(model.img_backbone(noise))[0]
+
+    deployed = runs(shape.num_cams // shape.encoder_runs, shape.height, shape.width)
+    return DeployedGraph("image_encoder", runs(1, *SMALL_IMAGE), deployed)
+
+
+def _add_encoder(builder: SpaceBuilder, model: nn.Module, calls: Sequence[Call]) -> list[ResidualBlock]:
+    """Blocks and channels; returns the blocks that end in a convolution."""
+    backbone, convs = model.img_backbone, model.img_neck.fpn_convs
+    if not isinstance(backbone, (ResNet, VoVNet)):
         builder.leave("img_backbone", f"no adapter for {type(backbone).__name__}")
-        return int(model.img_neck.fpn_convs[0].conv.out_channels)
-    add_conv_dimensions(builder, encoder)
-    device = next(model.parameters()).device
-    images = shape.num_cams // shape.encoder_runs
-    shapes = record_conv_inputs(encoder, torch.zeros(images, 3, shape.height, shape.width, device=device))
-    if isinstance(backbone, ResNet):
-        add_residual_terms(builder, backbone, "img_backbone", shapes, "image_encoder")
-    else:
-        _add_aggregation_terms(builder, backbone, "img_backbone", shapes, "image_encoder")
-    add_fpn_terms(builder, model.img_neck, "img_neck", shapes, "image_encoder")
-    if isinstance(backbone, VoVNet):  # gates, poolings that round up, concatenations
-        sizes = ((64, 64), (shape.height, shape.width))
-        small, deployed = (_encoding(torch.zeros(images, 3, *size, device=device)) for size in sizes)
-        add_call_terms(builder, model, lambda whole: whole, small, deployed, "image_encoder")
-    output = builder.width_of("img_neck.fpn_convs.0.conv.weight", 0, model.img_neck.fpn_convs[0].conv.out_channels)
+        return []
+    blocks = add_residual_branches(builder, calls)
+    if isinstance(backbone, VoVNet):
+        _add_aggregation_blocks(builder, backbone, "img_backbone")
+    add_conv_dimensions(builder, ImageEncoder(backbone, model.img_neck))
+    output = builder.width_of("img_neck.fpn_convs.0.conv.weight", 0, convs[0].conv.out_channels)
     builder.extend(output, [TensorAxis(f"{HEAD}.memory_embed.0.weight", 1)])
     # The auxiliary head reads the same feature map in training.
     if getattr(model, "img_roi_head", None) is not None:
         builder.extend(
             output, [TensorAxis(f"img_roi_head.{tower}.0.weight", 1) for tower in ("shared_cls", "shared_reg")]
         )
-    return output
-
-
-def _encoding(images: Tensor) -> Callable[[nn.Module], Tensor]:
-    return lambda model: model.img_neck(model.img_backbone(images))[0]
+    return blocks
 
 
 def _add_aggregation_blocks(builder: SpaceBuilder, backbone: VoVNet, path: str) -> None:
@@ -98,92 +115,40 @@ def _add_aggregation_blocks(builder: SpaceBuilder, backbone: VoVNet, path: str) 
             builder.add_block(name, BlockKind.IDENTITY, last=f"concat.{last}")
 
 
-def _add_aggregation_terms(builder: SpaceBuilder, backbone: VoVNet, path: str, shapes: ConvShapes, engine: str) -> None:
-    """The cost of every convolution, by the sum of what it reads."""
-    for name, module in backbone.named_modules(prefix=path):
-        if isinstance(module, nn.Conv2d):
-            owner = builder.model.get_submodule(name.rpartition(".")[0])
-            relu = isinstance(owner, nn.Sequential)  # of convolution, norm and ReLU; a gate's convolution has none
-            add_conv_term(builder, name, module, shapes, engine, relu=relu)
-
-
-def _add_embeddings(builder: SpaceBuilder, head: nn.Module, tokens: int, features: Width) -> None:
-    memory = head.memory_len
-    queries = head.reference_points.num_embeddings + head.num_propagated
-    add_mlp(builder, head.position_encoder, f"{HEAD}.position_encoder", tokens=tokens, engine="position_embedding")
-    add_mlp(builder, head.memory_embed, f"{HEAD}.memory_embed", tokens=tokens, engine="head", input_width=features)
-    add_fan_out(
-        builder,
-        f"{HEAD}.spatial_alignment.reduce.0",
-        tuple(f"{HEAD}.spatial_alignment.{leaf}" for leaf in ("gamma", "beta")),
-        tokens=tokens,
-        engine="head",
-    )
-    add_fan_out(
+def _add_embeddings(builder: SpaceBuilder, head: nn.Module) -> None:
+    """Hidden widths of everything around the decoder."""
+    for name in ("position_encoder", "memory_embed", "query_embedding", "cls_branches.0", "reg_branches.0"):
+        if name == "query_embedding" and not head.memory_len:
+            builder.leave(f"{HEAD}.{name}.0.out", CONSTANT)
+            continue
+        add_mlp(builder, head.get_submodule(name), f"{HEAD}.{name}")
+    for name in ("spatial_alignment", "ego_pose_pe", "ego_pose_memory"):
+        first = f"{HEAD}.{name}.reduce.0"
+        if name != "spatial_alignment" and not head.memory_len:
+            builder.leave(f"{first}.out", CONSTANT)
+            continue
+        readers = tuple(f"{HEAD}.{name}.{leaf}" for leaf in ("gamma", "beta"))
+        add_hidden(builder, first, readers, builder.model.get_submodule(first).out_features)
+    gate = head.featurized_pe.conv_reduce
+    add_hidden(
         builder,
         f"{HEAD}.featurized_pe.conv_reduce",
         (f"{HEAD}.featurized_pe.conv_expand",),
-        tokens=tokens,
-        engine="head",
+        gate.out_features,
     )
-    # The learned queries' part is constant and folded at export; the memory rows' part runs every frame.
-    if memory:
-        add_mlp(builder, head.query_embedding, f"{HEAD}.query_embedding", tokens=memory, engine="head")
-    else:
-        builder.leave(f"{HEAD}.query_embedding", "without a memory it is constant and costs nothing")
-    for name in ("ego_pose_pe", "ego_pose_memory"):
-        if not memory:
-            builder.leave(f"{HEAD}.{name}", "without a memory it is constant and costs nothing")
-            continue
-        add_fan_out(
-            builder,
-            f"{HEAD}.{name}.reduce.0",
-            tuple(f"{HEAD}.{name}.{leaf}" for leaf in ("gamma", "beta")),
-            tokens=memory,
-            engine="head",
-        )
-    for name in ("cls_branches", "reg_branches"):
-        add_mlp(builder, getattr(head, name)[0], f"{HEAD}.{name}.0", tokens=queries, engine="head")
 
 
-def _add_decoder(builder: SpaceBuilder, head: nn.Module, tokens: int) -> None:
-    queries = head.reference_points.num_embeddings + head.num_propagated
-    keys = head.reference_points.num_embeddings + head.memory_len  # self-attention: queries and remaining memory
-    for i, layer in enumerate(head.transformer["decoder"].layers):
-        path = f"{HEAD}.transformer.decoder.layers.{i}"
-        # Queries must see the image somewhere: the first layer and its cross-attention stay.
-        parent = None
-        if i > 0:
-            builder.add_block(path, BlockKind.LAYER)
-            parent = path
-        else:
-            builder.leave(path, "one decoder layer has to stay")
-            builder.leave(f"{path}.attentions.1", "queries have to see the image")
-        for j, key_tokens in ((0, keys), (1, tokens)):
-            sub_layer = f"{path}.attentions.{j}"
-            if (i, j) != (0, 1):
-                builder.add_block(sub_layer, BlockKind.SUB_LAYER, parent, last="attn.out_proj")
-            attention = layer.attentions[j].attn
-            widths = add_attention(
-                builder, f"{sub_layer}.attn", attention.num_heads, attention.qk_head_dim, attention.v_head_dim
-            )
-            builder.add_term(
-                sub_layer,
-                "head",
-                "attention",
-                widths,
-                queries=queries,
-                keys=key_tokens,
-                embed_dims=head.embed_dims,
-                shared=j == 0,
-            )
-        ffn = f"{path}.ffns.0"
-        builder.add_block(ffn, BlockKind.SUB_LAYER, parent, last="layers.1")
-        hidden = add_hidden(builder, f"{ffn}.layers.0.0", (f"{ffn}.layers.1",), layer.ffns[0].layers[0][0].out_features)
-        builder.add_term(ffn, "head", "ffn", (hidden,), tokens=queries, embed_dims=head.embed_dims)
+def _add_layers(builder: SpaceBuilder, head: nn.Module) -> None:
+    """Decoder layers can go but for the first, and queries must see the image somewhere."""
+    for i in range(len(head.transformer["decoder"].layers)):
+        if i:
+            builder.add_block(f"{LAYERS}.{i}", BlockKind.LAYER)
+    builder.leave(f"{LAYERS}.0", "one decoder layer has to stay")
+    builder.leave(f"{LAYERS}.0.attentions.1", "queries have to see the image")
 
 
 def _note_fixed(builder: SpaceBuilder) -> None:
+    wide = any(dimension.kind is DimensionKind.EMBED_WIDTH for dimension in builder.dimensions.values())
     for module, reason in (
         ("embed_dims", "query and token width: engine inputs and every norm depend on it; see prune.embed_width"),
         ("transformer.decoder.layers.*.norms", "post-norm: the norm stays when its sub-layer goes"),
@@ -193,4 +158,5 @@ def _note_fixed(builder: SpaceBuilder) -> None:
         ("pseudo_reference_points", "frozen constants of the memory"),
         ("memory", "queue length is an engine input"),
     ):
-        builder.leave(f"{HEAD}.{module}", reason)
+        if not wide or module not in ("embed_dims", "time_embedding"):
+            builder.leave(f"{HEAD}.{module}", reason)

@@ -3,25 +3,41 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Collection
+from dataclasses import replace
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from mdp_mmdet3d.errors import MdpError
+from mdp_mmdet3d.operators import OPERATORS, OperatorSignature
+from mdp_mmdet3d.operators.opened import with_queries
 from mdp_mmdet3d.space.builder import SpaceBuilder
-from mdp_mmdet3d.space.types import COMBINATIONS, GLOBAL_KINDS, OUTPUT, DimensionKind, TensorAxis
-from projects.streampetr.head_terms import HEAD, open_queries
+from mdp_mmdet3d.space.types import (
+    COMBINATIONS,
+    GLOBAL_KINDS,
+    OUTPUT,
+    CostTerm,
+    Dimension,
+    DimensionKind,
+    TensorAxis,
+    WidthSum,
+)
+from mdp_mmdet3d.surgery.apply import apply_plan, model_digest, shared_copy
+from mdp_mmdet3d.surgery.plan import Cut, PruningPlan
+from projects.streampetr.head_runs import HEAD, HeadRuns
 
 NAME = f"{HEAD}.queries"
 POINTS = f"{HEAD}.reference_points"
 
 
-def add_query_count(builder: SpaceBuilder, model: nn.Module) -> None:
-    """Add the dimension and let the products of the head depend on it.
+def add_query_count(builder: SpaceBuilder, model: nn.Module) -> Dimension | None:
+    """Add the dimension; returns it, or None where it is frozen.
 
     Propagated queries stay: they are rows of the memory, whose length the host knows.
 
     Args:
-        builder: Holds dimensions, blocks and terms of the whole detector.
+        builder: Holds the other dimensions of the whole detector.
         model: The dense detector.
 
     Raises:
@@ -51,9 +67,9 @@ def add_query_count(builder: SpaceBuilder, model: nn.Module) -> None:
         least=least,
     )
     if not isinstance(name, str):
-        return
+        return None
     builder.left_alone.pop(POINTS, None)
-    open_queries(builder, model, builder.dimensions[name])
+    return builder.dimensions[name]
 
 
 def least_queries(model: nn.Module) -> int:
@@ -66,3 +82,60 @@ def least_queries(model: nn.Module) -> int:
     for_boxes = -(-model.bbox_coder.max_num // head.num_classes)
     dense = head.reference_points.num_embeddings + head.num_propagated
     return max(1, max(head.topk_proposals, min(for_boxes, dense)) - head.num_propagated)
+
+
+def open_queries(builder: SpaceBuilder, model: nn.Module, dimension: Dimension, runs: HeadRuns) -> None:
+    """Let the terms of everything that runs on as many rows as there are queries depend on their number.
+
+    Which ones these are is seen by running the head with one query less.
+
+    Args:
+        builder: Holds all terms of products, attentions and feed-forward networks.
+        model: The dense model.
+        dimension: The number of learned queries.
+        runs: Of a small frame.
+    """
+    terms = {
+        name: term
+        for name, term in builder.terms.items()
+        if term.engine == "head" and with_queries(term.signature.kind) in OPERATORS
+    }
+    cut = Cut(dimension.kind, dimension.size, (tuple(range(dimension.size - 1)),), dimension.members)
+    fewer = apply_plan(shared_copy(model), PruningPlan(model_digest(model), {dimension.name: cut}, {}))
+    dense, less = _rows(model, runs, terms), _rows(fewer, runs, terms)
+    for name, term in terms.items():
+        if name in dense and dense[name] == less[name] + 1:
+            builder.terms[name] = _of_queries(term, dimension)
+
+
+def _of_queries(term: CostTerm, dimension: Dimension) -> CostTerm:
+    attributes = dict(term.signature.attributes)
+    counted = "queries" if "queries" in attributes else "tokens"
+    rows = int(attributes.pop(counted))
+    if attributes.get("shared"):
+        attributes["keys"] = int(attributes["keys"]) - rows
+    signature = OperatorSignature.make(with_queries(term.signature.kind), **attributes)
+    return replace(
+        term, signature=signature, widths=(*term.widths, WidthSum(((dimension.name, 1),), rows - dimension.size))
+    )
+
+
+def _rows(model: nn.Module, runs: HeadRuns, names: Collection[str]) -> dict[str, int]:
+    """Rows of what each module is given in its last call: an earlier one may be on constants, which export folds."""
+    found: dict[str, int] = {}
+
+    def note(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            found[name] = args[0].shape[-2]
+
+        return hook
+
+    modules = dict(model.named_modules())
+    handles = [modules[name].register_forward_pre_hook(note(name)) for name in names if name in modules]
+    try:
+        with torch.no_grad():
+            runs.head(model)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found

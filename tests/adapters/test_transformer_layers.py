@@ -14,10 +14,10 @@ from torch import nn
 from mdp_mmdet3d.adapters import InputShape, adapter_of
 from mdp_mmdet3d.adapters.attentions import find_attentions
 from mdp_mmdet3d.adapters.single_graph_export import TensorMode, export_single_graph
-from mdp_mmdet3d.adapters.transformer_layers import _role
+from mdp_mmdet3d.adapters.transformer_layers import _role, add_transformer_layers
 from mdp_mmdet3d.layers import PackedSelfAttention, RemovedBranch, RemovedSubLayer, widened
 from mdp_mmdet3d.space.builder import SpaceBuilder, SpaceOptions
-from mdp_mmdet3d.space.calls import Call
+from mdp_mmdet3d.space.calls import Call, record_calls
 from mdp_mmdet3d.space.conv import add_conv_dimensions
 from mdp_mmdet3d.space.types import BlockKind, DimensionKind
 from mdp_mmdet3d.surgery.apply import apply_plan
@@ -163,6 +163,25 @@ def test_a_gate_that_is_called_attention_is_left_alone_only_where_nothing_of_it_
         add_conv_dimensions(builder, net)
     assert find_attentions(builder, net, lambda: net(torch.randn(1, 3, 16, 16)), {}) == []
     assert ("2" in builder.left_alone) is not convolutions
+
+
+def test_a_width_that_two_linear_layers_read_is_cut_in_both():
+    class Modulation(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.reduce, self.relu = nn.Linear(8, 32), nn.ReLU()
+            self.gamma, self.beta = nn.Linear(32, 8), nn.Linear(32, 8)
+
+        def forward(self, x):
+            hidden = self.relu(self.reduce(x))
+            return self.gamma(hidden) * x + self.beta(hidden)
+
+    net = nn.Sequential(Modulation())
+    x = torch.randn(1, 5, 8, generator=torch.Generator().manual_seed(0))
+    builder = SpaceBuilder(net, SpaceOptions())
+    add_transformer_layers(builder, record_calls(net, lambda: net(x)), [], {}, "model")
+    members = {m.tensor for m in builder.dimensions["0.reduce.out"].members}
+    assert members == {"0.reduce.weight", "0.reduce.bias", "0.gamma.weight", "0.beta.weight"}
 
 
 def test_what_stands_for_a_removed_block_takes_the_same_call():

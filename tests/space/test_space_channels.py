@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from mdp_mmdet3d.adapters.network import record_input_shapes
 from mdp_mmdet3d.importance.table import ImportanceTable
 from mdp_mmdet3d.operators import OPERATORS
 from mdp_mmdet3d.solver import ProblemStructure, SolveStatus, solve
@@ -16,9 +17,9 @@ from mdp_mmdet3d.solver.build import LATENCY, Ranking, build_problem, kept_eleme
 from mdp_mmdet3d.solver.links import options_of
 from mdp_mmdet3d.space.builder import SpaceBuilder, SpaceOptions
 from mdp_mmdet3d.space.channels import ChannelTies, Run
-from mdp_mmdet3d.space.conv import add_conv_dimensions, record_conv_inputs
+from mdp_mmdet3d.space.conv import add_conv_dimensions
+from mdp_mmdet3d.space.conv_terms import add_conv_term
 from mdp_mmdet3d.space.files import from_dict, to_dict
-from mdp_mmdet3d.space.residual import add_conv_term
 from mdp_mmdet3d.space.types import PruningSpace, WidthSum, cost_axes
 from mdp_mmdet3d.surgery.apply import apply_plan, model_digest
 from mdp_mmdet3d.surgery.masking import mask_model
@@ -58,10 +59,10 @@ def traced(net, **options):
     torch.manual_seed(0)
     builder = SpaceBuilder(net, SpaceOptions(**{"channel_multiple": 8, **options}))
     add_conv_dimensions(builder, net, outputs_are_read=False)
-    shapes = record_conv_inputs(net, torch.zeros(1, 3, 16, 16))
+    shapes = record_input_shapes(net, lambda: net(torch.zeros(1, 3, 16, 16)))
     for name, module in net.named_modules():
         if isinstance(module, nn.Conv2d):
-            add_conv_term(builder, name, module, shapes, "model")
+            add_conv_term(builder, name, module, {module: shapes[name][0]}, "model")
     return builder.finish("net", model_digest(net))
 
 

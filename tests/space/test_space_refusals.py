@@ -9,12 +9,15 @@ import torch
 from mmdet.models.backbones.resnet import ResNet, ResNetV1d
 from torch import nn
 
+from mdp_mmdet3d.adapters.deployed_graph import DeployedGraph
+from mdp_mmdet3d.adapters.graph_terms import add_graph_terms
+from mdp_mmdet3d.adapters.residual_blocks import add_residual_branches
 from mdp_mmdet3d.errors import MdpError
 from mdp_mmdet3d.space import BlockKind, PruningSpace
 from mdp_mmdet3d.space.builder import SpaceBuilder, SpaceOptions
-from mdp_mmdet3d.space.conv import add_conv_dimensions, record_conv_inputs
+from mdp_mmdet3d.space.conv import add_conv_dimensions
+from mdp_mmdet3d.space.conv_terms import add_conv_term
 from mdp_mmdet3d.space.mlp import add_hidden, add_mlp
-from mdp_mmdet3d.space.residual import add_conv_term, add_residual_blocks, add_residual_terms
 from mdp_mmdet3d.surgery.apply import apply_plan, model_digest
 from mdp_mmdet3d.surgery.masking import mask_model
 from mdp_mmdet3d.surgery.plan import PruningPlan
@@ -33,11 +36,19 @@ def trace(backbone):
     torch.manual_seed(0)
     model = Model(backbone).eval()
     builder = SpaceBuilder(model, SpaceOptions(channel_multiple=8))
-    add_residual_blocks(builder, backbone, "backbone")
+    image = torch.randn(1, 3, 64, 96)
+    graph = DeployedGraph("image_encoder", lambda m: m(image), lambda m: m(image))
+    calls = graph.calls(model)
+    blocks = add_residual_branches(builder, calls)
     add_conv_dimensions(builder, backbone)
-    shapes = record_conv_inputs(backbone, torch.zeros(1, 3, 64, 96))
-    add_residual_terms(builder, backbone, "backbone", shapes, "image_encoder")
+    add_graph_terms(builder, model, graph, calls, graph.shapes(model), blocks)
     return model, builder.finish("Model", model_digest(model))
+
+
+def add_linear_terms(builder):
+    tokens = torch.randn(1, 2, 4)
+    graph = DeployedGraph("head", lambda m: m(tokens), lambda m: m(tokens))
+    add_graph_terms(builder, builder.model, graph, graph.calls(builder.model), graph.shapes(builder.model))
 
 
 def resnet(depth=18, **options):
@@ -87,7 +98,8 @@ def test_a_dimension_of_an_engine_that_runs_once_is_enough():
 def test_leaving_a_dimension_keeps_the_dense_count_in_its_terms():
     net = nn.Sequential(nn.Linear(4, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 2))
     builder = SpaceBuilder(Model(net), SpaceOptions())
-    add_mlp(builder, net, "backbone", tokens=2, engine="head")
+    add_mlp(builder, net, "backbone")
+    add_linear_terms(builder)
     builder.leave("backbone.0.out", "for a reason")
     assert {t.name: t.widths for t in builder.finish("mlp", "f").terms} == {
         "backbone.2": (32, "backbone.2.out"),
@@ -95,12 +107,51 @@ def test_leaving_a_dimension_keeps_the_dense_count_in_its_terms():
     }
 
 
-def test_an_activation_without_cost_term_leaves_its_width_alone():
-    net = nn.Sequential(nn.Linear(4, 32), nn.GELU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 2))
+def test_norm_and_relu_are_part_of_their_linear_layer_and_another_activation_is_not():
+    norm, bare = nn.LayerNorm(32), nn.LayerNorm(16, elementwise_affine=False)
+    net = nn.Sequential(
+        nn.Linear(4, 32),
+        norm,
+        nn.Dropout(),
+        nn.ReLU(inplace=True),
+        nn.Linear(32, 48),
+        nn.GELU(),
+        nn.Linear(48, 16),
+        bare,
+    )
     builder = SpaceBuilder(Model(net), SpaceOptions())
-    add_mlp(builder, net, "backbone", tokens=2, engine="head")
-    assert set(builder.dimensions) == {"backbone.2.out"}
-    assert "GELU" in builder.left_alone["backbone.0.out"]
+    add_mlp(builder, net, "backbone")
+    add_linear_terms(builder)
+    terms = {t.name: t for t in builder.finish("mlp", "f").terms}
+    found = {n: (t.signature["norm"], t.signature["activation"]) for n, t in terms.items() if n != "backbone.5"}
+    assert found == {"backbone.0": ("layer", "relu"), "backbone.4": ("none", "none"), "backbone.6": ("none", "none")}
+    assert terms["backbone.5"].signature.kind == "call" and "gelu" in terms["backbone.5"].signature["call"]
+    assert {m.tensor for m in builder.dimensions["backbone.0.out"].members} >= {
+        "backbone.1.weight",
+        "backbone.4.weight",
+    }
+
+
+def test_what_export_folds_costs_nothing():
+    class Queries(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.points, self.mlp = nn.Embedding(6, 4), nn.Sequential(nn.Linear(4, 32), nn.ReLU(), nn.Linear(32, 4))
+
+        def forward(self, x):
+            return self.mlp(self.points.weight[None]).sum(1, keepdim=True) + self.mlp(x)
+
+    builder = SpaceBuilder(Model(Queries()), SpaceOptions())
+    add_mlp(builder, builder.model.backbone.mlp, "backbone.mlp")
+    add_linear_terms(builder)
+    assert {n: t.signature["tokens"] for n, t in builder.terms.items()} == {"backbone.mlp.0": 2, "backbone.mlp.2": 2}
+
+
+def test_a_norm_without_weights_between_linear_layers_leaves_the_width_alone():
+    net = nn.Sequential(nn.Linear(4, 32), nn.LayerNorm(32, elementwise_affine=False), nn.Linear(32, 2))
+    builder = SpaceBuilder(Model(net), SpaceOptions())
+    add_mlp(builder, net, "backbone")
+    assert not builder.dimensions and "LayerNorm" in builder.left_alone["backbone.0.out"]
 
 
 def test_dilation_strides_and_paddings_reach_the_cost_term():
@@ -138,18 +189,23 @@ def odd_norm(**options):
         (lambda: odd_norm(track_running_stats=False), "without running statistics"),
     ],
 )
-def test_one_operator_that_cannot_be_priced_leaves_its_channels_and_its_block(backbone, reason, random_kept):
+def test_one_operator_that_cannot_be_cut_leaves_its_channels(backbone, reason, random_kept):
     model, space = trace(backbone())
     left = reasons(space)
-    assert reason in left["backbone.layer1.1"] and reason in left["backbone.layer1.1.conv1.out"]
-    assert "backbone.layer1.1" not in space.blocks_by_name and "backbone.layer1.1.conv1.out" not in space.by_name
+    assert reason in left["backbone.layer1.1.conv1.out"] and "backbone.layer1.1.conv1.out" not in space.by_name
+    if "pad" in reason:
+        assert "counts as fixed" in left["backbone.layer1.1.conv1"]
+    assert "backbone.layer1.1" in space.blocks_by_name  # without its branch it is what it was
     assert "backbone.layer2.1.conv1.out" in space.by_name and "backbone.layer2.1" in space.blocks_by_name
     assert_pruned_equals_masked(model, space, random_kept)
 
 
-def test_group_norm_loses_whole_groups_and_its_blocks_stay(random_kept):
+def test_group_norm_loses_whole_groups_and_is_priced_by_its_call(random_kept):
     model, space = trace(resnet(norm_cfg=dict(type="GN", num_groups=4)))
-    assert space.blocks == () and "GroupNorm" in reasons(space)["backbone.layer1.0"]
+    (norm,) = (t for t in space.terms if t.name == "backbone.layer1.0.gn1")
+    assert (
+        norm.block == "backbone.layer1.0" and norm.signature.kind == "call" and "group_norm" in norm.signature["call"]
+    )
     inner = space.by_name["backbone.layer1.0.conv1.out"]
     assert (inner.size, inner.members[0].width) == (4, 4)
     assert_pruned_equals_masked(model, space, random_kept)
@@ -162,10 +218,11 @@ def test_group_norm_loses_whole_groups_and_its_blocks_stay(random_kept):
         (dict(conv_cfg=dict(type="ConvWS")), "ConvWS2d"),
     ],
 )
-def test_other_norms_and_convolutions_leave_the_whole_network(options, reason):
-    _, space = trace(resnet(**options))
-    assert space.dimensions == () and space.blocks == ()
+def test_other_norms_and_convolutions_leave_all_channels(options, reason, random_kept):
+    model, space = trace(resnet(**options))
+    assert space.dimensions == () and len(space.blocks) == 4
     assert all(reason in text for text in reasons(space).values())
+    assert_pruned_equals_masked(model, space, random_kept)
 
 
 @pytest.mark.parametrize("kind", ["DCN", "DCNv2"])
@@ -175,9 +232,8 @@ def test_deformable_convolutions_are_left_alone(kind, random_kept):
     left = reasons(space)
     for block in range(4):
         path = f"backbone.layer2.{block}"
-        assert "DeformConv2dPack" in left[path] and f"{path}.conv1.out" in left
+        assert f"{path}.conv1.out" in left
         assert not any(m.tensor.startswith(f"{path}.conv2") for d in space.dimensions for m in d.members)
-        assert "counts as fixed" in left[f"{path}.conv2"]
     assert "backbone.layer1.0.conv1.out" in space.by_name
     assert_pruned_equals_masked(model, space, random_kept)
 
@@ -187,28 +243,29 @@ def test_synchronised_batch_norm_is_an_ordinary_one():
     assert space.dimensions == trace(resnet())[1].dimensions
 
 
-def test_a_deep_stem_is_priced_and_average_pooling_beside_it_named(random_kept):
+def test_a_deep_stem_and_average_pooling_are_priced(random_kept):
     backbone = ResNetV1d(depth=18, base_channels=16, stem_channels=32, num_stages=2, strides=(1, 2), dilations=(1, 1),
                          out_indices=(1,))  # fmt: skip
     model, space = trace(backbone)
+    assert reasons(space) == {}
     terms = {t.name: t.widths for t in space.terms}
     assert terms["backbone.stem.3"] == ("backbone.stem.0.out", "backbone.stem.3.out")
     assert terms["backbone.maxpool"] == ("backbone.stem.6.out",)
     shortcut = terms["backbone.layer2.0.downsample.1"]
     assert all(isinstance(width, str) for width in shortcut)
-    assert "AvgPool2d" in reasons(space)["backbone.layer2.0.downsample.0"]
+    assert terms["backbone.layer2.0.downsample.0"] == (shortcut[0],)
     assert_pruned_equals_masked(model, space, random_kept)
 
 
 @pytest.mark.parametrize(
     "pool", [nn.AvgPool2d(3, 2, 1), nn.MaxPool2d(3, 2, 1, ceil_mode=True), nn.MaxPool2d((3, 1), 2)]
 )
-def test_other_poolings_count_as_fixed(pool):
+def test_other_poolings_are_priced_by_their_call(pool):
     backbone = resnet()
     backbone.maxpool = pool
     _, space = trace(backbone)
-    assert "counts as fixed" in reasons(space)["backbone.maxpool"]
-    assert not any(t.signature.kind == "max_pool" for t in space.terms)
+    (term,) = (t for t in space.terms if t.name == "backbone.maxpool")
+    assert term.signature.kind == "call" and term.widths == ("backbone.conv1.out",)
 
 
 def test_a_block_names_its_last_operator_and_what_stays():

@@ -1,6 +1,7 @@
 """The traced space is complete, consistent with the model, and survives its file."""
 
 import json
+from collections import Counter
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 
 from mdp_mmdet3d.adapters import InputShape, trace_space
 from mdp_mmdet3d.errors import FileFormatError, MdpError
+from mdp_mmdet3d.operators import OperatorSignature
 from mdp_mmdet3d.space import BlockKind, DimensionKind, PruningSpace, TensorAxis
 from mdp_mmdet3d.space.builder import SpaceBuilder, SpaceOptions
 from mdp_mmdet3d.space.conv import add_conv_dimensions
@@ -107,10 +109,60 @@ def test_terms_name_existing_modules_and_dimensions(tiny_model):
     by_name = {t.name: t for t in space.terms}
     stem = by_name["img_backbone.layer2.0.conv1"].signature
     assert (stem["batch"], stem["height"], stem["width"], stem["stride"]) == (6, 16, 44, 2)
-    cross = by_name["pts_bbox_head.transformer.decoder.layers.1.attentions.1"].signature
+    cross = by_name["pts_bbox_head.transformer.decoder.layers.1.attentions.1.attn"].signature
     assert (cross["queries"], cross["keys"]) == (76, 6 * 4 * 11)
-    own = by_name["pts_bbox_head.transformer.decoder.layers.1.attentions.0"].signature
+    own = by_name["pts_bbox_head.transformer.decoder.layers.1.attentions.0.attn"].signature
     assert own["keys"] == 60 + 64
+
+
+def test_rows_norms_and_activations_of_the_head_are_those_that_run(tiny_model):
+    """Constants are no rows: the learned queries' embeddings, and what a query that stands still is conditioned on."""
+    queries, rows, tokens = 60 + 16, 64, 6 * 4 * 11
+    space = trace_space(tiny_model, InputShape(6, 64, 176))
+    gate, branches = "featurized_pe.conv_", ("cls_branches.0", "reg_branches.0")
+    expected = {f"{gate}reduce": (tokens, "none", "relu"), f"{gate}expand": (tokens, "none", "none")}
+    for name, count in (("position_encoder", tokens), ("memory_embed", tokens), ("query_embedding", rows)):
+        expected |= {f"{name}.0": (count, "none", "relu"), f"{name}.2": (count, "none", "none")}
+    for name, count in (("spatial_alignment", tokens), ("ego_pose_pe", rows), ("ego_pose_memory", rows)):
+        expected |= {f"{name}.{leaf}": (count, "none", "none") for leaf in ("gamma", "beta")}
+        expected[f"{name}.reduce.0"] = (count, "none", "relu")
+    for name, norm, step in zip(branches, ("layer", "none"), (3, 2)):
+        expected |= {f"{name}.{i * step}": (queries, norm, "relu") for i in range(2)}
+        expected[f"{name}.{2 * step}"] = (queries, "none", "none")
+    signatures = {
+        t.name.removeprefix("pts_bbox_head."): t.signature for t in space.terms if t.signature.kind == "linear"
+    }
+    assert {n: (s["tokens"], s["norm"], s["activation"]) for n, s in signatures.items()} == expected
+    assert {t.engine for t in space.terms if "position_encoder" in t.name} == {"position_embedding"}
+    layers = {t.name.partition("layers.")[2]: t.signature for t in space.terms if "decoder" in t.name}
+    own = OperatorSignature.make("attention", queries=queries, keys=60 + rows, embed_dims=256, shared=True)
+    cross = OperatorSignature.make("attention", queries=queries, keys=tokens, embed_dims=256, shared=False)
+    ffn = OperatorSignature.make("ffn", tokens=queries, embed_dims=256)
+    parts = {"attentions.0.attn": own, "attentions.1.attn": cross, "ffns.0": ffn}
+    assert layers == {f"{i}.{part}": signature for i in range(3) for part, signature in parts.items()}
+    assert len(space.terms) == len(signatures) + len(layers) + sum(t.engine == "image_encoder" for t in space.terms)
+
+
+def test_convolutions_of_the_encoder_are_priced_with_what_they_are_fused_with(tiny_model):
+    terms = {t.name: t.signature for t in trace_space(tiny_model, InputShape(6, 64, 176)).terms}
+    encoder = {n: s for n, s in terms.items() if n.startswith("img_") and s.kind == "conv"}
+    convs = {n for n, m in tiny_model.named_modules() if isinstance(m, nn.Conv2d) and n.startswith("img_")}
+    assert encoder.keys() == convs - {"img_backbone.conv1"}  # 3 to 16 channels in every plan
+    bare = {n for n in encoder if "downsample" in n or "img_neck" in n}
+    assert {n for n, s in encoder.items() if not s["relu"]} == bare
+    assert {n for n, s in encoder.items() if s["residual"]} == {n for n in encoder if "layer" in n and "conv2" in n}
+    others = {n: s.kind for n, s in terms.items() if n.startswith("img_") and s.kind != "conv"}
+    assert others == {"img_neck.lateral_convs.0.conv.upsample_add": "upsample_add"}
+
+
+@pytest.mark.slow
+def test_the_full_model_has_the_terms_of_the_recorded_latency_tables(full):
+    """Their entries are found by kind and attributes."""
+    kinds = Counter((t.engine, t.signature.kind) for t in full[1].terms)
+    assert kinds == {
+        ("image_encoder", "conv"): 56, ("image_encoder", "max_pool"): 1, ("image_encoder", "upsample_add"): 1,
+        ("position_embedding", "linear"): 2, ("head", "linear"): 21, ("head", "attention"): 12, ("head", "ffn"): 6,
+    }  # fmt: skip
 
 
 def test_tracing_leaves_the_model_as_it_was(tiny_model):

@@ -32,7 +32,7 @@ from projects.streampetr.autoware import package_autoware
 from projects.streampetr.calibration import calibration_frames
 from projects.streampetr.distillation import Distillation
 from projects.streampetr.export import export_streampetr
-from projects.streampetr.head_terms import run_head
+from projects.streampetr.head_runs import HeadRuns
 from projects.streampetr.query_count import NAME, least_queries
 
 from ..numerics import COLUMNS, assert_close
@@ -59,7 +59,7 @@ def test_the_number_is_one_dimension_and_what_runs_on_queries_depends_on_it(spac
     depending = {t.name for t in space.terms if NAME in t.dimensions and t.signature.kind != "call"}
     layers = [f"pts_bbox_head.transformer.decoder.layers.{i}" for i in range(3)]
     assert depending == {
-        *(f"{layer}.{part}" for layer in layers for part in ("attentions.0", "attentions.1", "ffns.0")),
+        *(f"{layer}.{part}" for layer in layers for part in ("attentions.0.attn", "attentions.1.attn", "ffns.0")),
         *(f"pts_bbox_head.cls_branches.0.{i}" for i in (0, 3, 6)),
         *(f"pts_bbox_head.reg_branches.0.{i}" for i in (0, 2, 4)),
     }
@@ -114,7 +114,7 @@ def test_pruned_equals_masked_dense_for_any_kept_queries(seed, embed_width, tiny
 
 def test_a_query_s_score_is_the_derivative_of_its_gate_times_what_it_scored(tiny_model, space):
     model = tiny_model.double()
-    run = run_head(model, (2, 2, 3))
+    run = HeadRuns(model, (2, 2, 3)).frame
     queries = model.pts_bbox_head.reference_points
 
     def loss():
