@@ -102,7 +102,7 @@ def test_a_model_that_torch_pruning_fails_on_has_no_plan_of_it(traced, monkeypat
         raise IndexError("index 64 is out of bounds")
 
     monkeypatch.setattr("torch_pruning.pruner.BasePruner.step", step)
-    with pytest.raises(NoPlanError, match="^torch-pruning fails on .*: IndexError: index 64 is out of bounds$"):
+    with pytest.raises(NoPlanError, match=r"^torch-pruning fails on .*: IndexError: index 64 is out of bounds$"):
         torch_pruning_plan(adapter, model, space, 0.5, 4)
 
 

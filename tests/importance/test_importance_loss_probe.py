@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from mdp_mmdet3d.errors import MdpError
+from mdp_mmdet3d.importance.batch_loss import model_loss
 from mdp_mmdet3d.importance.batch_norm import batch_norms, reestimate_batch_norm
 from mdp_mmdet3d.importance.loss_changes import measure_loss_changes, measured_counts, single_cuts, split_reliability
 from mdp_mmdet3d.importance.loss_probe import LossProbe, stream_pieces
@@ -64,6 +65,27 @@ def test_a_pass_may_end_behind_the_last_batch_norm():
     for name, norm in batch_norms(whole).items():
         other = batch_norms(early)[name]
         assert torch.equal(norm.running_mean, other.running_mean) and torch.equal(norm.running_var, other.running_var)
+
+
+def test_a_pass_may_end_early_within_a_models_own_loss():
+    class Trained(Net):
+        """As MMEngine's models are called."""
+
+        def data_preprocessor(self, data, training):
+            return data
+
+        def forward(self, x, y=None, mode="tensor"):
+            return {"loss": super().forward(x).square().mean()}
+
+        def parse_losses(self, found):
+            return found["loss"], found
+
+    net, ran = Trained().eval(), []
+    net.head.register_forward_hook(lambda *_: ran.append(1))
+    reestimate_batch_norm(net, batches(3), lambda batch: model_loss(net, {"x": batch["x"]}), calls=5)
+    assert not ran and net.norm.running_mean.abs().max() > 0
+    model_loss(net, {"x": batches(1)[0]["x"]})
+    assert ran
 
 
 def test_one_value_per_channel_and_norms_that_do_not_run():
