@@ -2,13 +2,16 @@
 
     python benchmarks/families.py configs/resnet/resnet50_mdp.py configs/retinanet/retinanet_r50_mdp.py --out table.md
 
-A config as MMPretrain or MMDetection ship it is named with its package, ``mmdet::yolox/yolox_s_8xb8-300e_coco.py``.
-Its data are generated images: ``tools/create_mini_images.py imagenet data/mini_imagenet`` and ``coco data/mini_coco``.
+A config as MMPretrain, MMDetection or MMDetection3D (of one camera on nuScenes) ship it is named with its package,
+``mmdet::yolox/yolox_s_8xb8-300e_coco.py``. Its data are generated: ``tools/create_mini_images.py imagenet
+data/mini_imagenet``, ``coco data/mini_coco``, ``tools/create_mini_nuscenes.py data/nuscenes``.
 
 Models that take only images of their data's size need it changed there as well, for example a StreamPETR at 352x128:
 ``--cfg-options prune.input_size="(128, 352)" importance_dataloader.dataset.pipeline.2.final_shape="(128, 352)"``.
 Each config is pruned in a process of its own, as ``tools/prune.py`` does it; a finished one is not done again. Then the
 exported pruned model is compared with the masked dense model and with the model reloaded from ``pruned_config.py``.
+Weights are random, and batch norms have the statistics of a few frames: with those of the initialisation signals die
+out within a deep network (outputs of 1e-15), and nothing that is compared says anything.
 """
 
 from __future__ import annotations
@@ -20,8 +23,9 @@ import resource
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mmengine.config import Config, DictAction
 from rich.console import Console
@@ -31,8 +35,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mdp_mmdet3d.files import write_json
 
+if TYPE_CHECKING:
+    from mdp_mmdet3d.adapters import Adapter
+
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = "family.json"
+WEIGHTS = "random.pth"
+SETTLING_FRAMES = 8
 LOG = "family.log"
 COLUMNS = (
     "input", "model", "dimensions", "blocks (removed)", "terms", "left alone", "not prunable", "dense ms", "pruned ms",
@@ -53,11 +62,22 @@ prune = dict(input_size=(224, 224))
     "mmdet": """_base_ = ["{name}"]
 custom_imports = dict(imports=["mdp_mmdet3d.runner"], allow_failed_imports=False)
 checkpoint = None
-importance_dataloader = {coco!r}
+importance_dataloader = {data!r}
 prune = dict(input_size=(320, 512))
+""",
+    "mmdet3d": """_base_ = ["{name}"]
+custom_imports = dict(imports=["mdp_mmdet3d.runner"], allow_failed_imports=False)
+checkpoint = None
+importance_dataloader = {data!r}
+prune = dict(input_size=(480, 800), num_cams=1)
 """,
 }
 """A stock config by its package, with generated data and the part that every config to be pruned has."""
+DATA = {
+    "mmdet": "configs/_base_/datasets/coco_512x320.py",
+    "mmdet3d": "configs/fcos3d/fcos3d_r101_mdp.py",
+}
+"""Shipped configs whose importance data a stock config of a package gets."""
 
 
 def config_file(config: str, folder: Path) -> Path:
@@ -65,11 +85,35 @@ def config_file(config: str, folder: Path) -> Path:
     package, found, path = config.partition("::")
     if not found or package not in STOCK:
         return Path(config)
-    coco = Config.fromfile(ROOT / "configs/_base_/datasets/coco_512x320.py").importance_dataloader.to_dict()
+    data = Config.fromfile(ROOT / DATA[package]).importance_dataloader.to_dict() if package in DATA else None
     target = folder / Path(path).name
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(STOCK[package].format(name=config, root=ROOT, coco=coco), encoding="utf-8")
+    target.write_text(STOCK[package].format(name=config, root=ROOT, data=data), encoding="utf-8")
     return target
+
+
+def random_weights(adapter: Adapter, path: Path) -> str:
+    """Write random weights whose batch norms have the statistics of the importance data; returns the path.
+
+    And of noise, where an export is compared on it: what a norm was never given it magnifies without bounds.
+    """
+    import torch
+
+    from mdp_mmdet3d.adapters import SingleGraph
+    from mdp_mmdet3d.adapters.single_graph_export import TensorMode
+    from mdp_mmdet3d.importance.batch_norm import reestimate_batch_norm
+    from mdp_mmdet3d.runner.outputs import write_checkpoint
+
+    model, _ = adapter.build(None)
+    if isinstance(adapter, SingleGraph):
+        deployed = TensorMode(adapter.deployed(model), (adapter.shape.height, adapter.shape.width))
+        images = torch.cat([torch.from_numpy(frame) for frame in adapter.frames(model, SETTLING_FRAMES)])
+        runs = [partial(deployed, torch.cat([images, torch.randn(images.shape)]))]
+    else:
+        runs = [partial(frame, model) for frame in adapter.calibration_frames(model, SETTLING_FRAMES)]
+    reestimate_batch_norm(model, runs, lambda run: run())
+    write_checkpoint(path, {"meta": {}, "state_dict": model.state_dict()})
+    return str(path)
 
 
 def parse_args() -> argparse.Namespace:
@@ -111,11 +155,15 @@ def run_one(
     settings = dataclasses.replace(PruneSettings.from_config(config.get("prune", {})), budget=budget)
     if input_size:
         settings = dataclasses.replace(settings, input_size=input_size)
-    report = PruneJob(config, settings, work_dir, config.get("checkpoint"), Console(stderr=True)).run()
+    adapter = adapter_of(config, settings.input_shape, settings.adapter)
+    checkpoint = config.get("checkpoint")
+    if not checkpoint:  # nothing is worth anything in units of loss, and nothing to be repaired
+        checkpoint = random_weights(adapter, work_dir / WEIGHTS)
+        settings = dataclasses.replace(settings, importance="taylor", repair=False)
+    report = PruneJob(config, settings, work_dir, checkpoint, Console(stderr=True)).run()
     seconds = time.monotonic() - started
 
-    adapter = adapter_of(config, settings.input_shape, settings.adapter)
-    dense, _ = adapter.build(config.get("checkpoint"))
+    dense, _ = adapter.build(checkpoint)
     space, plan = PruningSpace.load(work_dir / "space.json"), PruningPlan.load(work_dir / "plan.json")
     frames = adapter.frames(dense, COMPARED_FRAMES)
     reloaded_config = read_config(work_dir / "pruned_config.py", None)

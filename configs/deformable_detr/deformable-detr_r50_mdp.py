@@ -13,4 +13,11 @@ test_dataloader = {{_base_.coco_data}}
 val_evaluator = {{_base_.coco_evaluator}}
 test_evaluator = {{_base_.coco_evaluator}}
 
-prune = dict(budget=0.6, frames=8, input_size=(320, 512), max_options=8, channel_multiple=16)
+prune = dict(
+    budget=0.6,
+    frames=8,
+    input_size=(320, 512),
+    max_options=8,
+    channel_multiple=16,
+    freeze=["decoder.layers.0.cross_attn"],  # queries have to see the image somewhere
+)

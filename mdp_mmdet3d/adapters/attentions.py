@@ -111,10 +111,13 @@ def find_attentions(
             builder.leave(name, attention)
         else:
             found.append(attention)
+    cut = {member.tensor for dimension in builder.dimensions.values() for member in dimension.members}
     for name, module in model.named_modules():
         kind = type(module).__name__
         known = [*candidates, *builder.left_alone]
-        attends = ("Attention" in kind or "MSA" in kind) and next(module.parameters(), None) is not None
+        weights = [f"{name}.{leaf}" for leaf, _ in module.named_parameters()]
+        # One whose channels are cut already is a gate of convolutions under that name, such as RTMDet's.
+        attends = ("Attention" in kind or "MSA" in kind) and weights and not cut.intersection(weights)
         if attends and not any(f"{name}.".startswith(f"{k}.") or k.startswith(f"{name}.") for k in known if k):
             builder.leave(name, f"is a {kind}, an attention of a structure that is not understood")
     return found

@@ -7,9 +7,8 @@ import logging
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -21,12 +20,14 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from mdp_mmdet3d.adapters.deploy_options import DeployOptions
 from mdp_mmdet3d.checkpoint.load import load_checkpoint
 from mdp_mmdet3d.config_file import without_pretrained
 from mdp_mmdet3d.datasets.identity import data_identity
+from mdp_mmdet3d.datasets.spread import spread_batches
 from mdp_mmdet3d.errors import MdpError
 from mdp_mmdet3d.files import file_sha256
-from mdp_mmdet3d.importance.collect import model_loss
+from mdp_mmdet3d.importance.batch_loss import model_loss
 from mdp_mmdet3d.runtime.manifest import Manifest
 from mdp_mmdet3d.space.builder import InputShape, SpaceBuilder, SpaceOptions
 from mdp_mmdet3d.space.types import PruningSpace
@@ -37,47 +38,6 @@ RANDOM = "random"
 HOW_TO = "docs/how-to/new-architecture.md"
 
 A = TypeVar("A", bound="type[Adapter]")
-
-
-@dataclass(frozen=True)
-class DeployOptions:
-    """What ``tools/export.py`` is asked for.
-
-    Attributes:
-        precision: ``"float32"``, ``"float16"`` or ``"int8"``.
-        simplify: Let onnxslim fuse nodes and merge equal ones.
-        synthetic: Compare and calibrate on noise, not on the importance data.
-        num_frames: Frames to compare on.
-        calibration_frames: Frames for int8's ranges, spread over the importance data.
-        exclude: Patterns of names of convolutions that int8 leaves in float16.
-        quantised: ONNX file of another tool with Q/DQ, taken as the int8 image encoder.
-        evaluate: Run the engines over the config's test data and keep the metrics.
-        source_size: Camera image of the host (height, width) in pixels; None: that of the data set.
-        layout: ``"native"`` or that of a public runtime.
-        node: Release of that runtime, whose normalisation of images the graphs shall take; None: the model's own.
-        camera_encoding: Of its camera images.
-        levels: Decoder levels in the outputs, ``"last"`` or ``"all"``.
-        prev_exists: Give a streaming head an input that starts a stream.
-        encoder_batch: Images that one run of the image encoder takes, 1 or all; None: all.
-        on_progress: Called with (what is done, steps done, steps in all) during long work.
-    """
-
-    precision: str = "float32"
-    simplify: bool = True
-    synthetic: bool = False
-    num_frames: int = 4
-    calibration_frames: int = 32
-    exclude: tuple[str, ...] = ()
-    quantised: Path | None = None
-    evaluate: bool = False
-    source_size: tuple[int, int] | None = None
-    layout: str = "native"
-    node: str | None = None
-    camera_encoding: str = "rgb8"
-    levels: str = "last"
-    prev_exists: bool = False
-    encoder_batch: int | None = None
-    on_progress: Callable[[str, int, int], None] = lambda what, done, total: None
 
 
 class Adapter(ABC):
@@ -278,14 +238,14 @@ class Adapter(ABC):
         Args:
             model: The dense model in evaluation mode.
             count: Frames wanted; fewer where the data has no more.
-            stride: Every so manyth batch of the data is used.
+            stride: Every so manyth frame of a stream is used.
 
         Raises:
             MdpError: There is no data.
         """
         frames: list[Frame] = []
         found = 0
-        for batch in self.calibration_batches(stride):
+        for batch in self.calibration_batches(count, stride):
             data = model.data_preprocessor(dict(batch), False)
             frame = partial(_tensor_mode, data)
             weights = self.prediction_weights(model, frame)
@@ -299,12 +259,22 @@ class Adapter(ABC):
         """What each prediction of the dense model counts in repair (`WeightedFrame`); None: all alike."""
         return None
 
-    def calibration_batches(self, stride: int = 1) -> Iterator[Mapping[str, Any]]:
-        """Every ``stride``-th of `importance_batches`, the same ones, augmentation included, each time."""
+    def calibration_batches(self, count: int, stride: int = 1) -> Iterator[Mapping[str, Any]]:
+        """Batches that repair sees, the same ones, augmentation included, each time.
+
+        They are spread over the data (`spread_pieces`); where a subclass has its own `importance_batches`, its first
+        ones. Streams come one behind the other, frame by frame; several processes share them where there are enough.
+
+        Args:
+            count: Items wanted in all processes together, at least.
+            stride: Every so manyth item of a stream counts; those between are there as well.
+        """
         torch.manual_seed(0)
         np.random.seed(0)  # noqa: NPY002 - pipelines draw from it
         random.seed(0)
-        return islice(self.importance_batches(), 0, None, stride)
+        if type(self).importance_batches is not Adapter.importance_batches:  # there may be no loader
+            return self.importance_batches()
+        return spread_batches(self.importance_loader(), count, stride)
 
     @abstractmethod
     def frames(self, model: nn.Module, count: int) -> list[Any]:

@@ -101,7 +101,7 @@ class BirdEye(SingleGraph):
         """Feature maps of the importance data at their own size; see `Adapter.calibration_frames`."""
         frames: list[Any] = []
         found = 0
-        for batch in self.calibration_batches(stride):
+        for batch in self.calibration_batches(count, stride):
             with torch.no_grad():
                 maps = _feature_maps(model, model.data_preprocessor(dict(batch), False)["inputs"])
             frames.append(_DenseFrame(maps))

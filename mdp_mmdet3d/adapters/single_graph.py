@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from mdp_mmdet3d.adapters.attentions import find_attentions
-from mdp_mmdet3d.adapters.base import HOW_TO, Adapter, DeployOptions, register_adapter
+from mdp_mmdet3d.adapters.base import HOW_TO, Adapter, register_adapter
 from mdp_mmdet3d.adapters.call_terms import DOES_NOT_RUN
+from mdp_mmdet3d.adapters.deploy_options import DeployOptions
 from mdp_mmdet3d.adapters.deployed_graph import DeployedGraph, Run
 from mdp_mmdet3d.adapters.graph_terms import add_graph_terms
 from mdp_mmdet3d.adapters.residual_blocks import add_residual_branches

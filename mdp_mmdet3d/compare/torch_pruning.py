@@ -12,6 +12,7 @@ from torch import nn
 
 from mdp_mmdet3d.adapters import Adapter, SingleGraph
 from mdp_mmdet3d.adapters.single_graph_export import TensorMode
+from mdp_mmdet3d.compare.tuning import NoPlanError
 from mdp_mmdet3d.errors import MdpError
 from mdp_mmdet3d.extras import needs
 from mdp_mmdet3d.space.types import Dimension, PruningSpace
@@ -39,7 +40,8 @@ def torch_pruning_plan(
 
     Raises:
         MissingExtraError: The library is not installed.
-        MdpError: The model is no single graph, or the library cuts what the space cannot express.
+        MdpError: The model is no single graph.
+        NoPlanError: The library fails on it, or cuts what the space cannot express.
     """
     with needs("all", "the method torch-pruning"):
         import torch_pruning as tp
@@ -60,25 +62,28 @@ def torch_pruning_plan(
         if getattr(module, "with_cp", False):
             module.with_cp = False
     model.requires_grad_(True)
-    pruner = tp.pruner.BasePruner(
-        TensorMode(model, size),
-        image,
-        tp.importance.GroupMagnitudeImportance(p=2),
-        global_pruning=True,
-        isomorphic=True,
-        pruning_ratio=min(max(ratio, 0.0), LARGEST_RATIO),
-        max_pruning_ratio=LARGEST_RATIO,
-        round_to=multiple,
-        ignored_layers=[module for module in layers if f"{names[module]}.weight" not in rows],
-    )
     kept = {f"{names[module]}.weight": list(range(module.weight.shape[0])) for module in layers}
-    for group in pruner.step(interactive=True):
-        for item in group:
-            name = f"{names.get(item.dep.target.module, '')}.weight"
-            if name in kept and pruner.DG.is_out_channel_pruning_fn(item.dep.handler):
-                gone = set(item.idxs)
-                kept[name] = [channel for place, channel in enumerate(kept[name]) if place not in gone]
-        group.prune()
+    try:
+        pruner = tp.pruner.BasePruner(
+            TensorMode(model, size),
+            image,
+            tp.importance.GroupMagnitudeImportance(p=2),
+            global_pruning=True,
+            isomorphic=True,
+            pruning_ratio=min(max(ratio, 0.0), LARGEST_RATIO),
+            max_pruning_ratio=LARGEST_RATIO,
+            round_to=multiple,
+            ignored_layers=[module for module in layers if f"{names[module]}.weight" not in rows],
+        )
+        for group in pruner.step(interactive=True):
+            for item in group:
+                name = f"{names.get(item.dep.target.module, '')}.weight"
+                if name in kept and pruner.DG.is_out_channel_pruning_fn(item.dep.handler):
+                    gone = set(item.idxs)
+                    kept[name] = [channel for place, channel in enumerate(kept[name]) if place not in gone]
+            group.prune()
+    except Exception as error:  # whatever the library raises within itself
+        raise NoPlanError(f"torch-pruning fails on {type(dense).__name__}: {type(error).__name__}: {error}") from error
     plan = _plan(space, kept)
     _check_shapes(apply_plan(copy.deepcopy(dense), plan), model)
     return plan
@@ -105,7 +110,7 @@ def _check_shapes(ours: nn.Module, theirs: nn.Module) -> None:
     expected: dict[str, Any] = {name: tuple(tensor.shape) for name, tensor in theirs.state_dict().items()}
     for name, tensor in ours.state_dict().items():
         if tuple(tensor.shape) != expected[name]:
-            raise MdpError(
+            raise NoPlanError(
                 f"torch-pruning cuts {name} to {expected[name]}, which this pruning space cannot express (it gives "
-                f"{tuple(tensor.shape)}); leave the method torch-pruning out for this model"
+                f"{tuple(tensor.shape)})"
             )

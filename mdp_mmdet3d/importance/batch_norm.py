@@ -79,7 +79,9 @@ def reestimate_batch_norm(
     handles += [norm.register_forward_hook(count) for norm in norms]
     try:
         for norm in norms:
-            norm.momentum, norm.num_batches_tracked = 0.0, None  # the statistics in use stay untouched
+            norm.momentum = 0.0  # the statistics in use stay untouched
+            if norm.num_batches_tracked is not None:  # a SyncBatchNorm wants one to count
+                norm.num_batches_tracked = norm.num_batches_tracked.clone()
         with torch.no_grad():
             for batch in batches:
                 left = -1 if calls is None else calls

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from fnmatch import fnmatchcase
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from mdp_mmdet3d.errors import MdpError
 from mdp_mmdet3d.files import read_npz, write_npz
+from mdp_mmdet3d.importance.batch_loss import model_loss
 from mdp_mmdet3d.importance.table import ImportanceTable
 from mdp_mmdet3d.importance.taylor import TaylorAccumulator
 from mdp_mmdet3d.progress import PlainProgress
@@ -105,14 +105,6 @@ def collect_importance(
     table.save(path)
     partial.unlink(missing_ok=True)
     return table
-
-
-def model_loss(model: nn.Module, batch: Mapping[str, Any], leave_out: Sequence[str] = ()) -> Tensor:
-    """Training loss of one batch, by MMEngine's conventions; without the terms that ``leave_out`` (patterns) names."""
-    data = model.data_preprocessor(dict(batch), False)
-    losses = model(**data, mode="loss")
-    kept = {name: loss for name, loss in losses.items() if not any(fnmatchcase(name, p) for p in leave_out)}
-    return model.parse_losses(kept)[0]
 
 
 def continues(batch: Mapping[str, Any]) -> bool:

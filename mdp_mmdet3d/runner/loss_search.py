@@ -81,9 +81,9 @@ class LossSearch:
 
         Values of single cuts add up only roughly. So each part that the plan cuts is put back by itself, and what that
         gains takes the place of the change that was measured by itself; parts that were not cut follow those of their
-        kind. Where plans are repaired, which the values do not know of, two more plans are candidates: one that keeps
-        the layer whose removal costs most (`_costliest_layer`), and that of first-order importance. The one with the
-        lowest measured loss, repaired if it will be, is kept.
+        kind. Where plans are repaired, which the values do not know of, more plans are candidates: those that keep the
+        layers whose removal costs most (`_with_layers`), and that of first-order importance. The one with the lowest
+        measured loss, repaired if it will be, is kept.
 
         Args:
             search: For the budget at hand; keeps values and solution of the best plan.
@@ -98,11 +98,7 @@ class LossSearch:
             if found.record["measured"] >= last.record["measured"]:
                 break
         if self.repaired is not None:
-            if layer := self._costliest_layer(candidates[0]):
-                search.values = keeping = self.values.corrected({layer: UNREPAIRABLE})
-                if layer not in search.solve().removed:  # the budget allows it
-                    candidates.append(self._candidate(search, keeping, f"{layer} kept"))
-            candidates.append(self._candidate(search, None, "first order"))
+            candidates += [*self._with_layers(search, candidates[0]), self._candidate(search, None, "first order")]
         best, compared = self._best(candidates)
         search.values, search.solution = best.values, best.solution
         changes = self.values.changes
@@ -163,6 +159,24 @@ class LossSearch:
         self.say(line)
         return Candidate(record, values, solution, changes)
 
+    def _with_layers(self, search: PlanSearch, first: Candidate) -> list[Candidate]:
+        """Plans that keep the costliest layer that the one before removed, each besides those kept already.
+
+        As long as the budget allows it and the repaired plan is better for it.
+        """
+        found: list[Candidate] = []
+        last, kept = first, {}
+        while layer := self._costliest_layer(last):
+            kept[layer] = UNREPAIRABLE
+            search.values = values = self.values.corrected(kept)
+            if not kept.keys().isdisjoint(search.solve().removed):
+                break
+            found.append(self._candidate(search, values, f"{' and '.join(kept)} kept"))
+            if found[-1].record["repaired"] >= last.record["repaired"]:
+                break
+            last = found[-1]
+        return found
+
     def _costliest_layer(self, candidate: Candidate) -> str | None:
         """The layer, a block that holds others, whose removal costs a plan most; None where none costs anything.
 
@@ -172,7 +186,7 @@ class LossSearch:
         removed = {block.name for block, stays in zip(space.blocks, kept) if not stays}
         changes = self.values.changes.blocks
         layers = removed & {block.parent for block in space.blocks if block.parent}
-        costly = [name for name in layers if changes[name].mean > UNDECIDED * changes[name].error]
+        costly = [name for name in layers if changes[name].mean > 0]
         return max(costly, key=lambda name: (changes[name].mean, name), default=None)
 
     def _corrected(self, search: PlanSearch, last: Candidate) -> LossValues:

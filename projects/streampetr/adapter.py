@@ -80,7 +80,7 @@ class StreamPETRAdapter(Adapter):
         """Frames of streams, each with the dense model's memory of the frames before, a few to a batch."""
         from .calibration import calibration_frames
 
-        return calibration_frames(model, self.calibration_batches(), count, stride)
+        return calibration_frames(model, self.calibration_batches(count, stride), count, stride)
 
     def spread_frames(self, model: nn.Module, count: int) -> list[Any]:
         """``count`` frames of the importance data, evenly spaced over all of it: for ranges, not for streams."""

@@ -53,6 +53,15 @@ def test_a_config_names_an_adapter_with_arguments(partial):
         PruneSettings.from_config(dict(adapter=dict(stride=4)))
 
 
+def test_an_adapter_with_batches_of_its_own_is_repaired_with_them():
+    class Own(SingleGraph):
+        def importance_batches(self):
+            return iter(["first", "second"])
+
+    adapter = Own(Config(dict(model=dict(type="mmdet.RetinaNet"))), SHAPE)
+    assert next(adapter.calibration_batches(1)) == "first"
+
+
 def test_an_adapter_that_leaves_out_a_method_is_refused_when_it_is_registered():
     class Incomplete(Adapter):
         def frames(self, model, count):

@@ -55,6 +55,7 @@ def test_frames_are_the_maps_that_the_model_computes_itself(monkeypatch):
     points = torch.rand(200, 5, generator=torch.Generator().manual_seed(0)) * torch.tensor([80.0, 80, 4, 1, 1]) - 2
     batch = {"inputs": {"points": [points]}}
     monkeypatch.setattr(adapter, "importance_batches", lambda: iter([batch]))
+    monkeypatch.setattr(adapter, "calibration_batches", lambda *_: iter([batch]))
     seen = []
     model.pts_backbone.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     (frame,) = adapter.frames(model, 1)

@@ -14,7 +14,7 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from torch import nn
 
-from mdp_mmdet3d.adapters.single_graph_export import export_single_graph
+from mdp_mmdet3d.adapters.single_graph_export import compare, export_single_graph
 from mdp_mmdet3d.errors import DeploymentError, FileFormatError
 from mdp_mmdet3d.runtime.graph_manifest import GraphManifest, load_manifest
 from mdp_mmdet3d.runtime.manifest import DeploymentManifest
@@ -154,6 +154,32 @@ def test_the_streaming_runtime_says_that_it_cannot_run_it(detector, tmp_path):
     export_single_graph(build(detector), tmp_path / "out", input_size=SIZE)
     with pytest.raises(FileFormatError, match="StreamPETR only"):
         DeploymentManifest.load(tmp_path / "out")
+
+
+class Magnifier(nn.Module):
+    """A network in which rounding errors grow to a tenth: no two runtimes agree on it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 64, 3)
+        self.mix = nn.Conv2d(64, 8, 3)
+
+    def forward(self, inputs, data_samples=None, mode="tensor"):
+        return (self.mix(self.conv(inputs)) * 1e5).sin()
+
+
+def test_what_a_network_magnifies_is_not_blamed_on_the_export(tmp_path):
+    torch.manual_seed(0)
+    model = Magnifier().eval()
+    check = export_single_graph(model, tmp_path / "out", input_size=SIZE).checks["float32_against_pytorch"]
+    assert check["difference"]["output"] > 1e-3 and check["rounding"]["output"] > 1e-3
+    image = torch.randn(1, 3, *SIZE, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        wrong = {"output": model(image).numpy() + 3.0}
+    with pytest.raises(
+        DeploymentError, match=r"differs from PyTorch by 3\.\d.*rounding explains .*e-0.: do not deploy"
+    ):
+        compare(tmp_path / "out" / "model.onnx", [image], [wrong], 1e-3, lambda: check["rounding"])
 
 
 def test_a_truncated_graph_is_noticed(tmp_path):

@@ -57,7 +57,7 @@ def test_its_queries_count_by_their_classes_in_repair(monkeypatch):
     model.bbox_head.cls_branches[-1].bias.data.normal_()  # as a training leaves it: classes are told apart
     image = torch.randint(0, 255, (3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     sample = DetDataSample(metainfo=dict(img_shape=(64, 64), ori_shape=(64, 64), batch_input_shape=(64, 64)))
-    monkeypatch.setattr(adapter, "importance_batches", lambda: iter([dict(inputs=[image], data_samples=[sample])]))
+    monkeypatch.setattr(adapter, "calibration_batches", lambda *_: iter([dict(inputs=[image], data_samples=[sample])]))
     (frame,) = adapter.calibration_frames(model, 1)
     with torch.no_grad():
         scores = frame(model)[0][-1].sigmoid().amax(dim=-1)

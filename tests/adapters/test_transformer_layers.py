@@ -18,6 +18,7 @@ from mdp_mmdet3d.adapters.transformer_layers import _role, add_transformer_layer
 from mdp_mmdet3d.layers import PackedSelfAttention, RemovedBranch, RemovedSubLayer, widened
 from mdp_mmdet3d.space.builder import SpaceBuilder, SpaceOptions
 from mdp_mmdet3d.space.calls import Call, record_calls
+from mdp_mmdet3d.space.conv import add_conv_dimensions
 from mdp_mmdet3d.space.types import BlockKind, DimensionKind
 from mdp_mmdet3d.surgery.apply import apply_plan
 from mdp_mmdet3d.surgery.masking import mask_model
@@ -143,6 +144,25 @@ def test_an_attention_that_computes_more_is_left_alone_with_the_reason():
     builder = SpaceBuilder(net, SpaceOptions())
     assert find_attentions(builder, net, lambda: net(x), {"0.qkv": [(1, 5, 8)]}) == []
     assert "more than a plain attention" in builder.left_alone["0"]
+
+
+@pytest.mark.parametrize("convolutions", [True, False])
+def test_a_gate_that_is_called_attention_is_left_alone_only_where_nothing_of_it_is_cut(convolutions):
+    class ChannelAttention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Conv2d(32, 32, 1) if convolutions else nn.Parameter(torch.ones(32, 1, 1))
+
+        def forward(self, x):
+            means = x.mean((2, 3), keepdim=True)
+            return x * (self.fc(means) if convolutions else self.fc * means).sigmoid()
+
+    net = nn.Sequential(nn.Conv2d(3, 32, 3), nn.ReLU(), ChannelAttention(), nn.Conv2d(32, 4, 3)).eval()
+    builder = SpaceBuilder(net, SpaceOptions())
+    if convolutions:
+        add_conv_dimensions(builder, net)
+    assert find_attentions(builder, net, lambda: net(torch.randn(1, 3, 16, 16)), {}) == []
+    assert ("2" in builder.left_alone) is not convolutions
 
 
 def test_a_width_that_two_linear_layers_read_is_cut_in_both():

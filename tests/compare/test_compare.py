@@ -24,6 +24,7 @@ from mdp_mmdet3d.compare.recipe import finetune_settings
 from mdp_mmdet3d.compare.steps import Steps
 from mdp_mmdet3d.compare.time_left import TimeLeft
 from mdp_mmdet3d.compare.torch_pruning import torch_pruning_plan
+from mdp_mmdet3d.compare.tuning import NoPlanError
 from mdp_mmdet3d.errors import FileFormatError, MdpError, MissingExtraError
 from mdp_mmdet3d.files import write_json
 from mdp_mmdet3d.importance.table import ImportanceTable
@@ -91,6 +92,18 @@ def test_torch_pruning_cuts_what_it_ranks_lowest_and_the_plan_says_it(traced):
     pruned = apply_plan(Net().eval(), plan)
     assert pruned(torch.zeros(1, 3, 8, 8)).shape == (1, 4, 8, 8)
     assert not torch_pruning_plan(adapter, model, space, 0.0, 4).cuts
+
+
+def test_a_model_that_torch_pruning_fails_on_has_no_plan_of_it(traced, monkeypatch):
+    adapter, model, space = traced
+
+    def step(self, interactive):
+        """As on a ViT, whose attention packs three projections."""
+        raise IndexError("index 64 is out of bounds")
+
+    monkeypatch.setattr("torch_pruning.pruner.BasePruner.step", step)
+    with pytest.raises(NoPlanError, match="^torch-pruning fails on .*: IndexError: index 64 is out of bounds$"):
+        torch_pruning_plan(adapter, model, space, 0.5, 4)
 
 
 def test_torch_pruning_needs_one_graph(traced):

@@ -75,6 +75,17 @@ def test_one_value_per_channel_and_norms_that_do_not_run():
     assert idle.running_mean.tolist() == [0.0, 0.0]
 
 
+def test_synchronised_batch_norms_get_the_same_statistics():
+    plain, synchronised = Net().eval(), nn.SyncBatchNorm.convert_sync_batchnorm(Net().eval())
+    reestimate_batch_norm(plain, batches(3), lambda batch: plain(batch["x"]))
+    reestimate_batch_norm(synchronised, batches(3), lambda batch: synchronised(batch["x"]))
+    assert {type(norm) for norm in batch_norms(synchronised).values()} == {nn.SyncBatchNorm}
+    for name, norm in batch_norms(plain).items():
+        other = batch_norms(synchronised)[name]
+        torch.testing.assert_close(norm.running_var, other.running_var)
+        assert norm.running_var.ne(1).all() and int(other.num_batches_tracked) == 0
+
+
 def direct(net, plan, data):
     """Loss per batch of a pruned model with batch norms re-estimated, without the probe."""
     model = apply_plan(copy.deepcopy(net), plan)

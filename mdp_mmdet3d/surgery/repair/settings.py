@@ -12,7 +12,7 @@ from mdp_mmdet3d.sections import Count, Flag, Natural, Positive, read_section
 
 PIXELS = 8_000_000
 FRAMES = (8, 256)
-METHOD = 4  # raised where equal settings give other weights than in earlier releases
+METHOD = 5  # raised where equal settings give other weights than in earlier releases
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class RepairSettings:
     Attributes:
         frames: Unlabelled frames to use, of which a quarter is held out to judge every layer; None: as many as make
             `PIXELS`, within `FRAMES`.
-        stride: Every so manyth frame of the data is used; a stream runs over those between.
+        stride: Every so manyth frame of a stream is used; the stream runs over those between.
         ridge: How firmly the weights are held to what they are, relative to the mean square of a layer's inputs.
         positions: Positions of a feature map, or tokens, that a layer is fitted to, over all frames.
         seed: Of the positions.
