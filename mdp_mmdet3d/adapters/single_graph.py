@@ -80,11 +80,11 @@ class SingleGraph(Adapter):
     def _graph(self, model: nn.Module, size: tuple[int, int]) -> DeployedGraph:
         """Images of ``size`` and of the deployed one through the deployed part ``model`` and ones like it."""
 
-        def runs(*pixels: int) -> Run:
+        def runs(pixels: tuple[int, int]) -> Run:
             image = self._image(model, *pixels)
             return lambda part: self._run(TensorMode(part, pixels), image)
 
-        return DeployedGraph(ENGINE, runs(*size), runs(self.shape.height, self.shape.width), self.deployed)
+        return DeployedGraph(ENGINE, runs(size), runs((self.shape.height, self.shape.width)), self.deployed)
 
     def trace(self, model: nn.Module, options: SpaceOptions | None = None) -> PruningSpace:
         """As `Adapter.trace`, with every dimension and block verified; those that fail are left alone.
