@@ -15,7 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 COMMAND = (
     "tools/compare.py configs/streampetr_mini_mdp.py --methods mdp,mdp-taylor,halp,uniform --budgets 0.85 0.7 0.55 0.4 "
-    "--lr 4e-5 --seeds 0 1 2 --work-dir work_dirs/mini_nuscenes"
+    "--seeds 0 1 2 --work-dir work_dirs/mini_nuscenes"
 )
 
 if __name__ == "__main__":

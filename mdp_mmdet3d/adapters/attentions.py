@@ -233,7 +233,8 @@ def _judge(model: nn.Module, forward: Callable[[], Any], candidates: Mapping[str
             try:
                 result = judged.setdefault(name, _Judged())
                 if has_independent_widths(module):
-                    result.shared = _begins_with(args[1], args[0])
+                    queries, keys, *_ = (*args, *(kwargs[key] for key in ("query", "key") if key in kwargs))
+                    result.shared = _begins_with(keys, queries)
                 elif name in candidates and not is_deformable(module):
                     result.equal &= _equal(module, args, kwargs, output)
                 result.kinds += (_role(module, args, kwargs, names[name]),)

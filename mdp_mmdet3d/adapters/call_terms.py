@@ -52,6 +52,7 @@ def add_call_terms(
     model: nn.Module,
     graph: DeployedGraph,
     recorded: tuple[Sequence[Operation], Mapping[str, str]],
+    deployed: Sequence[Operation],
     priced: Sequence[str] = (),
     cut_models: CutModels | None = None,
 ) -> None:
@@ -64,12 +65,13 @@ def add_call_terms(
         model: The dense model.
         graph: What is deployed of it.
         recorded: `DeployedGraph.operations`.
+        deployed: Those at the deployed size.
         priced: Paths of modules whose cost is in other terms.
         cut_models: Models with other widths, where several graphs share them.
     """
     dense, opaque = recorded
     part, engine = graph.part(model), graph.engine
-    at_size = {o.key: o for o in record_operations(part, lambda: graph.deployed(part))[0]}
+    at_size = {operation.key: operation for operation in deployed}
     cut = _run_cut(builder, graph, cut_models or CutModels.of(builder, model))
     swishes = _swishes(dense)
     units = linear_units(part, dense)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import torch
 from torch import nn
 
 from mdp_mmdet3d.adapters.network import Shapes, record_input_shapes
@@ -20,6 +19,19 @@ Run = Callable[[nn.Module], Any]
 def whole(model: nn.Module) -> nn.Module:
     """The model itself."""
     return model
+
+
+@dataclass(frozen=True)
+class AtSize:
+    """A run at the deployed size.
+
+    Attributes:
+        shapes: `record_input_shapes`.
+        operations: `record_operations`, without what reads what.
+    """
+
+    shapes: Shapes
+    operations: list[Operation]
 
 
 @dataclass(frozen=True)
@@ -52,8 +64,12 @@ class DeployedGraph:
         part = self.part(model)
         return record_operations(part, partial(self.small, part), follow=True)
 
-    def shapes(self, model: nn.Module) -> Shapes:
-        """`record_input_shapes` at the deployed size."""
+    def at_size(self, model: nn.Module) -> AtSize:
+        """One run at the deployed size."""
         part = self.part(model)
-        with torch.no_grad():
-            return record_input_shapes(part, partial(self.deployed, part))
+        operations: list[Operation] = []
+
+        def run() -> None:
+            operations.extend(record_operations(part, partial(self.deployed, part))[0])
+
+        return AtSize(record_input_shapes(part, run), operations)

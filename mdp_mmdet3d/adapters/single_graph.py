@@ -69,22 +69,22 @@ class SingleGraph(Adapter):
             add_conv_dimensions(builder, small, _input_channels(model), size=size, outputs_are_read=False)
         except Exception as error:  # torch-pruning raises anything on a graph that it cannot follow
             builder.leave("", f"channels cannot be traced ({type(error).__name__}: {error})")
-        shapes = graph.shapes(whole)
+        sizes = graph.at_size(whole)
         kept = [block for block in blocks if block.name in builder.blocks or block.name in builder.left_alone]
         run = partial(graph.small, model)
-        attentions = find_attentions(builder, model, run, shapes)
+        attentions = find_attentions(builder, model, run, sizes.shapes)
         wanted = run if builder.options.embed_width else None
-        priced = add_transformer_layers(builder, calls, attentions, shapes, ENGINE, wanted)
-        add_graph_terms(builder, whole, graph, calls, shapes, kept, priced)
+        priced = add_transformer_layers(builder, calls, attentions, sizes.shapes, ENGINE, wanted)
+        add_graph_terms(builder, whole, graph, calls, sizes, kept, priced)
 
     def _graph(self, model: nn.Module, size: tuple[int, int]) -> DeployedGraph:
         """Images of ``size`` and of the deployed one through the deployed part ``model`` and ones like it."""
 
-        def runs(*pixels: int) -> Run:
+        def runs(pixels: tuple[int, int]) -> Run:
             image = self._image(model, *pixels)
             return lambda part: self._run(TensorMode(part, pixels), image)
 
-        return DeployedGraph(ENGINE, runs(*size), runs(self.shape.height, self.shape.width), self.deployed)
+        return DeployedGraph(ENGINE, runs(size), runs((self.shape.height, self.shape.width)), self.deployed)
 
     def trace(self, model: nn.Module, options: SpaceOptions | None = None) -> PruningSpace:
         """As `Adapter.trace`, with every dimension and block verified; those that fail are left alone.

@@ -57,10 +57,11 @@ def separate_projections(module: nn.Module) -> Projections | None:
 
 
 def has_independent_widths(module: nn.Module) -> bool:
-    """Whether it has parameters and widths as `TorchAttention`: it takes (B, T, C) and its widths can be cut as is."""
+    """Whether it has the parameters and widths of a `TorchAttention`, takes (B, T, C), and can be cut as it is."""
     widths = (getattr(module, name, None) for name in ("num_heads", "qk_head_dim", "v_head_dim"))
     packed, out = getattr(module, "in_proj_weight", None), getattr(module, "out_proj", None)
-    return isinstance(packed, nn.Parameter) and isinstance(out, nn.Linear) and all(isinstance(w, int) for w in widths)
+    parts = isinstance(packed, nn.Parameter) and isinstance(out, nn.Linear) and not isinstance(module, TorchAttention)
+    return parts and all(isinstance(width, int) for width in widths)
 
 
 def is_deformable(module: nn.Module) -> bool:

@@ -60,20 +60,20 @@ def add_streampetr(builder: SpaceBuilder, model: nn.Module, shape: InputShape) -
     )
     position = DeployedGraph("position_embedding", small.position_embedding, deployed.position_embedding)
     detector = DeployedGraph("head", small.head, deployed.head)
-    calls, shapes = detector.calls(model), detector.shapes(model)
-    attentions = find_attentions(builder, model, partial(small.head, model), shapes)
+    calls, sizes = detector.calls(model), detector.at_size(model)
+    attentions = find_attentions(builder, model, partial(small.head, model), sizes.shapes)
     wanted = partial(small.frame, model) if builder.options.embed_width else None
-    add_transformer_layers(builder, calls, attentions, shapes, detector.engine, wanted)
+    add_transformer_layers(builder, calls, attentions, sizes.shapes, detector.engine, wanted)
     _note_fixed(builder)
     queries = add_query_count(builder, model) if builder.options.queries else None
     cut = CutModels.of(builder, model)
-    add_graph_terms(builder, model, encoder, encoder_calls, encoder.shapes(model), blocks, cut_models=cut)
-    add_graph_terms(builder, model, position, position.calls(model), position.shapes(model), cut_models=cut)
+    add_graph_terms(builder, model, encoder, encoder_calls, encoder.at_size(model), blocks, cut_models=cut)
+    add_graph_terms(builder, model, position, position.calls(model), position.at_size(model), cut_models=cut)
     recorded = detector.operations(model)
-    add_network_terms(builder, calls, shapes, (), detector.engine, recorded[0], priced=[LAYERS])
+    add_network_terms(builder, calls, sizes.shapes, (), detector.engine, recorded[0], priced=[LAYERS])
     if queries is not None:
         open_queries(builder, model, queries, small)
-    add_call_terms(builder, model, detector, recorded, [LAYERS], cut)
+    add_call_terms(builder, model, detector, recorded, sizes.operations, [LAYERS], cut)
 
 
 def _image_encoder(model: nn.Module, shape: InputShape) -> DeployedGraph:

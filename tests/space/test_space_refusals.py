@@ -41,14 +41,14 @@ def trace(backbone):
     calls = graph.calls(model)
     blocks = add_residual_branches(builder, calls)
     add_conv_dimensions(builder, backbone)
-    add_graph_terms(builder, model, graph, calls, graph.shapes(model), blocks)
+    add_graph_terms(builder, model, graph, calls, graph.at_size(model), blocks)
     return model, builder.finish("Model", model_digest(model))
 
 
 def add_linear_terms(builder):
     tokens = torch.randn(1, 2, 4)
     graph = DeployedGraph("head", lambda m: m(tokens), lambda m: m(tokens))
-    add_graph_terms(builder, builder.model, graph, graph.calls(builder.model), graph.shapes(builder.model))
+    add_graph_terms(builder, builder.model, graph, graph.calls(builder.model), graph.at_size(builder.model))
 
 
 def resnet(depth=18, **options):
