@@ -97,10 +97,11 @@ def check_resume(checkpoint: Mapping[str, Any], model: nn.Module, name: str) -> 
             f"{name} is no checkpoint of a training to go on with: it has no {', no '.join(missing)}; it holds "
             f"{described(checkpoint)}. Start from its weights with --cfg-options load_from=FILE instead"
         )
-    if pruned:  # takes its own names and shapes only, and says so
-        return
     own = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     found = {key: tuple(value.shape) for key, value in _state_of(checkpoint).items()}
+    if pruned:
+        check_pruned_state(own, found, name)
+        return
     trained = {key for key, _ in model.named_parameters()}
     # A buffer may be new in this release; a tensor that the model does not know had a place in the optimizer.
     differences = [line for key, line in state_differences(own, found) if key in trained or key not in own]
@@ -108,6 +109,24 @@ def check_resume(checkpoint: Mapping[str, Any], model: nn.Module, name: str) -> 
         raise StructureMismatchError(
             f"{name} is of the training of another model: go on with the config that it was started with, or give "
             f"another --work-dir.\n{listed(differences)}"
+        )
+
+
+def check_pruned_state(expected: Mapping[str, tuple], found: Mapping[str, tuple], name: str = "the checkpoint") -> None:
+    """Check that tensors are exactly those of a pruned model.
+
+    Args:
+        expected: Shapes of the model's tensors by name.
+        found: Those of the checkpoint.
+        name: How errors call it.
+
+    Raises:
+        StructureMismatchError: Names the first differing keys with expected and found shapes.
+    """
+    differences = [line for _, line in state_differences(expected, found)]
+    if differences:
+        raise StructureMismatchError(
+            f"{name} does not fit this pruned model; it was saved with another plan or is dense.\n{listed(differences)}"
         )
 
 

@@ -10,9 +10,8 @@ import torch
 from mmengine.registry import MODELS
 from torch import nn
 
-from mdp_mmdet3d.checkpoint.check import listed, state_differences
+from mdp_mmdet3d.checkpoint.check import check_pruned_state
 from mdp_mmdet3d.config_file import without_pretrained
-from mdp_mmdet3d.errors import StructureMismatchError
 from mdp_mmdet3d.surgery.apply import apply_plan
 from mdp_mmdet3d.surgery.plan import PruningPlan
 
@@ -63,9 +62,4 @@ def _check_state(module: nn.Module, state: Mapping[str, Any], prefix: str, *_: A
         if name.startswith(prefix) and isinstance(value, torch.Tensor)
     }
     expected = {name: tuple(value.shape) for name, value in module.state_dict().items()}
-    differences = [line for _, line in state_differences(expected, found)]
-    if differences:
-        raise StructureMismatchError(
-            "the checkpoint does not fit this pruned model; it was saved with another plan or is dense.\n"
-            + listed(differences)
-        )
+    check_pruned_state(expected, found)

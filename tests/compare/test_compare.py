@@ -325,7 +325,7 @@ def test_recipe_of_fine_tuning(tmp_path):
     assert finetune_settings(str(path), None, None) is None
     assert finetune_settings(str(path), 7, None) == FinetuneSettings(7, lr=pytest.approx(1e-4))
     assert finetune_settings(CONFIG, None, None).iterations == 300 and finetune_settings(CONFIG, 0, None) is None
-    assert finetune_settings(CONFIG, 5, 1e-5) == FinetuneSettings(5, lr=1e-5)
+    assert finetune_settings(CONFIG, 5, 1e-5) == FinetuneSettings(5, lr=1e-5, keep_statistics=True)
     Config(dict(model={})).dump(path)
     with pytest.raises(MdpError, match=r"no optim_wrapper\.optimizer\.lr: give --lr"):
         finetune_settings(str(path), 7, None)

@@ -53,7 +53,9 @@ def test_a_frame_is_the_same_in_every_stream(model, tiny_frames):
 def test_what_is_constant_without_a_memory_is_left_alone_and_a_plan_applies(model, random_kept, tiny_frames):
     space = trace_space(model, InputShape(6, 64, 176))
     left = {item.module for item in space.not_prunable}
-    assert {f"{HEAD}.query_embedding", f"{HEAD}.ego_pose_pe", f"{HEAD}.ego_pose_memory"} <= left
+    assert {
+        f"{HEAD}.{name}.out" for name in ("query_embedding.0", "ego_pose_pe.reduce.0", "ego_pose_memory.reduce.0")
+    } <= left
     assert f"{HEAD}.memory_embed.0.out" in {d.name for d in space.dimensions}
     kept, removed = random_kept(space, np.random.default_rng(0), 0.2)
     plan = PruningPlan.from_kept(space, kept, removed)
