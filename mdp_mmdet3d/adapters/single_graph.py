@@ -26,6 +26,7 @@ from mdp_mmdet3d.runtime.graph_runner import GraphRunner
 from mdp_mmdet3d.space.builder import SpaceBuilder, SpaceOptions
 from mdp_mmdet3d.space.conv import TRACE_SIZE, add_conv_dimensions
 from mdp_mmdet3d.space.types import GLOBAL_KINDS, PruningSpace
+from mdp_mmdet3d.surgery.apply import model_digest
 from mdp_mmdet3d.surgery.repair import Frame, query_weights
 from mdp_mmdet3d.surgery.verify import Forward, is_constant, verify_space, verify_together
 
@@ -94,7 +95,7 @@ class SingleGraph(Adapter):
         """
         options = options or SpaceOptions()
         builder = self.collect(model, options)
-        space = self.finished(builder)
+        space = builder.snapshot(model_digest(model))  # a wrong width keeps others from a price: verified before that
         part = self.deployed(model)
         size = self._small_size(part, VERIFY_SIZE)
         image = self._image(part, *size)
@@ -117,7 +118,7 @@ class SingleGraph(Adapter):
                 builder = self.collect(model, options)
             for name, reason in failures.items() if not again else ():
                 builder.leave(name, reason)
-            space = self.finished(builder)
+        space = self.finished(builder)
         if (together := verify_together(space, model, forward)) is not None:
             raise MdpError(
                 f"{space.model}: each dimension can be cut by itself, but not all together ({together}). Leave parts "

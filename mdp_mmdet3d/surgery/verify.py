@@ -19,7 +19,7 @@ TOLERANCE = 1e-4
 """Largest difference relative to the output's largest value: float32 sums in another order stay below a tenth of it."""
 
 PLANS = 8
-"""Random plans that are tried; even."""
+"""Random plans that are tried, at least; even."""
 
 Forward = Callable[[nn.Module], Sequence[Tensor]]
 
@@ -79,13 +79,17 @@ def is_constant(model: nn.Module, forwards: Sequence[Forward]) -> bool:
 def _random_changes(space: PruningSpace) -> Iterator[list[str]]:
     """Dimensions that are narrow and blocks that are gone: each dimension in half of the plans, each block in one.
 
-    Blocks within others go in the second half of the plans, where those others stay.
+    Of any two dimensions one is narrow without the other in some plan: what fits only while both are equally wide, as
+    the halves of a split, must show. Blocks within others go in the second half of the plans, where those others stay.
     """
-    half = PLANS // 2
-    coins = np.random.default_rng(0).integers(0, 2, (half, len(space.dimensions)))
+    count = len(space.dimensions)
+    bits = max(count - 1, 0).bit_length()
+    half = max(PLANS // 2, bits)
+    coins = np.random.default_rng(0).integers(0, 2, (half, count))
+    coins[:bits] = np.arange(count) >> np.arange(bits)[:, None] & 1  # no two dimensions have the same
     outer = [block.name for block in space.blocks if block.parent is None]
     inner = [block.name for block in space.blocks if block.parent is not None]
-    for index in range(PLANS):
+    for index in range(2 * half):
         side = coins[index % half] == index // half
         blocks = (outer if index < half else inner)[index % half :: half]
         yield [*(d.name for d, narrow in zip(space.dimensions, side) if narrow), *blocks]

@@ -52,6 +52,20 @@ def test_only_behind_a_relu_a_residual_layer_without_its_branch_passes_its_input
     assert ("layers.1" in [found.name for found in find_residual_blocks(calls)[0]]) is block
 
 
+def test_a_width_that_cannot_be_cut_takes_no_price_from_others(fuzz):
+    """With half of a split cut alone no model with other widths runs, and upsampled widths were without a term."""
+    spec = [("split", 8, "gn"), ("split", 8, "none"), ("up", 16, "bn"), ("up", 24, "bn")]
+    found = fuzz.judge(spec, 2051, 120)
+    assert found["verdict"] == "right" and found["dimensions"] == 3, found
+
+
+def test_halves_of_a_split_that_must_be_equally_wide_are_left_alone(fuzz):
+    """One half comes from the stem, the other from the layer between: cut alone, the split is in the wrong place."""
+    spec = [("split", 24, "ln"), ("output", 8, "bn"), ("gate", 8, "gn"), ("split", 8, "bn"), ("up", 24, "none")]
+    found = fuzz.judge(spec, 2078, 120)
+    assert found["verdict"] == "right" and found["share"] > 0.5, found
+
+
 @pytest.mark.parametrize("embed_width", [False, True])
 @pytest.mark.parametrize("seed", range(4))
 def test_random_transformers(seed, embed_width, fuzz):
