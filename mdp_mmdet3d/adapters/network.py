@@ -148,12 +148,11 @@ def add_network_terms(
         terms[call.name] += 1
         term = call.name if terms[call.name] == 1 else f"{call.name}#{terms[call.name]}"
         if isinstance(call.module, nn.Conv2d):
-            batch, channels, height, width = shape
             add_conv_term(
                 builder,
                 call.name,
                 call.module,
-                {call.module: (batch, channels, height, width)},
+                shape,
                 engine,
                 relu=call.name in lasts or _has_relu(call, readers),
                 residual=call.name in lasts,

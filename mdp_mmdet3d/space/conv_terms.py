@@ -8,7 +8,6 @@ from mdp_mmdet3d.space.builder import SpaceBuilder
 from mdp_mmdet3d.space.conv import conv_geometry, conv_obstacle, is_depthwise
 from mdp_mmdet3d.space.types import Width, WidthSum
 
-ConvShapes = dict[nn.Module, tuple[int, int, int, int]]
 FIXED = "its cost counts as fixed"
 
 
@@ -16,7 +15,7 @@ def add_conv_term(
     builder: SpaceBuilder,
     name: str,
     conv: nn.Conv2d,
-    shapes: ConvShapes,
+    shape: tuple[int, ...],
     engine: str,
     *,
     relu: bool = False,
@@ -25,15 +24,12 @@ def add_conv_term(
 ) -> None:
     """Add the cost of one convolution with its folded norm and fused neighbours, or note why it has none.
 
-    ``term`` names a further call of it.
+    ``shape`` (B, C, H, W) is that of its input, and ``term`` names a further call of it.
     """
-    obstacle = conv_obstacle(conv)
-    if obstacle is None and conv not in shapes:
-        obstacle = "does not run exactly once per frame"
-    if obstacle is not None:
+    if (obstacle := conv_obstacle(conv)) is not None:
         builder.leave(name, f"{obstacle}; {FIXED}")
         return
-    batch, _, height, width = shapes[conv]
+    batch, _, height, width = shape
     geometry, kind = conv_geometry(conv).attributes(), "conv"
     widths: tuple[Width, ...] = (
         builder.width_of(f"{name}.weight", 1, conv.in_channels),

@@ -62,7 +62,7 @@ def traced(net, **options):
     shapes = record_input_shapes(net, lambda: net(torch.zeros(1, 3, 16, 16)))
     for name, module in net.named_modules():
         if isinstance(module, nn.Conv2d):
-            add_conv_term(builder, name, module, {module: shapes[name][0]}, "model")
+            add_conv_term(builder, name, module, shapes[name][0], "model")
     return builder.finish("net", model_digest(net))
 
 

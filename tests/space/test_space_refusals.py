@@ -163,7 +163,7 @@ def test_dilation_strides_and_paddings_reach_the_cost_term():
     net = nn.Sequential(conv, nn.Conv2d(32, 8, 1))
     builder = SpaceBuilder(Model(net), SpaceOptions())
     add_conv_dimensions(builder, net, in_channels=32)
-    add_conv_term(builder, "backbone.0", conv, {conv: (1, 32, 8, 8)}, "e")
+    add_conv_term(builder, "backbone.0", conv, (1, 32, 8, 8), "e")
     signature = builder.terms["backbone.0"].signature
     assert [signature[n] for n in ("stride", "stride_w", "padding", "padding_w", "dilation_w")] == [1, 2, 0, 1, 2]
 
