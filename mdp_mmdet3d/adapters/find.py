@@ -70,7 +70,7 @@ def _class_of(config: Config) -> type:
     section = config.get("model")
     if not isinstance(section, Mapping) or "type" not in section:
         raise MdpError("the config has no model section with a type")
-    if section["type"] in ("MDPPrunedModel", "MDPSlimModel"):
+    while section["type"] in ("MDPPrunedModel", "MDPSlimModel"):  # a pruned model may have been pruned again
         section = section["architecture"]
     kind = section["type"]
     if isinstance(kind, type):

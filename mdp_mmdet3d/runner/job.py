@@ -36,7 +36,7 @@ from mdp_mmdet3d.runner.lock import locks_work_dir
 from mdp_mmdet3d.runner.loss_search import LossSearch, find_loss_search
 from mdp_mmdet3d.runner.optimise import PlanSearch
 from mdp_mmdet3d.runner.outcome import Pruned, Steps, job_report
-from mdp_mmdet3d.runner.outputs import RAW_FILE, new_pruned_model, save_pruned_checkpoint
+from mdp_mmdet3d.runner.outputs import RAW_FILE, check_not_its_own, new_pruned_model, save_pruned_checkpoint
 from mdp_mmdet3d.runner.recovery import check_trainable, recover
 from mdp_mmdet3d.runner.repairing import FOLDER as REPAIR
 from mdp_mmdet3d.runner.repairing import repair_identity, repair_model
@@ -92,6 +92,7 @@ class PruneJob:
     def run(self) -> dict[str, Any]:
         """Prune, export, measure; returns what ``report.json`` holds."""
         self.settings.check()
+        check_not_its_own(self.config, self.work_dir)
         if self.settings.finetune is not None:  # told now, not after an hour
             check_trainable(self.config)
         self.work_dir.mkdir(parents=True, exist_ok=True)

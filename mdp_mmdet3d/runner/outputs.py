@@ -16,20 +16,18 @@ from torch import nn
 
 from mdp_mmdet3d import __version__
 from mdp_mmdet3d.checkpoint.check import META_KEY
+from mdp_mmdet3d.errors import MdpError
 from mdp_mmdet3d.files import atomic_path
+from mdp_mmdet3d.runner.pruned_model import MDPPrunedModel, read_plan
 from mdp_mmdet3d.surgery.plan import PruningPlan
 from mdp_mmdet3d.together import appear_together
 
 PLAN_FILE, CHECKPOINT_FILE, CONFIG_FILE = "plan.json", "pruned.pth", "pruned_config.py"
 RAW_FILE = "pruned_raw.pth"  # before repair, where it was asked for
-DEPLOYMENT_KEYS = (
-    "adapter",
-    "input_size",
-    "num_cams",
-    "encoder_batch",
-)  # of the prune section: export and test need them again
+EARLIER_PLANS = "earlier_plans"  # of a model that was pruned more than once
 PRUNED_FILES = (
     PLAN_FILE,
+    EARLIER_PLANS,
     CHECKPOINT_FILE,
     RAW_FILE,
     CONFIG_FILE,
@@ -107,25 +105,26 @@ def write_pruned_config(
 ) -> None:
     """Write a config of the pruned model; plan and checkpoint are looked for beside it, data where it lies now.
 
+    The prune section stays, less its budget: export and test need the input's size, pruning again needs the rest.
+
     Args:
         path: Target ``.py`` file.
-        config: The dense config.
+        config: The config of what was pruned: of the dense model, or of one that had been pruned before.
         plan: File name of the plan.
         checkpoint: File name of the pruned checkpoint.
     """
     content = _anchored(copy.deepcopy(config.to_dict()))
-    prune = content.get("prune") or {}
-    for key in ("prune", "checkpoint", "work_dir", "resume"):
+    for key in ("work_dir", "resume"):
         content.pop(key, None)
-    if kept := {key: prune[key] for key in DEPLOYMENT_KEYS if prune.get(key) is not None}:
-        content["prune"] = kept
+    content.get("prune", {}).pop("budget", None)  # it is spent
+    _keep_earlier_plans(content["model"], Path(path).parent)
     content["model"] = {
         "type": "MDPPrunedModel",
         "architecture": content["model"],
         "plan": "{{ fileDirname }}/" + plan,
         "backbone": {},  # MMDetection's init_detector looks into it
     }
-    content["load_from"] = "{{ fileDirname }}/" + checkpoint
+    content["load_from"] = content["checkpoint"] = "{{ fileDirname }}/" + checkpoint
     imports = list((content.get("custom_imports") or {}).get("imports", ()))
     content["custom_imports"] = {
         "imports": [*dict.fromkeys([*imports, "mdp_mmdet3d.runner"])],
@@ -137,6 +136,27 @@ def write_pruned_config(
     content["custom_hooks"] = hooks
     with atomic_path(path) as temporary:
         Config(content).dump(temporary)
+
+
+def check_not_its_own(config: Config, work_dir: Path) -> None:
+    """Raise `MdpError` if pruning into ``work_dir`` would write over the config that it prunes."""
+    if config.filename and Path(config.filename).resolve() == Path(work_dir, CONFIG_FILE).resolve():
+        raise MdpError(
+            f"{config.filename}: the model that this config describes lies in the work directory that it is pruned "
+            "into, and would be overwritten; give another --work-dir"
+        )
+
+
+def _keep_earlier_plans(model: dict[str, Any], folder: Path) -> None:
+    """Copy the plans of a model that was pruned before, the latest first, into ``folder``: theirs may go."""
+    count = 0
+    while model.get("type") == MDPPrunedModel.__name__:
+        count += 1
+        earlier = read_plan(model["plan"])
+        model["plan"] = "{{ fileDirname }}/" + f"{EARLIER_PLANS}/{count}.json"
+        (folder / EARLIER_PLANS).mkdir(exist_ok=True)
+        earlier.save(folder / EARLIER_PLANS / f"{count}.json")
+        model = model["architecture"]
 
 
 def _anchored(value: Any, roots: frozenset[str] = frozenset()) -> Any:

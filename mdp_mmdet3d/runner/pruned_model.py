@@ -35,7 +35,7 @@ def MDPPrunedModel(architecture: dict, plan: str | Path | dict, backbone: Any = 
         FileFormatError: The plan cannot be read.
         StructureMismatchError: It was made for another model.
     """
-    content = PruningPlan.from_dict(plan) if isinstance(plan, Mapping) else PruningPlan.load(plan)
+    content = read_plan(plan)
     config = without_pretrained(architecture)
     for key, value in inherited.items():
         if value is not None:
@@ -43,6 +43,11 @@ def MDPPrunedModel(architecture: dict, plan: str | Path | dict, backbone: Any = 
     model = apply_plan(MODELS.build(config), content)
     model.mdp_plan = content
     return load_strictly(model)
+
+
+def read_plan(plan: str | Path | Mapping[str, Any]) -> PruningPlan:
+    """The plan that a config names or holds."""
+    return PruningPlan.from_dict(plan) if isinstance(plan, Mapping) else PruningPlan.load(plan)
 
 
 def load_strictly(model: nn.Module) -> nn.Module:

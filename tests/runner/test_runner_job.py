@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import re
+import shutil
 import subprocess
 import sys
 
@@ -10,11 +11,14 @@ import pytest
 from mmengine.config import Config
 from rich.console import Console
 
+from mdp_mmdet3d.adapters import adapter_of
+from mdp_mmdet3d.config_file import read_config
 from mdp_mmdet3d.errors import FileFormatError, InfeasibleBudgetError, MdpError, StructureMismatchError
 from mdp_mmdet3d.runner.job import PruneJob
 from mdp_mmdet3d.runner.settings import PruneSettings
 from mdp_mmdet3d.solver import PruningProblem
 from mdp_mmdet3d.surgery.plan import PruningPlan
+from projects.streampetr.adapter import StreamPETRAdapter
 
 pytestmark = pytest.mark.slow
 
@@ -94,6 +98,24 @@ def test_pruned_model_loads_and_predicts(run):
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert out.returncode == 0, out.stderr[-2000:]
     assert int(out.stdout.splitlines()[-1]) > 0
+
+
+def test_a_pruned_model_is_pruned_again_and_needs_nothing_of_the_first_run(run, tmp_path):
+    work_dir, first = run
+    shutil.copytree(work_dir, tmp_path / "first", ignore=shutil.ignore_patterns("*.onnx", ".lock"))
+    config = read_config(tmp_path / "first" / "pruned_config.py")
+    with pytest.raises(MdpError, match="would be overwritten; give another --work-dir"):
+        make_job(config, tmp_path / "first").run()
+    less = dict(budget=0.8, importance="taylor", repair=False)  # three frames are too few for losses
+    settings = PruneSettings.from_config({**config.prune, **less})
+    report = PruneJob(config, settings, tmp_path / "second", config.checkpoint, Console(quiet=True)).run()
+    assert report["dense"]["params"] == first["pruned"]["params"] > report["pruned"]["params"]
+    shutil.rmtree(tmp_path / "first")
+    again = (tmp_path / "second").rename(tmp_path / "moved")
+    config = read_config(again / "pruned_config.py")
+    model, _ = adapter_of(config, settings.input_shape, settings.adapter).build(config.checkpoint)
+    unused = StreamPETRAdapter.training_only
+    assert sum(p.numel() for n, p in model.named_parameters() if not n.startswith(unused)) == report["pruned"]["params"]
 
 
 def test_impossible_and_needless_budgets(run, config):

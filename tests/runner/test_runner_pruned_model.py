@@ -36,7 +36,7 @@ def run_dir(tiny_model, tiny_config, plans, tmp_path):
         dict(
             model=tiny_config().to_dict(),
             default_scope="mmdet3d",
-            prune=dict(budget=0.5, input_size=(64, 176), adapter=dict(type="StreamPETRAdapter")),
+            prune=dict(budget=0.5, frames=8, input_size=(64, 176), adapter=dict(type="StreamPETRAdapter")),
             custom_imports=dict(imports=["projects.streampetr"], allow_failed_imports=False),
         )
     )
@@ -73,9 +73,9 @@ def test_reloaded_model_gives_equal_outputs(run_dir, tiny_frames, tmp_path_facto
 def test_pruned_config_is_a_plain_config(run_dir):
     config = Config.fromfile(run_dir[0] / "pruned_config.py")
     assert config.model.type == "MDPPrunedModel"
-    assert config.load_from == str(run_dir[0] / "pruned.pth")
-    # What the tools need again to deploy it; the budget is spent.
-    assert config.prune == dict(input_size=(64, 176), adapter=dict(type="StreamPETRAdapter"))
+    assert config.load_from == config.checkpoint == str(run_dir[0] / "pruned.pth")
+    # What the tools need again to deploy it, or to prune it again; the budget is spent.
+    assert config.prune == dict(frames=8, input_size=(64, 176), adapter=dict(type="StreamPETRAdapter"))
     assert type(adapter_of(config, InputShape(0, 64, 176), config.prune.adapter)).__name__ == "StreamPETRAdapter"
     assert {"type": "PlanHook"} in [dict(h) for h in config.custom_hooks]
     assert config.custom_imports["imports"] == ["projects.streampetr", "mdp_mmdet3d.runner"]
