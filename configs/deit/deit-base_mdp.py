@@ -1,12 +1,8 @@
-# DeiT-base of MMPretrain on ImageNet, its config as shipped: heads, q/k and v width, MLP, sub-layers and layers.
+# DeiT-base of MMPretrain on ImageNet, its config as shipped: heads, q/k and v width, MLP, embedding width, sub-layers
+# and layers.
 #   python tools/create_mini_images.py imagenet data/mini_imagenet    # where the real data set is not at hand
 #   python tools/prune.py configs/deit/deit-base_mdp.py --checkpoint deit-base_16xb64_in1k.pth
-_base_ = ["mmpretrain::deit/deit-base_16xb64_in1k.py"]
-
-custom_imports = dict(imports=["mdp_mmdet3d.runner"], allow_failed_imports=False)
-
-checkpoint = None
-data_root = "{{ fileDirname }}".rsplit("/", 2)[0] + "/data/mini_imagenet"
+_base_ = ["mmpretrain::deit/deit-base_16xb64_in1k.py", "../_base_/datasets/imagenet.py"]
 
 # Mixup and augmented labels are for training; importance takes the images as they are. The shipped initialisation of
 # the classifier is 0: without a checkpoint nothing would be worth anything.
@@ -21,10 +17,10 @@ importance_dataloader = dict(
     batch_size=8,
     num_workers=0,
     sampler=dict(type="DefaultSampler", shuffle=False),
-    dataset=dict(type="ImageNet", data_root=data_root, split="train", pipeline=importance_pipeline),
+    dataset=dict(type="ImageNet", data_root={{_base_.imagenet_root}}, split="train", pipeline=importance_pipeline),
 )
-train_dataloader = dict(batch_size=8, num_workers=0, persistent_workers=False, dataset=dict(data_root=data_root))
-val_dataloader = dict(batch_size=8, num_workers=0, persistent_workers=False, dataset=dict(data_root=data_root))
-test_dataloader = val_dataloader
+train_dataloader = {{_base_.imagenet_data}}
+val_dataloader = {{_base_.imagenet_data}}
+test_dataloader = {{_base_.imagenet_data}}
 
-prune = dict(budget=0.6, frames=8, input_size=(224, 224), max_options=8, channel_multiple=16)
+prune = dict(budget=0.6, frames=8, input_size=(224, 224), max_options=8, channel_multiple=16, embed_width=True)
