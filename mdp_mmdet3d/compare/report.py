@@ -11,6 +11,7 @@ from mdp_mmdet3d.compare.methods import METHODS
 from mdp_mmdet3d.files import atomic_path, read_json
 
 ACCURACY_VERSION = 1
+EQUAL = 0.05  # relative difference of latency up to which accuracies are set against each other
 STAGES = {"cut": "after the cut", "repaired": "after repair", "finetuned": "after fine-tuning"}
 LOOKS = {
     "mdp": ("#1a66b8", "o"),
@@ -48,7 +49,8 @@ def last_stage(item: Mapping[str, Any]) -> Mapping[str, Any]:
 def verdicts(report: Mapping[str, Any]) -> dict[str, Any]:
     """How far MDP is ahead of each other method in the first figure, and of the dense model; empty without MDP.
 
-    ``spread`` is the larger one of MDP's and the dense model's seeds.
+    ``spread`` is the larger one of MDP's and the dense model's seeds. Methods whose plan is not as fast as MDP's
+    are not compared: ``other_latency`` has their measured shares.
     """
     figure = next(iter(last_stage(report["dense"])))
     dense = last_stage(report["dense"])[figure]
@@ -57,9 +59,12 @@ def verdicts(report: Mapping[str, Any]) -> dict[str, Any]:
         if "mdp" not in methods:
             continue
         means = {name: last_stage(item)[figure]["mean"] for name, item in methods.items()}
+        shares = {name: item["measured_share"] for name, item in methods.items()}
+        unequal = {name: share for name, share in shares.items() if abs(share / shares["mdp"] - 1) > EQUAL}
         mdp, spread = means["mdp"], max(last_stage(methods["mdp"])[figure]["spread"], dense["spread"])
         out[budget] = {
-            **{f"mdp_minus_{name}": mdp - mean for name, mean in means.items() if name != "mdp"},
+            **{f"mdp_minus_{n}": mdp - mean for n, mean in means.items() if n != "mdp" and n not in unequal},
+            **({"other_latency": unequal} if unequal else {}),
             "mdp_minus_dense": mdp - dense["mean"],
             "spread": spread,
             "not_below_dense_by_more_than_the_spread": mdp - dense["mean"] >= -spread,
@@ -73,20 +78,25 @@ def markdown(report: Mapping[str, Any]) -> str:
     rows += [(b, METHODS[name].title, item) for b, found in report["budgets"].items() for name, item in found.items()]
     figures = list(report["dense"]["cut"])
     stages = [stage for stage in STAGES if any(stage in item for _, _, item in rows)]
-    head = ["budget", "method", "latency ms", "measured share", "params M", "MMACs"]
+    head = ["budget", "method", "latency ms", "measured share", "params M", "MMACs", "removed blocks"]
     head += [f"{figure} {STAGES[stage]}" for stage in stages for figure in figures]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for budget, title, item in rows:
         cells = [budget, title, f"{item['latency_ms']:.3g}", f"{item['measured_share']:.3f}"]
-        cells += [f"{item['params'] / 1e6:.3f}", f"{item['macs'] / 1e6:.1f}"]
+        cells += [f"{item['params'] / 1e6:.3f}", f"{item['macs'] / 1e6:.1f}", str(len(item.get("removed_blocks", ())))]
         cells += [_cell(item.get(stage), figure) for stage in stages for figure in figures]
         lines.append("| " + " | ".join(cells) + " |")
     for budget, verdict in report["verdicts"].items():
         parts = [
             f"{key.replace('_', ' ')} {str(value).lower() if isinstance(value, bool) else format(value, '+.3f')}"
             for key, value in verdict.items()
+            if key != "other_latency"
         ]
         lines += ["", f"{budget}: {', '.join(parts)}"]
+        if unequal := verdict.get("other_latency"):
+            shares = ", ".join(f"{METHODS[name].title} {share:.3f}" for name, share in unequal.items())
+            own = report["budgets"][budget]["mdp"]["measured_share"]
+            lines += ["", f"{budget}: not compared, since they are not as fast as MDP's {own:.3f}: {shares}"]
     for budget, methods in report.get("without_plan", {}).items():
         lines += ["", *(f"{budget}: {METHODS[name].title} has {reason}" for name, reason in methods.items())]
     return "\n".join(lines)

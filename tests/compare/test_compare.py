@@ -192,7 +192,7 @@ def accuracy(path: Path, mean_ap: float) -> Path:
 def test_figures_verdicts_table_and_plot(tmp_path):
     def entry(latency, *values):
         figures = report.summary([accuracy(tmp_path / f"{v}.json", v) for v in values])
-        size = {"measured_share": latency / 10, "params": 2e6, "macs": 3e6}
+        size = {"measured_share": latency / 10, "params": 2e6, "macs": 3e6, "removed_blocks": []}
         cut = report.summary([accuracy(tmp_path / "cut.json", 0.01)])
         return {"latency_ms": latency, **size, "cut": cut, "finetuned": figures}
 
@@ -205,7 +205,7 @@ def test_figures_verdicts_table_and_plot(tmp_path):
         "finetune": None,
         "budgets": {
             "0.7": {"mdp": entry(7, 0.39, 0.40), "halp": entry(7.1, 0.38, 0.385), "uniform": entry(7, 0.2, 0.2)},
-            "0.4": {"mdp": entry(4, 0.20, 0.21), "halp": entry(4.2, 0.30, 0.31)},
+            "0.4": {"mdp": entry(4, 0.20, 0.21), "halp": entry(4.1, 0.30, 0.31), "uniform": entry(5, 0.3, 0.3)},
             "0.3": {"halp": entry(3, 0.1)},
         },
         "without_plan": {"0.3": {"uniform": "no plan at 0.3 of the dense latency"}},
@@ -215,9 +215,11 @@ def test_figures_verdicts_table_and_plot(tmp_path):
     assert verdicts["0.7"]["not_below_dense_by_more_than_the_spread"] is True
     assert verdicts["0.4"]["mdp_minus_halp"] == pytest.approx(-0.1)
     assert verdicts["0.4"]["not_below_dense_by_more_than_the_spread"] is False
+    assert verdicts["0.4"]["other_latency"] == {"uniform": 0.5} and "mdp_minus_uniform" not in verdicts["0.4"]
     table = report.markdown(found).splitlines()
+    assert "0.4: not compared, since they are not as fast as MDP's 0.400: uniform 0.500" in table
     assert len({line.count("|") for line in table if line.startswith("|")}) == 1
-    assert "| 0.4 | HALP | 4.2 | 0.420 | 2.000 | 3.0 | 0.010 | 0.005 | 0.305 ± 0.007 | 0.152 ± 0.004 |" in table
+    assert "| 0.4 | HALP | 4.1 | 0.410 | 2.000 | 3.0 | 0 | 0.010 | 0.005 | 0.305 ± 0.007 | 0.152 ± 0.004 |" in table
     assert table[-1] == "0.3: uniform has no plan at 0.3 of the dense latency"
     report.plot(found, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
