@@ -82,4 +82,7 @@ param_scheduler = [
 train_dataloader = dict(batch_size=8)
 train_cfg = dict(type="IterBasedTrainLoop", max_iters=iterations, val_interval=iterations)
 
-prune = dict(finetune=dict(iterations=400, lr=2e-4, save_interval=200))
+prune = dict(
+    freeze=["decoder.layers.0.cross_attn"],  # queries have to see the image somewhere
+    finetune=dict(iterations=400, lr=2e-4, save_interval=200),
+)
