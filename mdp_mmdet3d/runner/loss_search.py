@@ -99,6 +99,7 @@ class LossSearch:
                 break
         if self.repaired is not None:
             candidates += [*self._with_layers(search, candidates[0]), self._candidate(search, None, "first order")]
+        candidates = different(candidates)
         best, compared = self._best(candidates)
         search.values, search.solution = best.values, best.solution
         changes = self.values.changes
@@ -214,6 +215,16 @@ class LossSearch:
         names = [*(b.name for b in space.blocks), *(d.name for d in space.dimensions)]
         alike = {name: float(np.median(kinds.get(_kind(space, name), [everywhere]))) for name in names}
         return (last.values or self.values).corrected({**alike, **factors})
+
+
+def different(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """The first of those that have the same plan; its record names what led to the others, too."""
+    found: dict[str, Candidate] = {}
+    for candidate in candidates:
+        first = found.setdefault(candidate.record["plan"], candidate)
+        if first is not candidate:
+            first.record["how"] += f", {candidate.record['how']}"
+    return list(found.values())
 
 
 def undecided(losses: Sequence[np.ndarray], pieces: np.ndarray) -> list[int]:

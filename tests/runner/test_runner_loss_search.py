@@ -12,7 +12,7 @@ from mdp_mmdet3d.importance.collect import collect_importance
 from mdp_mmdet3d.importance.loss_changes import spearman
 from mdp_mmdet3d.importance.values import LossChange
 from mdp_mmdet3d.runner.live import find_live_plan
-from mdp_mmdet3d.runner.loss_search import find_loss_search, put_back, undecided
+from mdp_mmdet3d.runner.loss_search import Candidate, different, find_loss_search, put_back, undecided
 from mdp_mmdet3d.runner.optimise import PlanSearch
 from mdp_mmdet3d.runner.settings import LossSettings
 from mdp_mmdet3d.solver.build import Ranking, build_problem, kept_elements
@@ -265,3 +265,14 @@ def test_what_is_delivered_is_measured_as_it_is(nouns, make):
     raw = apply_plan(copy.deepcopy(net), plan)
     found = loss.delivered(raw)
     assert found["delivered"] != pytest.approx(loss.probe.change(plan).mean(), abs=1e-4)  # batch norms as they were
+
+
+def test_one_plan_that_several_values_lead_to_is_one_candidate():
+    def candidate(how, plan):
+        return Candidate({"how": how, "plan": plan}, None, None, None)
+
+    found = different([candidate("by single cuts", "a"), candidate("corrected", "b"), candidate("first order", "a")])
+    assert [c.record for c in found] == [
+        {"how": "by single cuts, first order", "plan": "a"},
+        {"how": "corrected", "plan": "b"},
+    ]
