@@ -104,7 +104,7 @@ def test_the_best_candidate_after_repair_is_delivered(run):
     values = report["values"]
     candidates = values["candidates"]
     hows = [candidate["how"] for candidate in candidates]
-    assert hows[0] == "by single cuts" and "first order" in hows
+    assert hows[0].startswith("by single cuts") and any("first order" in how for how in hows)
     assert values["repaired"] == min(candidate["repaired"] for candidate in candidates)
     assert report["weights"] != "random"
     plan = PruningPlan.load(work_dir / "plan.json")
