@@ -98,7 +98,7 @@ def markdown(report: Mapping[str, Any]) -> str:
             own = report["budgets"][budget]["mdp"]["measured_share"]
             lines += ["", f"{budget}: not compared, since they are not as fast as MDP's {own:.3f}: {shares}"]
     for budget, methods in report.get("without_plan", {}).items():
-        lines += ["", *(f"{budget}: {METHODS[name].title} has {reason}" for name, reason in methods.items())]
+        lines += ["", *(f"{budget}: {METHODS[name].title}: {reason}" for name, reason in methods.items())]
     return "\n".join(lines)
 
 

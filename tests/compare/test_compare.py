@@ -220,7 +220,7 @@ def test_figures_verdicts_table_and_plot(tmp_path):
     assert "0.4: not compared, since they are not as fast as MDP's 0.400: uniform 0.500" in table
     assert len({line.count("|") for line in table if line.startswith("|")}) == 1
     assert "| 0.4 | HALP | 4.1 | 0.410 | 2.000 | 3.0 | 0 | 0.010 | 0.005 | 0.305 ± 0.007 | 0.152 ± 0.004 |" in table
-    assert table[-1] == "0.3: uniform has no plan at 0.3 of the dense latency"
+    assert table[-1] == "0.3: uniform: no plan at 0.3 of the dense latency"
     report.plot(found, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
     report.plot(json.loads((ROOT / "docs/results/mini_nuscenes.json").read_text()), tmp_path / "old.png")
