@@ -1,9 +1,9 @@
 # The public CIFAR-10 ResNet of 20 layers (91.8 %): 9 blocks in stages of 16, 32 and 64 channels.
-#   python -m projects.cifar10 resnet20.npz resnet20.pth
+#   python -m mdp_mmdet3d.runner.cifar_resnet resnet20.npz resnet20.pth
 #   CIFAR10_ROOT=data/cifar10 python tools/prune.py configs/cifar10/resnet20_mdp.py --checkpoint resnet20.pth
 _base_ = ["mmpretrain::_base_/default_runtime.py"]
 
-custom_imports = dict(imports=["mdp_mmdet3d.runner", "projects.cifar10"], allow_failed_imports=False)
+custom_imports = dict(imports=["mdp_mmdet3d.runner", "mdp_mmdet3d.runner.cifar_resnet"], allow_failed_imports=False)
 
 checkpoint = None
 data_root = "{{$CIFAR10_ROOT:REPOSITORY/data/cifar10}}".replace("REPOSITORY", "{{ fileDirname }}".rsplit("/", 2)[0])

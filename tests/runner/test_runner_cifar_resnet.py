@@ -17,11 +17,11 @@ from mdp_mmdet3d.adapters import InputShape, adapter_of
 from mdp_mmdet3d.adapters.single_graph_export import TensorMode
 from mdp_mmdet3d.config_file import read_config
 from mdp_mmdet3d.errors import FileFormatError
+from mdp_mmdet3d.runner.cifar_resnet import main, with_shortcuts
 from mdp_mmdet3d.space.builder import SpaceOptions
 from mdp_mmdet3d.surgery.apply import apply_plan
 from mdp_mmdet3d.surgery.masking import mask_model
 from mdp_mmdet3d.surgery.plan import PruningPlan
-from projects.cifar10 import main, with_shortcuts
 from tests.data_files import data_path
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs/cifar10"

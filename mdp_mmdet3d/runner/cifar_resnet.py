@@ -85,3 +85,7 @@ def main() -> int:
         return 2
     print(f"wrote {args.out}")
     return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
