@@ -18,7 +18,7 @@ from mdp_mmdet3d import __version__
 from mdp_mmdet3d.checkpoint.check import META_KEY
 from mdp_mmdet3d.errors import MdpError
 from mdp_mmdet3d.files import atomic_path
-from mdp_mmdet3d.runner.pruned_model import MDPPrunedModel, read_plan
+from mdp_mmdet3d.runner.pruned_model import PRUNED_TYPES, read_plan
 from mdp_mmdet3d.surgery.plan import PruningPlan
 from mdp_mmdet3d.together import appear_together
 
@@ -116,10 +116,10 @@ def write_pruned_config(
     content = _anchored(copy.deepcopy(config.to_dict()))
     for key in ("work_dir", "resume"):
         content.pop(key, None)
-    content.get("prune", {}).pop("budget", None)  # it is spent
+    (content.get("prune") or {}).pop("budget", None)  # it is spent
     _keep_earlier_plans(content["model"], Path(path).parent)
     content["model"] = {
-        "type": "MDPPrunedModel",
+        "type": PRUNED_TYPES[0],
         "architecture": content["model"],
         "plan": "{{ fileDirname }}/" + plan,
         "backbone": {},  # MMDetection's init_detector looks into it
@@ -150,7 +150,7 @@ def check_not_its_own(config: Config, work_dir: Path) -> None:
 def _keep_earlier_plans(model: dict[str, Any], folder: Path) -> None:
     """Copy the plans of a model that was pruned before, the latest first, into ``folder``: theirs may go."""
     count = 0
-    while model.get("type") == MDPPrunedModel.__name__:
+    while model.get("type") in PRUNED_TYPES:
         count += 1
         earlier = read_plan(model["plan"])
         model["plan"] = "{{ fileDirname }}/" + f"{EARLIER_PLANS}/{count}.json"

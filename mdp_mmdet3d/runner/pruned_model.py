@@ -15,8 +15,10 @@ from mdp_mmdet3d.config_file import without_pretrained
 from mdp_mmdet3d.surgery.apply import apply_plan
 from mdp_mmdet3d.surgery.plan import PruningPlan
 
+PRUNED_TYPES = ("MDPPrunedModel", "MDPSlimModel")  # the second is that of version-1 configs
 
-@MODELS.register_module(name=["MDPPrunedModel", "MDPSlimModel"])  # the second is that of version-1 configs
+
+@MODELS.register_module(name=list(PRUNED_TYPES))
 def MDPPrunedModel(architecture: dict, plan: str | Path | dict, backbone: Any = None, **inherited: Any) -> nn.Module:
     """Build ``architecture`` and cut ``plan`` out of it; register name for ``model=dict(type="MDPPrunedModel", ...)``.
 
