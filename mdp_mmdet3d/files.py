@@ -132,14 +132,11 @@ def write_npz(path: str | Path, meta: Mapping[str, Any], arrays: Mapping[str, np
         temporary.write_bytes(content.getbuffer())
 
 
-def read_npz(
-    path: str | Path, *, what: str, schema_version: int | tuple[int, ...]
-) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Read what `write_npz` wrote; raises `FileFormatError` as `read_json` does."""
+def read_arrays(path: str | Path, *, what: str, remedy: str = "delete it and run again") -> dict[str, np.ndarray]:
+    """All arrays of an npz file; raises `FileFormatError` where it is missing, damaged or none."""
     try:
         with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-        meta = json.loads(str(arrays.pop("meta")))
+            return {name: archive[name] for name in archive.files}
     except FileNotFoundError as error:
         raise FileFormatError(f"{what} {path} does not exist") from error
     except (
@@ -149,13 +146,29 @@ def read_npz(
         EOFError,
         RuntimeError,
         SyntaxError,
+        TypeError,  # a single array
         zipfile.BadZipFile,
         zlib.error,
         tokenize.TokenError,
     ) as error:
-        raise FileFormatError(f"{what} {path} is truncated or corrupt ({error}); delete it and run again") from error
+        raise _damaged(what, path, error, remedy) from error
+
+
+def read_npz(
+    path: str | Path, *, what: str, schema_version: int | tuple[int, ...]
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Read what `write_npz` wrote; raises `FileFormatError` as `read_json` does."""
+    arrays = read_arrays(path, what=what)
+    try:
+        meta = json.loads(str(arrays.pop("meta")))
+    except (KeyError, ValueError) as error:
+        raise _damaged(what, path, error, "delete it and run again") from error
     check_version(meta, path, what=what, schema_version=schema_version)
     return meta, arrays
+
+
+def _damaged(what: str, path: str | Path, error: Exception, remedy: str) -> FileFormatError:
+    return FileFormatError(f"{what} {path} is truncated or corrupt ({error}); {remedy}")
 
 
 def digest(data: Any) -> str:

@@ -15,6 +15,9 @@ from mdp_mmdet3d.errors import MdpError
 from mdp_mmdet3d.space.builder import InputShape, SpaceOptions
 from mdp_mmdet3d.space.types import PruningSpace
 
+PRUNED_TYPES = ("MDPPrunedModel", "MDPSlimModel")
+"""What a config calls a pruned model (`runner.pruned_model`); the second is that of version-1 configs."""
+
 
 def adapter_of(config: Config, shape: InputShape, section: Mapping[str, Any] | None = None) -> Adapter:
     """The adapter of a config's model.
@@ -70,7 +73,7 @@ def _class_of(config: Config) -> type:
     section = config.get("model")
     if not isinstance(section, Mapping) or "type" not in section:
         raise MdpError("the config has no model section with a type")
-    while section["type"] in ("MDPPrunedModel", "MDPSlimModel"):  # a pruned model may have been pruned again
+    while section["type"] in PRUNED_TYPES:  # a pruned model may have been pruned again
         section = section["architecture"]
     kind = section["type"]
     if isinstance(kind, type):

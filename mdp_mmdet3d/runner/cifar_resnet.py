@@ -8,14 +8,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
-import numpy as np
 import torch
 from mmpretrain.models.backbones import ResNet_CIFAR
 from mmpretrain.models.backbones.resnet import BasicBlock
 from mmpretrain.registry import MODELS
 from torch import Tensor
 
-from mdp_mmdet3d.errors import FileFormatError, MdpError
+from mdp_mmdet3d.command_line import command
+from mdp_mmdet3d.errors import FileFormatError
+from mdp_mmdet3d.files import read_arrays
 from mdp_mmdet3d.runner.outputs import write_checkpoint
 
 EPS = 1e-5  # of batch norms
@@ -47,10 +48,10 @@ def with_shortcuts(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         FileFormatError: There are no such weights.
     """
     found = {name.replace("linear.", "fc."): tensor for name, tensor in state.items()}
-    if not {"conv1.weight", "layer3.0.conv1.weight", "fc.weight"} <= found.keys():
+    if not {"conv1.weight", "layer2.0.conv1.weight", "layer3.0.conv1.weight", "fc.weight"} <= found.keys():
         raise FileFormatError(
-            "these are no weights of a CIFAR-10 ResNet: there is no conv1, layer3.0.conv1 or linear among "
-            f"{', '.join(sorted(found)[:4])}, ..."
+            "these are no weights of a CIFAR-10 ResNet: there is no conv1, layer2.0.conv1, layer3.0.conv1 or linear "
+            f"among {', '.join(sorted(found)[:4])}, ..."
         )
     for stage in (2, 3):
         outputs, inputs = found[f"layer{stage}.0.conv1.weight"].shape[:2]
@@ -67,22 +68,19 @@ def with_shortcuts(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
+@command("nothing was written")
 def main() -> int:
     """Write the arrays of an ``.npz`` file as a checkpoint for the configs of ``configs/cifar10``."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("arrays", type=Path, help="resnet20.npz or resnet56.npz: the state dict as arrays")
     parser.add_argument("out", type=Path, help="e.g. resnet20.pth")
     args = parser.parse_args()
+    arrays = read_arrays(args.arrays, what="weights", remedy="download or copy it again")
     try:
-        try:
-            with np.load(args.arrays, allow_pickle=False) as arrays:
-                state = {name: torch.from_numpy(arrays[name]) for name in arrays.files}
-        except (OSError, ValueError, AttributeError) as error:
-            raise FileFormatError(f"{args.arrays} is no file of arrays ({error})") from error
-        write_checkpoint(args.out, {"meta": {}, "state_dict": with_shortcuts(state)})
-    except MdpError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        state = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    except TypeError as error:
+        raise FileFormatError(f"weights {args.arrays} hold more than numbers ({error})") from error
+    write_checkpoint(args.out, {"meta": {}, "state_dict": with_shortcuts(state)})
     print(f"wrote {args.out}")
     return 0
 

@@ -15,10 +15,11 @@ from mmengine.config import Config
 from torch import nn
 
 from mdp_mmdet3d import __version__
+from mdp_mmdet3d.adapters.find import PRUNED_TYPES
 from mdp_mmdet3d.checkpoint.check import META_KEY
 from mdp_mmdet3d.errors import MdpError
 from mdp_mmdet3d.files import atomic_path
-from mdp_mmdet3d.runner.pruned_model import PRUNED_TYPES, read_plan
+from mdp_mmdet3d.runner.pruned_model import read_plan
 from mdp_mmdet3d.surgery.plan import PruningPlan
 from mdp_mmdet3d.together import appear_together
 

@@ -10,12 +10,11 @@ import torch
 from mmengine.registry import MODELS
 from torch import nn
 
+from mdp_mmdet3d.adapters.find import PRUNED_TYPES
 from mdp_mmdet3d.checkpoint.check import check_pruned_state
 from mdp_mmdet3d.config_file import without_pretrained
 from mdp_mmdet3d.surgery.apply import apply_plan
 from mdp_mmdet3d.surgery.plan import PruningPlan
-
-PRUNED_TYPES = ("MDPPrunedModel", "MDPSlimModel")  # the second is that of version-1 configs
 
 
 @MODELS.register_module(name=list(PRUNED_TYPES))

@@ -113,8 +113,18 @@ def test_all_blocks_and_the_widths_of_all_stages_can_be_cut(tmp_path, random_kep
 def test_what_is_no_such_network_is_refused(tmp_path, monkeypatch, capsys):
     with pytest.raises(FileFormatError, match=r"no weights of a CIFAR-10 ResNet.*conv1"):
         with_shortcuts({"conv1.weight": torch.zeros(1)})
-    (tmp_path / "x.npz").write_bytes(b"nothing")
-    for name in ("x.npz", "missing.npz"):
+    whole = random_state(20)
+    with pytest.raises(FileFormatError, match=r"no weights of a CIFAR-10 ResNet.*layer2"):
+        with_shortcuts({name: tensor for name, tensor in whole.items() if not name.startswith("layer2.")})
+    (tmp_path / "text.npz").write_bytes(b"nothing")
+    np.save(tmp_path / "single.npy", np.zeros(2))
+    np.savez(tmp_path / "words.npz", a=np.array(["conv1"]))
+    for name, message in {
+        "text.npz": "is truncated or corrupt",
+        "single.npy": "is truncated or corrupt",
+        "words.npz": "hold more than numbers",
+        "missing.npz": "does not exist",
+    }.items():
         monkeypatch.setattr(sys, "argv", ["cifar10", str(tmp_path / name), str(tmp_path / "net.pth")])
-        assert main() == 2 and "is no file of arrays" in capsys.readouterr().err
+        assert main() == 2 and message in capsys.readouterr().err
     assert not (tmp_path / "net.pth").exists()
